@@ -1,0 +1,433 @@
+//! An assignment, read leniently from every shape that routers and documents know (contract 2.1 to 2.4).
+//!
+//! Neighbours: intake calls [`read`] once per message; everything downstream uses [`Identity`] and [`Assignment`].
+//! Never decides whether a job runs: that is intake's row decision.
+
+use serde_json::{Map, Value};
+
+use crate::ack::RejectReason;
+use crate::block::{Inputs, ResourceClass};
+use crate::error_code::ErrorCode;
+use crate::headers::Headers;
+use crate::ids::{
+    AssignmentKey, Correlation, MAX_ID_BYTES, MAX_IDEMPOTENCY_KEY_BYTES, MAX_TENANT_BYTES, RunFlowStep,
+    is_usable, is_valid_trace_id, trace_id_of_traceparent,
+};
+use crate::json::{lenient_u64, object_from_str, parse};
+use crate::outcome::Failure;
+
+/// Deadline of a job that names none, or a bad one, in milliseconds.
+pub const DEFAULT_DEADLINE_MS: u64 = 30_000;
+/// Longest deadline in milliseconds: one hour.
+pub const MAX_DEADLINE_MS: u64 = 3_600_000;
+/// Most calls that an assignment may ask for; more would only outlive the longest deadline.
+pub const MAX_ATTEMPTS: u32 = 100;
+/// Priority of a job that names none; the router's default.
+pub const DEFAULT_PRIORITY: u64 = 50;
+/// Longest correlation id that is carried along, valid or not, in bytes.
+const MAX_RAW_ID_BYTES: usize = 128;
+
+/// Whom an answer goes to: what can be known of an assignment even if it cannot run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Opaque, 1..128 bytes without control characters.
+    pub assignment_id: String,
+    /// Opaque, 1..256 bytes without control characters.
+    pub tenant_id: String,
+    /// The request behind the assignment.
+    pub request_id: Option<String>,
+    /// Who the router chose to run it.
+    pub provider_id: Option<String>,
+    /// The job's type.
+    pub job_type: Option<String>,
+    /// Trace, run, flow and step.
+    pub correlation: Correlation,
+    /// Caller's key, 1..256 bytes.
+    pub idempotency_key: Option<String>,
+}
+
+impl Identity {
+    /// The key of this assignment across tenants.
+    pub fn key(&self) -> AssignmentKey {
+        AssignmentKey::new(&self.tenant_id, &self.assignment_id)
+    }
+}
+
+/// An assignment that may run, if its inputs suit its block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// Whom the answer goes to.
+    pub identity: Identity,
+    /// What is to be done.
+    pub job_type: String,
+    /// With what.
+    pub inputs: Inputs,
+    /// How long it may take from the first start of handling, in milliseconds: 1..3,600,000.
+    pub deadline_ms: u64,
+    /// Total calls that the assignment allows: 1..100. Absent: the worker's setting decides.
+    pub max_attempts: Option<u32>,
+    /// Pool that the assignment asks for. Absent: the block's own class.
+    pub resource_class: Option<ResourceClass>,
+}
+
+/// Why an assignment will not run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// Token for the acknowledgement.
+    pub reason: RejectReason,
+    /// Code, and text that names the field and the rule.
+    pub failure: Failure,
+}
+
+impl Refusal {
+    fn field(reason: RejectReason, code: ErrorCode, field: &str, rule: &str) -> Self {
+        Self {
+            reason,
+            failure: Failure::of_field(code, field, rule),
+        }
+    }
+
+    fn missing(field: &str) -> Self {
+        Self {
+            reason: RejectReason::MissingField,
+            failure: Failure::missing(field),
+        }
+    }
+
+    fn invalid(field: &str, rule: &str) -> Self {
+        Self::field(RejectReason::InvalidField, ErrorCode::InvalidFormat, field, rule)
+    }
+}
+
+/// What a message turned out to be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reading {
+    /// Nobody can be answered (row 1): not a JSON object, or no usable assignment or tenant id.
+    Unanswerable(Failure),
+    /// It can be answered but will not run (row 2).
+    Invalid(Identity, Refusal),
+    /// It may run.
+    Valid(Assignment),
+}
+
+/// Reads one message. Pure; never panics, whatever the bytes.
+pub fn read(payload: &[u8], headers: &Headers) -> Reading {
+    let document = match parse(payload) {
+        Ok(document) => document,
+        Err(error) => {
+            return Reading::Unanswerable(
+                Failure::new(
+                    ErrorCode::InvalidFormat,
+                    format!("payload: is not valid JSON: {error}"),
+                )
+                .with("field", "payload".into()),
+            );
+        }
+    };
+    let Value::Object(top) = document.value else {
+        return Reading::Unanswerable(Failure::of_field(
+            ErrorCode::InvalidFormat,
+            "payload",
+            "must be a JSON object",
+        ));
+    };
+    let shape = Shape::of(&top);
+    let ambiguous = |field: &str| {
+        let path = if shape.enveloped {
+            format!("data.{field}")
+        } else {
+            field.to_owned()
+        };
+        document.duplicates.iter().any(|d| d.differs && d.path == path)
+    };
+    let identity = match read_identity(&shape, headers, ambiguous) {
+        Ok(identity) => identity,
+        Err(failure) => return Reading::Unanswerable(failure),
+    };
+    if let Some(duplicate) = document.duplicates.first() {
+        let rule = "occurs more than once in one object";
+        let refusal = Refusal::field(
+            RejectReason::DuplicateKey,
+            ErrorCode::InvalidFormat,
+            &duplicate.path,
+            rule,
+        );
+        return Reading::Invalid(identity, refusal);
+    }
+    match read_job(&shape, headers, &identity) {
+        Ok(job) => Reading::Valid(Assignment { identity, ..job }),
+        Err(refusal) => Reading::Invalid(identity, refusal),
+    }
+}
+
+/// The objects in which fields are looked up, empty where the message has none.
+struct Shape<'a> {
+    /// The assignment itself: the whole message, or `data` of an envelope (contract 2.4 f).
+    root: &'a Map<String, Value>,
+    /// The message around it.
+    envelope: &'a Map<String, Value>,
+    enveloped: bool,
+    job: &'a Map<String, Value>,
+    options: &'a Map<String, Value>,
+    correlation: &'a Map<String, Value>,
+    metadata: &'a Map<String, Value>,
+}
+
+impl<'a> Shape<'a> {
+    fn of(top: &'a Map<String, Value>) -> Self {
+        let data = top
+            .get("kind")
+            .and_then(|_| top.get("data"))
+            .and_then(Value::as_object);
+        let root = data.unwrap_or(top);
+        Self {
+            root,
+            envelope: top,
+            enveloped: data.is_some(),
+            job: object(root, "job"),
+            options: object(root, "options"),
+            correlation: object(root, "correlation"),
+            metadata: object(root, "metadata"),
+        }
+    }
+}
+
+fn object<'a>(parent: &'a Map<String, Value>, key: &str) -> &'a Map<String, Value> {
+    static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+    parent.get(key).and_then(Value::as_object).unwrap_or(&EMPTY)
+}
+
+fn text<'a>(parent: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    parent.get(key).and_then(Value::as_str)
+}
+
+fn usable(candidate: Option<&str>, max: usize) -> Option<String> {
+    candidate.filter(|text| is_usable(text, max)).map(str::to_owned)
+}
+
+fn read_identity(
+    shape: &Shape<'_>,
+    headers: &Headers,
+    ambiguous: impl Fn(&str) -> bool,
+) -> Result<Identity, Failure> {
+    let unusable = |field: &str, max: usize| {
+        let rule = format!("must be a string of 1 to {max} bytes without control characters, given once");
+        Err(Failure::of_field(ErrorCode::MissingRequiredField, field, &rule))
+    };
+    let root = shape.root;
+    let Some(assignment_id) =
+        usable(text(root, "assignment_id"), MAX_ID_BYTES).filter(|_| !ambiguous("assignment_id"))
+    else {
+        return unusable("assignment_id", MAX_ID_BYTES);
+    };
+    let decided = object(object(root, "decision"), "metadata");
+    let tenant_id = usable(text(root, "tenant_id"), MAX_TENANT_BYTES)
+        .or_else(|| usable(headers.get("tenant_id"), MAX_TENANT_BYTES))
+        .or_else(|| usable(text(decided, "tenant_id"), MAX_TENANT_BYTES))
+        .filter(|_| !ambiguous("tenant_id"));
+    let Some(tenant_id) = tenant_id else {
+        return unusable("tenant_id", MAX_TENANT_BYTES);
+    };
+    Ok(Identity {
+        assignment_id,
+        tenant_id,
+        request_id: usable(text(root, "request_id"), MAX_ID_BYTES),
+        provider_id: usable(text(object(root, "executor"), "provider_id"), MAX_ID_BYTES),
+        job_type: usable(text(shape.job, "type"), MAX_ID_BYTES),
+        correlation: read_correlation(shape, headers),
+        idempotency_key: usable(text(root, "idempotency_key"), MAX_IDEMPOTENCY_KEY_BYTES),
+    })
+}
+
+fn read_correlation(shape: &Shape<'_>, headers: &Headers) -> Correlation {
+    let carried = |text: Option<&str>| usable(text, MAX_RAW_ID_BYTES);
+    let traces = [
+        carried(text(shape.correlation, "trace_id")),
+        carried(text(shape.root, "trace_id")),
+        carried(headers.get("trace_id")),
+        headers
+            .get("traceparent")
+            .and_then(trace_id_of_traceparent)
+            .map(str::to_owned),
+    ];
+    let trace_id = traces
+        .iter()
+        .flatten()
+        .find(|trace| is_valid_trace_id(trace))
+        .cloned();
+    let original_trace_id = traces
+        .into_iter()
+        .flatten()
+        .next()
+        .filter(|first| trace_id.is_none() && !first.is_empty());
+    let id = |key: &str| {
+        [shape.root, shape.correlation, shape.metadata]
+            .into_iter()
+            .find_map(|place| carried(text(place, key)))
+    };
+    let raw = RunFlowStep {
+        run_id: id("run_id"),
+        flow_id: id("flow_id"),
+        step_id: id("step_id"),
+    };
+    Correlation {
+        trace_id,
+        original_trace_id,
+        raw,
+    }
+}
+
+/// Reads everything but the identity, in the order in which a person would look: version, ids, job, inputs.
+fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result<Assignment, Refusal> {
+    check_version(shape, headers)?;
+    check_id(
+        shape.root,
+        "request_id",
+        "request_id",
+        identity.request_id.as_deref(),
+    )?;
+    // The envelope form carries no executor.
+    if !shape.enveloped || shape.root.contains_key("executor") {
+        check_object(shape.root, "executor")?;
+        let executor = object(shape.root, "executor");
+        check_id(
+            executor,
+            "provider_id",
+            "executor.provider_id",
+            identity.provider_id.as_deref(),
+        )?;
+    }
+    check_object(shape.root, "job")?;
+    check_id(shape.job, "type", "job.type", identity.job_type.as_deref())?;
+    let inputs = read_inputs(shape)?;
+    let deadline_ms = read_deadline_ms(shape, &inputs);
+    Ok(Assignment {
+        identity: Identity::default(),
+        job_type: identity.job_type.clone().unwrap_or_default(),
+        inputs,
+        deadline_ms,
+        max_attempts: read_max_attempts(shape),
+        resource_class: read_resource_class(shape),
+    })
+}
+
+fn check_version(shape: &Shape<'_>, headers: &Headers) -> Result<(), Refusal> {
+    let given = shape
+        .root
+        .get("version")
+        .or_else(|| shape.envelope.get("version"));
+    let version = match given {
+        Some(Value::String(version)) => Some(version.as_str()),
+        Some(Value::Null) | None => headers.get("version"),
+        Some(_) => None,
+    };
+    match version {
+        Some("1" | "1.0" | "v1") => Ok(()),
+        _ => Err(Refusal::field(
+            RejectReason::UnsupportedVersion,
+            ErrorCode::InvalidInput,
+            "version",
+            "must be the string \"1\"",
+        )),
+    }
+}
+
+fn check_object(parent: &Map<String, Value>, key: &str) -> Result<(), Refusal> {
+    match parent.get(key) {
+        Some(Value::Object(_)) => Ok(()),
+        Some(Value::Null) | None => Err(Refusal::missing(key)),
+        Some(_) => Err(Refusal::invalid(key, "must be an object")),
+    }
+}
+
+fn check_id(parent: &Map<String, Value>, key: &str, path: &str, usable: Option<&str>) -> Result<(), Refusal> {
+    if usable.is_some() {
+        return Ok(());
+    }
+    match parent.get(key) {
+        None | Some(Value::Null) => Err(Refusal::missing(path)),
+        Some(Value::String(text)) if text.is_empty() || text == "undefined" => Err(Refusal::missing(path)),
+        Some(_) => Err(Refusal::invalid(
+            path,
+            "must be a string of 1 to 128 bytes without control characters",
+        )),
+    }
+}
+
+fn read_inputs(shape: &Shape<'_>) -> Result<Inputs, Refusal> {
+    let job = shape.job;
+    if job
+        .get("payload_ref")
+        .is_some_and(|reference| !reference.is_null())
+    {
+        return Err(Refusal::field(
+            RejectReason::UnsupportedPayloadRef,
+            ErrorCode::InvalidInput,
+            "job.payload_ref",
+            "references are not resolved by this worker; send job.payload",
+        ));
+    }
+    for key in ["payload", "inputs"] {
+        let path = format!("job.{key}");
+        match job.get(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(inputs)) => return Ok(inputs.clone()),
+            Some(Value::String(text)) => {
+                return object_from_str(text)
+                    .map_err(|_| Refusal::invalid(&path, "must be an object, or its string form"));
+            }
+            Some(_) => return Err(Refusal::invalid(&path, "must be an object")),
+        }
+    }
+    let about_the_job = [
+        "type",
+        "payload",
+        "inputs",
+        "payload_ref",
+        "metadata",
+        "resources",
+    ];
+    let flat = job
+        .iter()
+        .filter(|(key, _)| !about_the_job.contains(&key.as_str()));
+    Ok(flat.map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// The job's own `timeout_ms` may only shorten what the assignment allows.
+fn read_deadline_ms(shape: &Shape<'_>, inputs: &Inputs) -> u64 {
+    let given = |place: &Map<String, Value>, key: &str| place.get(key).and_then(lenient_u64);
+    let deadline = given(shape.options, "deadline_ms")
+        .or_else(|| given(shape.root, "timeout_ms"))
+        .unwrap_or(DEFAULT_DEADLINE_MS);
+    let own = given(inputs, "timeout_ms")
+        .or_else(|| given(shape.job, "timeout_ms"))
+        .unwrap_or(u64::MAX);
+    deadline.min(own).clamp(1, MAX_DEADLINE_MS)
+}
+
+fn read_max_attempts(shape: &Shape<'_>) -> Option<u32> {
+    let retry = |place| object(place, "retry");
+    let given = |place: &Map<String, Value>, key: &str| place.get(key).and_then(lenient_u64);
+    let attempts = given(retry(shape.options), "max_attempts").or_else(|| {
+        [retry(shape.root), retry(shape.job)]
+            .into_iter()
+            .find_map(|retry| {
+                given(retry, "max_attempts")
+                    .or_else(|| given(retry, "max_retries").map(|n| n.saturating_add(1)))
+            })
+    })?;
+    Some(
+        u32::try_from(attempts)
+            .unwrap_or(MAX_ATTEMPTS)
+            .clamp(1, MAX_ATTEMPTS),
+    )
+}
+
+fn read_resource_class(shape: &Shape<'_>) -> Option<ResourceClass> {
+    [shape.root, shape.job]
+        .into_iter()
+        .find_map(|place| text(object(place, "resources"), "class").and_then(ResourceClass::from_name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! The sign of life that a worker sends (contract 5.1). Numbers are given by the caller.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::VERSION;
+
+/// What the worker says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerStatus {
+    /// Takes jobs.
+    Ready,
+    /// Holds as many jobs as it may.
+    Busy,
+    /// Something it needs is away.
+    Degraded,
+    /// Shuts down; takes no more jobs.
+    Draining,
+}
+
+/// Sign of life, as it travels.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct Heartbeat {
+    /// Always `"1"`.
+    pub version: &'static str,
+    /// Who.
+    pub worker_id: String,
+    /// When: UTC, ISO 8601, six fraction digits.
+    pub timestamp: String,
+    /// How it is.
+    pub status: WorkerStatus,
+    /// What it uses.
+    pub resources: Resources,
+    /// More about it.
+    pub metadata: Map<String, Value>,
+}
+
+/// What the worker's process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+pub struct Resources {
+    /// Share of the machine's processors since the last heartbeat, 0..1.
+    pub cpu: f64,
+    /// Share of busy gpu slots, 0..1.
+    pub gpu: f64,
+    /// Resident memory in bytes.
+    pub mem_bytes: u64,
+    /// Jobs held: queued, running, or waiting for their answer to be confirmed.
+    pub jobs_in_flight: u64,
+}
+
+impl Heartbeat {
+    /// A heartbeat of `worker_id` at `timestamp` (see [`crate::timestamp::iso_micros`]).
+    pub fn new(worker_id: &str, timestamp: String, status: WorkerStatus, resources: Resources) -> Self {
+        Self {
+            version: VERSION,
+            worker_id: worker_id.to_owned(),
+            timestamp,
+            status,
+            resources,
+            metadata: Map::new(),
+        }
+    }
+}

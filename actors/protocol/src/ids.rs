@@ -1,0 +1,227 @@
+//! Which identifiers are usable, and which formats the router accepts (contract 2.1, 3.1, 3.6).
+//!
+//! Neighbours: [`crate::assignment`] reads with these rules, [`crate::result`] and [`crate::ack`] write with them.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// Longest id in bytes (assignment, request, provider, job type).
+pub const MAX_ID_BYTES: usize = 128;
+/// Longest tenant id in bytes.
+pub const MAX_TENANT_BYTES: usize = 256;
+/// Longest idempotency key in bytes; the router refuses longer ones.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 256;
+
+/// Whether `text` can name something: 1..`max` bytes, no control characters, and not `"undefined"`, which is how
+/// the router writes a value it does not have.
+pub fn is_usable(text: &str, max: usize) -> bool {
+    !text.is_empty() && text.len() <= max && text != "undefined" && !text.chars().any(char::is_control)
+}
+
+/// Whether the router accepts this trace id: 32 hexadecimal digits of any case, or a UUIDv4.
+pub fn is_valid_trace_id(text: &str) -> bool {
+    (text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())) || is_uuid_v4(text)
+}
+
+/// Whether the router accepts this run, flow or step id: a UUIDv4 of any case, or an upper-case ULID.
+pub fn is_valid_correlation_id(text: &str) -> bool {
+    is_uuid_v4(text) || is_ulid(text)
+}
+
+fn is_uuid_v4(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() == 36
+        && bytes.iter().enumerate().all(|(i, b)| match i {
+            8 | 13 | 18 | 23 => *b == b'-',
+            14 => *b == b'4',
+            19 => matches!(b, b'8' | b'9' | b'a' | b'b' | b'A' | b'B'),
+            _ => b.is_ascii_hexdigit(),
+        })
+}
+
+fn is_ulid(text: &str) -> bool {
+    text.len() == 26
+        && text.bytes().all(|b| {
+            b.is_ascii_digit() || (b.is_ascii_uppercase() && !matches!(b, b'I' | b'L' | b'O' | b'U'))
+        })
+}
+
+/// The trace id inside a strictly valid W3C `traceparent`, else nothing.
+pub fn trace_id_of_traceparent(text: &str) -> Option<&str> {
+    let lower_hex = |part: &str| {
+        part.bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let mut parts = text.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let well_formed = parts.next().is_none()
+        && version == "00"
+        && (trace.len(), span.len(), flags.len()) == (32, 16, 2)
+        && lower_hex(trace)
+        && lower_hex(span)
+        && lower_hex(flags)
+        && trace.bytes().any(|b| b != b'0')
+        && span.bytes().any(|b| b != b'0');
+    well_formed.then_some(trace)
+}
+
+/// Identifies an assignment across tenants: hexadecimal SHA-256 of tenant and assignment id.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AssignmentKey(String);
+
+impl AssignmentKey {
+    /// The key of one assignment of one tenant. The length prefix keeps `("a","bc")` and `("ab","c")` apart.
+    pub fn new(tenant_id: &str, assignment_id: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update((tenant_id.len() as u64).to_be_bytes());
+        hash.update(tenant_id);
+        hash.update(assignment_id);
+        Self(hex(&hash.finalize()))
+    }
+
+    /// The 64 hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Hexadecimal SHA-256, lower case.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The correlation ids that came with an assignment: valid ones travel at top level, all of them, as they came,
+/// under `correlation`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Correlation {
+    /// A trace id that the router accepts.
+    pub trace_id: Option<String>,
+    /// The trace id as it came, when it was not valid.
+    pub original_trace_id: Option<String>,
+    /// Run, flow and step as they came.
+    pub raw: RunFlowStep,
+}
+
+/// Run, flow and step id.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RunFlowStep {
+    /// Run id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// Flow id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_id: Option<String>,
+    /// Step id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_id: Option<String>,
+}
+
+impl RunFlowStep {
+    /// Whether none of the three is known.
+    pub fn is_empty(&self) -> bool {
+        self.run_id.is_none() && self.flow_id.is_none() && self.step_id.is_none()
+    }
+
+    /// All three when each is valid, else none of them: the router dead-letters anything in between.
+    pub fn all_valid_or_none(&self) -> Self {
+        let all = [&self.run_id, &self.flow_id, &self.step_id];
+        if all
+            .iter()
+            .all(|id| id.as_deref().is_some_and(is_valid_correlation_id))
+        {
+            self.clone()
+        } else {
+            Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usable_ids_are_short_and_free_of_control_characters() {
+        for good in [
+            "a",
+            "7be1d04c-52f4-a1c9-3e77-90b2f6d81a35",
+            "*",
+            ">",
+            " x ",
+            ".lead",
+            "ü",
+        ] {
+            assert!(is_usable(good, MAX_ID_BYTES), "{good:?}");
+        }
+        for bad in [
+            "",
+            "undefined",
+            "a\rb",
+            "a\nb",
+            "a\0b",
+            "a\u{7f}",
+            &"x".repeat(129),
+        ] {
+            assert!(!is_usable(bad, MAX_ID_BYTES), "{bad:?}");
+        }
+        assert!(is_usable(&"x".repeat(128), MAX_ID_BYTES));
+    }
+
+    #[test]
+    fn trace_and_correlation_ids_follow_the_routers_validator() {
+        for good in [
+            "9f3c1a7be24d40c88a61d2f05b7e934c",
+            "9F3C1A7BE24D40C88A61D2F05B7E934C",
+        ] {
+            assert!(is_valid_trace_id(good), "{good}");
+        }
+        assert!(is_valid_trace_id("9f3c1a7b-e24d-40c8-8a61-d2f05b7e934c"));
+        for bad in [
+            "",
+            "tr-1",
+            "9f3c1a7be24d40c88a61d2f05b7e934",
+            "9f3c1a7b-e24d-50c8-8a61-d2f05b7e934c",
+        ] {
+            assert!(!is_valid_trace_id(bad), "{bad}");
+        }
+        assert!(is_valid_correlation_id("01J8ZQ4T6M9X2K7V5R3N1B0CDE"));
+        for bad in [
+            "01j8zq4t6m9x2k7v5r3n1b0cde",
+            "01J8ZQ4T6M9X2K7V5R3N1B0CDI",
+            "run-1",
+        ] {
+            assert!(!is_valid_correlation_id(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_strict_traceparent_yields_a_trace_id() {
+        let trace = "9f3c1a7be24d40c88a61d2f05b7e934c";
+        assert_eq!(
+            trace_id_of_traceparent(&format!("00-{trace}-00f067aa0ba902b7-01")),
+            Some(trace)
+        );
+        for bad in [
+            format!("01-{trace}-00f067aa0ba902b7-01"),
+            format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()),
+            format!("00-{trace}-0000000000000000-01"),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-{trace}-00f067aa0ba902b7-01-x"),
+            format!("00-{trace}{trace}-00f067aa0ba902b7-01"),
+            String::new(),
+        ] {
+            assert_eq!(trace_id_of_traceparent(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn tenants_do_not_share_keys() {
+        assert_ne!(AssignmentKey::new("a", "bc"), AssignmentKey::new("ab", "c"));
+        assert_eq!(AssignmentKey::new("a", "b").as_str().len(), 64);
+    }
+}

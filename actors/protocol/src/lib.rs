@@ -1,0 +1,30 @@
+//! What travels between router and worker, and the contract of a block.
+//!
+//! Neighbours: `caf-blocks` implements [`block::Block`]; `caf-actors` moves these types from station to
+//! station; the node composes both. This crate never does I/O, never reads a clock and never knows actix.
+//!
+//! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
+//! what runs, [`outcome`] is how it ended, [`ack`] and [`result`] are the strict answers, [`dead_letter`] is what
+//! is kept of an assignment that cannot be helped, [`heartbeat`] tells that the worker lives.
+
+pub mod ack;
+pub mod assignment;
+pub mod block;
+pub mod dead_letter;
+pub mod error_code;
+pub mod headers;
+pub mod heartbeat;
+pub mod ids;
+pub mod json;
+pub mod outcome;
+pub mod result;
+pub mod schemas;
+pub mod timestamp;
+
+/// The only protocol version that the router accepts in an answer (contract 3.1).
+pub const VERSION: &str = "1";
+
+/// `skip_serializing_if` for maps that must not travel empty.
+pub(crate) fn is_empty_map(map: &serde_json::Map<String, serde_json::Value>) -> bool {
+    map.is_empty()
+}

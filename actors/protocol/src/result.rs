@@ -1,0 +1,183 @@
+//! The result that the worker sends once per assignment (contract 3.3, 3.4, 3.6).
+//!
+//! Neighbours: the publisher makes one from an identity and a [`StepResult`] and sends the exact bytes, again and
+//! again if it must. Never written with null or empty strings, never with a number as a string.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::ack::OverloadStatus;
+use crate::assignment::Identity;
+use crate::error_code::ErrorCode;
+use crate::headers::{Headers, message_id};
+use crate::ids::{Correlation, RunFlowStep};
+use crate::outcome::{Failure, Status, StepResult, trips_breaker};
+use crate::{VERSION, is_empty_map};
+
+/// Result, as it travels.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ExecResult {
+    /// Always `"1"`.
+    pub version: &'static str,
+    /// The assignment.
+    pub assignment_id: String,
+    /// As it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// As it came.
+    pub tenant_id: String,
+    /// How it ended.
+    pub status: Status,
+    /// `executor.provider_id` of the assignment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<String>,
+    /// The job's type; the router makes it the event type of the usage record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRef>,
+    /// From the first start of handling to the end, in milliseconds.
+    pub latency_ms: u64,
+    /// In the provider's currency; 0.0 when unknown.
+    pub cost: f64,
+    /// 32 hexadecimal digits or a UUIDv4, else absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// Run, flow and step: all three valid, or none.
+    #[serde(flatten)]
+    pub run_flow_step: RunFlowStep,
+    /// As it came, 1..256 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// When the result was made, in milliseconds since the Unix epoch.
+    pub timestamp: u64,
+    /// Code of the failure; absent on success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<ErrorCode>,
+    /// Steers the router's breaker; absent on success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_type: Option<&'static str>,
+    /// Safe for the router's breaker; absent on success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_message: Option<String>,
+    /// The whole error; absent on success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    /// What the job yielded.
+    pub outputs: Map<String, Value>,
+    /// Calls beyond the first.
+    pub retries_used: u32,
+    /// Run, flow and step as they came, when they cannot stand at top level; the router does not look here.
+    #[serde(skip_serializing_if = "RunFlowStep::is_empty")]
+    pub correlation: RunFlowStep,
+    /// Load of the pool when the job was queued, when its queue is bounded and not healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overload_status: Option<OverloadStatus>,
+    /// Jobs waiting when the job was queued, when its queue is bounded and any waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_depth: Option<u64>,
+    /// `worker_id`, and `original_trace_id` when the trace id came in a bad format.
+    pub metadata: Map<String, Value>,
+}
+
+/// The job, as far as the router looks at it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct JobRef {
+    /// The job's type.
+    #[serde(rename = "type")]
+    pub job_type: String,
+}
+
+/// A failure, as it travels.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ErrorBody {
+    /// The code.
+    pub code: ErrorCode,
+    /// Names the field and the rule where there is one.
+    pub message: String,
+    /// Whether sending the same assignment again can help.
+    pub retryable: bool,
+    /// Facts such as `field` or `status_code`.
+    #[serde(skip_serializing_if = "is_empty_map")]
+    pub details: Map<String, Value>,
+}
+
+impl From<&Failure> for ErrorBody {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            code: failure.code,
+            message: failure.message.clone(),
+            retryable: failure.is_retryable(),
+            details: failure.details.clone(),
+        }
+    }
+}
+
+/// The message for the router: a fault that is not the provider's must not trip the breaker by its wording.
+pub(crate) fn breaker_safe_message(failure: &Failure) -> String {
+    let usable =
+        !failure.message.is_empty() && (failure.blames_provider() || !trips_breaker(&failure.message));
+    if usable {
+        failure.message.clone()
+    } else {
+        failure.code.sentence().to_owned()
+    }
+}
+
+pub(crate) fn metadata(worker_id: &str, correlation: &Correlation) -> Map<String, Value> {
+    let mut metadata = Map::new();
+    metadata.insert("worker_id".to_owned(), worker_id.into());
+    if let Some(original) = &correlation.original_trace_id {
+        metadata.insert("original_trace_id".to_owned(), original.as_str().into());
+    }
+    metadata
+}
+
+impl ExecResult {
+    /// Writes down how a job ended. `now_ms`: milliseconds since the Unix epoch.
+    pub fn new(identity: &Identity, step: StepResult, worker_id: &str, now_ms: u64) -> Self {
+        let status = step.outcome.status();
+        let failure = step.outcome.failure().cloned();
+        let outputs = match step.outcome {
+            crate::outcome::Outcome::Success(outputs) => outputs,
+            _ => failure.as_ref().map(|f| f.outputs.clone()).unwrap_or_default(),
+        };
+        let run_flow_step = identity.correlation.raw.all_valid_or_none();
+        let at_top_level = !run_flow_step.is_empty();
+        Self {
+            version: VERSION,
+            assignment_id: identity.assignment_id.clone(),
+            request_id: identity.request_id.clone(),
+            tenant_id: identity.tenant_id.clone(),
+            status,
+            provider_id: identity.provider_id.clone(),
+            job: identity.job_type.clone().map(|job_type| JobRef { job_type }),
+            latency_ms: step.latency_ms,
+            cost: 0.0,
+            trace_id: identity.correlation.trace_id.clone(),
+            run_flow_step,
+            idempotency_key: identity.idempotency_key.clone(),
+            timestamp: now_ms,
+            error_code: failure.as_ref().map(|f| f.code),
+            error_type: failure.as_ref().map(Failure::error_type),
+            error_message: failure.as_ref().map(breaker_safe_message),
+            error: failure.as_ref().map(ErrorBody::from),
+            outputs,
+            retries_used: step.retries_used,
+            correlation: if at_top_level {
+                RunFlowStep::default()
+            } else {
+                identity.correlation.raw.clone()
+            },
+            overload_status: None,
+            queue_depth: None,
+            metadata: metadata(worker_id, &identity.correlation),
+        }
+    }
+
+    /// Headers that go with it.
+    pub fn headers(&self) -> Headers {
+        let id = message_id(&self.assignment_id, "result");
+        let original = self.metadata.get("original_trace_id").and_then(Value::as_str);
+        Headers::of_answer(id, &self.tenant_id, self.trace_id.as_deref().or(original))
+    }
+}

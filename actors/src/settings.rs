@@ -1,0 +1,309 @@
+//! Settings of the pipeline's parts. The node composes them with those of the blocks and reads them from files and
+//! the environment; here they only have shapes, defaults and rules.
+//!
+//! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use caf_protocol::block::ResourceClass;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How assignments arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NatsMode {
+    /// Pulled from a stream, acknowledged after their result is stored: at least once.
+    Jetstream,
+    /// A plain queue subscription, for a router or account without JetStream: at most once.
+    Core,
+}
+
+/// Broker: where it is, who we are there, and the names we use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsSettings {
+    /// Server addresses, comma-separated, e.g. `nats://host:4222` or `tls://host:4222`.
+    pub url: String,
+    /// `jetstream` or `core`.
+    pub mode: NatsMode,
+    /// Stream of assignments.
+    pub stream: String,
+    /// Durable consumer (queue group in core mode) that all workers of a fleet share.
+    pub durable: String,
+    /// Stream of results and acknowledgements, created when no stream covers their subjects.
+    pub results_stream: String,
+    /// Stream of dead letters, created when no stream covers their subject.
+    pub dlq_stream: String,
+    /// Whether missing streams and consumers are created.
+    pub create_streams: bool,
+    /// How long the server waits for an answer or a renewal before it delivers again, in milliseconds.
+    pub ack_wait_ms: u64,
+    /// Most unanswered assignments of the whole fleet.
+    pub max_ack_pending: u64,
+    /// Most attempts at one assignment, counted by the workers.
+    pub max_deliver: u32,
+    /// How long to wait for the server at start, in milliseconds; 0 waits for ever.
+    pub connect_deadline_ms: u64,
+    /// Longest wait for the answer to one request or publish, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// User name.
+    pub user: Option<String>,
+    /// Password that goes with `user`.
+    pub password: Option<String>,
+    /// Token.
+    pub token: Option<String>,
+    /// File with a user JWT and its nkey seed (`.creds`).
+    pub credentials_file: Option<PathBuf>,
+    /// File that holds an nkey seed.
+    pub nkey_file: Option<PathBuf>,
+    /// Encryption.
+    pub tls: NatsTlsSettings,
+    /// Subjects.
+    pub subjects: SubjectSettings,
+}
+
+impl Default for NatsSettings {
+    fn default() -> Self {
+        Self {
+            url: "nats://localhost:4222".to_owned(),
+            mode: NatsMode::Jetstream,
+            stream: "caf-stream".to_owned(),
+            durable: "caf-workers".to_owned(),
+            results_stream: "caf-results".to_owned(),
+            dlq_stream: "caf-dlq".to_owned(),
+            create_streams: true,
+            ack_wait_ms: 30_000,
+            max_ack_pending: 10_000,
+            max_deliver: 10,
+            connect_deadline_ms: 0,
+            request_timeout_ms: 5_000,
+            user: None,
+            password: None,
+            token: None,
+            credentials_file: None,
+            nkey_file: None,
+            tls: NatsTlsSettings::default(),
+            subjects: SubjectSettings::default(),
+        }
+    }
+}
+
+/// Encryption between worker and broker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsTlsSettings {
+    /// Refuse servers without TLS.
+    pub required: bool,
+    /// PEM file with the authorities to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client's certificate.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with the key of `cert_file`.
+    pub key_file: Option<PathBuf>,
+}
+
+/// Subjects (contract 1.1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SubjectSettings {
+    /// Assignments, from the router.
+    pub assign: String,
+    /// Acknowledgements, to the router.
+    pub ack: String,
+    /// Results, to the router.
+    pub result: String,
+    /// Signs of life.
+    pub heartbeat: String,
+    /// Dead letters.
+    pub dlq: String,
+}
+
+impl Default for SubjectSettings {
+    fn default() -> Self {
+        Self {
+            assign: "caf.exec.assign.v1".to_owned(),
+            ack: "caf.exec.assign.v1.ack".to_owned(),
+            result: "caf.exec.result.v1".to_owned(),
+            heartbeat: "caf.worker.heartbeat.v1".to_owned(),
+            dlq: "caf.exec.dlq.v1".to_owned(),
+        }
+    }
+}
+
+/// What one worker may hold, in every mode and whatever the flags.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitSettings {
+    /// Most jobs held: queued, running, or waiting for their answer to be confirmed.
+    pub max_held: usize,
+    /// Most payload bytes of held jobs.
+    pub max_held_bytes: usize,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            max_held: 1_000,
+            max_held_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// One pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolSettings {
+    /// Slots: jobs that run at once.
+    pub max_concurrency: usize,
+    /// Jobs that may wait beyond the running ones when the queue flag is on; without it only `limits` bound them.
+    #[serde(default = "default_queue_size")]
+    pub max_queue_size: usize,
+}
+
+fn default_queue_size() -> usize {
+    1_000
+}
+
+/// The three pools.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoolsSettings {
+    /// Computing.
+    pub cpu: PoolSettings,
+    /// Work on an accelerator.
+    pub gpu: PoolSettings,
+    /// Waiting for files and networks.
+    pub io: PoolSettings,
+}
+
+impl Default for PoolsSettings {
+    fn default() -> Self {
+        let pool = |slots| PoolSettings {
+            max_concurrency: slots,
+            max_queue_size: default_queue_size(),
+        };
+        Self {
+            cpu: pool(4),
+            gpu: pool(1),
+            io: pool(8),
+        }
+    }
+}
+
+impl PoolsSettings {
+    /// Settings of the pool for `class`.
+    pub fn get(&self, class: ResourceClass) -> &PoolSettings {
+        match class {
+            ResourceClass::Cpu => &self.cpu,
+            ResourceClass::Gpu => &self.gpu,
+            ResourceClass::Io => &self.io,
+        }
+    }
+}
+
+/// Where finished assignments are remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IdempotencyScope {
+    /// In this process.
+    Worker,
+}
+
+/// How long and how much the worker remembers of finished assignments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdempotencySettings {
+    /// Where: `worker` is in this process.
+    pub scope: IdempotencyScope,
+    /// How long, in seconds. The router itself forgets after 3600.
+    pub ttl_s: u64,
+    /// Most finished assignments remembered; the oldest go first.
+    pub max_entries: usize,
+    /// Most bytes of remembered answers; the oldest go first.
+    pub memory_bytes: usize,
+}
+
+impl Default for IdempotencySettings {
+    fn default() -> Self {
+        Self {
+            scope: IdempotencyScope::Worker,
+            ttl_s: 3_600,
+            max_entries: 100_000,
+            memory_bytes: 8 * 1024 * 1024,
+        }
+    }
+}
+
+/// Calls per job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetrySettings {
+    /// Total calls of a job whose assignment does not say (CP1: 4).
+    pub max_attempts: u32,
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self { max_attempts: 4 }
+    }
+}
+
+/// How often a failed actor is re-created before the node gives up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SupervisionSettings {
+    /// Most restarts of all actors within the window; one more ends the node.
+    pub max_restarts: usize,
+    /// The window in seconds.
+    pub window_s: u64,
+}
+
+impl Default for SupervisionSettings {
+    fn default() -> Self {
+        Self {
+            max_restarts: 5,
+            window_s: 60,
+        }
+    }
+}
+
+/// How long a shutdown may take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrainSettings {
+    /// Running jobs may finish for this long, in seconds; then they are cancelled.
+    pub soft_s: u64,
+    /// The node leaves after this long, in seconds, whatever still runs.
+    pub hard_s: u64,
+}
+
+impl Default for DrainSettings {
+    fn default() -> Self {
+        Self {
+            soft_s: 20,
+            hard_s: 30,
+        }
+    }
+}
+
+impl DrainSettings {
+    /// The soft limit.
+    pub fn soft(&self) -> Duration {
+        Duration::from_secs(self.soft_s)
+    }
+
+    /// The hard limit.
+    pub fn hard(&self) -> Duration {
+        Duration::from_secs(self.hard_s)
+    }
+}
+
+/// Who may send jobs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantSettings {
+    /// Tenants that may; empty lets all.
+    pub allowed: Vec<String>,
+}
