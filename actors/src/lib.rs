@@ -1,3 +1,26 @@
-//! Placeholder.
-#![allow(missing_docs)]
+//! The pipeline of the worker, in the order in which a message passes it:
+//!
+//! `nats::source` → [`intake`] → [`pool`] → [`block_worker`] → [`publisher`] → `nats::sink`.
+//!
+//! Neighbours: the node (`caf-worker`) wires the stations together and supervises them; `caf-protocol` is what
+//! travels. Blocks come in as a registry: this crate does not know any.
+
+pub mod answers;
+pub mod block_worker;
+pub mod claims;
+pub mod clock;
+pub mod events;
+pub mod held;
+pub mod intake;
+pub mod job;
+pub mod lease;
+pub mod mask;
+pub mod nats;
+pub mod pool;
+pub mod process_stats;
+pub mod publisher;
+pub mod runtime;
 pub mod settings;
+pub mod sink;
+pub mod status;
+pub mod supervisor;

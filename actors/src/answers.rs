@@ -1,0 +1,253 @@
+//! Writes what leaves the worker: acknowledgements, results, dead letters, each as exact bytes with its headers.
+//!
+//! Neighbours: intake writes acknowledgements with it, the publisher the rest. Pure but for the given time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use caf_protocol::ack::{ExecAssignmentAck, OverloadStatus, RejectReason};
+use caf_protocol::assignment::Identity;
+use caf_protocol::dead_letter::{DeadLetter, Original};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::headers::Headers;
+use caf_protocol::ids::sha256_hex;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use caf_protocol::result::ExecResult;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::job::PoolLoad;
+use crate::settings::SubjectSettings;
+use crate::sink::Outgoing;
+
+/// Room that the broker's own framing may need beside headers and payload, in bytes.
+const FRAMING_BYTES: usize = 64;
+
+/// Writes answers in the name of one worker. Cheap to clone.
+#[derive(Clone)]
+pub struct Answers {
+    subjects: Arc<SubjectSettings>,
+    worker_id: Arc<str>,
+}
+
+/// A result as written, and whether its outputs had to be left out.
+pub struct WrittenResult {
+    /// The message.
+    pub message: Outgoing,
+    /// Size of the whole result, when it was more than the limit.
+    pub too_large_bytes: Option<usize>,
+}
+
+impl Answers {
+    /// Answers to these subjects.
+    pub fn new(subjects: &SubjectSettings, worker_id: &str) -> Self {
+        Self {
+            subjects: Arc::new(subjects.clone()),
+            worker_id: worker_id.into(),
+        }
+    }
+
+    /// An acknowledgement; `rejection` is absent for an accepted job.
+    pub fn ack(
+        &self,
+        identity: &Identity,
+        rejection: Option<RejectReason>,
+        overload: Option<OverloadStatus>,
+        now_ms: u64,
+    ) -> Outgoing {
+        let ack = ExecAssignmentAck::new(identity, rejection, overload, now_ms);
+        let headers = ack.headers();
+        outgoing(&self.subjects.ack, headers, &ack)
+    }
+
+    /// A result of at most `limit` bytes. What is larger becomes an error that tells size and hash of the outputs:
+    /// never a success with missing data (row 15).
+    pub fn result(
+        &self,
+        identity: &Identity,
+        step: &StepResult,
+        load: Option<PoolLoad>,
+        limit: usize,
+        now_ms: u64,
+    ) -> WrittenResult {
+        let message = self.write_result(identity, step.clone(), load, now_ms);
+        let size = wire_bytes(&message);
+        if size <= limit {
+            return WrittenResult {
+                message,
+                too_large_bytes: None,
+            };
+        }
+        let outputs = match &step.outcome {
+            Outcome::Success(outputs) => Some(outputs),
+            other => other.failure().map(|failure| &failure.outputs),
+        };
+        let outputs = serde_json::to_vec(&outputs).unwrap_or_default();
+        let mut outcome = step.outcome.clone();
+        match &mut outcome {
+            Outcome::Success(_) => outcome = Outcome::Error(too_large(&outputs, limit)),
+            Outcome::Error(failure) | Outcome::Timeout(failure) | Outcome::Cancelled(failure) => {
+                // The status stands; outputs and details that do not fit are replaced by their size and hash.
+                let dropped = too_large(&outputs, limit);
+                failure.outputs.clear();
+                failure.details = dropped.details;
+                failure
+                    .message
+                    .truncate(failure.message.floor_char_boundary(1024));
+            }
+        }
+        let message = self.write_result(identity, StepResult { outcome, ..*step }, load, now_ms);
+        WrittenResult {
+            message,
+            too_large_bytes: Some(size),
+        }
+    }
+
+    fn write_result(
+        &self,
+        identity: &Identity,
+        step: StepResult,
+        load: Option<PoolLoad>,
+        now_ms: u64,
+    ) -> Outgoing {
+        let mut result = ExecResult::new(identity, step, &self.worker_id, now_ms);
+        if let Some(load) = load {
+            result.overload_status = Some(load.status).filter(|status| *status != OverloadStatus::Healthy);
+            result.queue_depth = Some(load.depth as u64).filter(|depth| *depth > 0);
+        }
+        let headers = result.headers();
+        outgoing(&self.subjects.result, headers, &result)
+    }
+
+    /// A dead letter of at most `limit` bytes; original bytes that do not fit are left out, hash and size stay.
+    pub fn dead_letter(
+        &self,
+        identity: Option<&Identity>,
+        failure: &Failure,
+        reason: &'static str,
+        original: &Original<'_>,
+        limit: usize,
+        now_ms: u64,
+    ) -> Outgoing {
+        let mut letter = DeadLetter::new(identity, failure, reason, original, &self.worker_id, now_ms);
+        let headers = letter.headers();
+        let message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
+        if wire_bytes(&message) <= limit {
+            return message;
+        }
+        letter.drop_original_payload();
+        outgoing(&self.subjects.dlq, headers, &letter)
+    }
+}
+
+fn too_large(outputs: &[u8], limit: usize) -> Failure {
+    Failure::new(
+        ErrorCode::ResourceUnavailable,
+        "outputs: larger than the largest message that the server takes",
+    )
+    .with("field", json!("outputs"))
+    .with("outputs_bytes", json!(outputs.len()))
+    .with("outputs_sha256", json!(sha256_hex(outputs)))
+    .with("limit_bytes", json!(limit))
+}
+
+fn outgoing(subject: &str, headers: Headers, body: &impl Serialize) -> Outgoing {
+    let payload =
+        serde_json::to_vec(body).expect("messages hold only strings, numbers and maps with string keys");
+    Outgoing {
+        subject: subject.to_owned(),
+        headers,
+        payload: Bytes::from(payload),
+    }
+}
+
+/// Bytes that count against the server's largest message: headers as they are written, and the payload.
+fn wire_bytes(message: &Outgoing) -> usize {
+    let headers: usize = message
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 4)
+        .sum();
+    FRAMING_BYTES + headers + message.payload.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use caf_protocol::block::Outputs;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn answers() -> Answers {
+        Answers::new(&SubjectSettings::default(), "w")
+    }
+
+    fn step(text: &str) -> StepResult {
+        let outputs = Outputs::from_iter([("text".to_owned(), json!(text))]);
+        StepResult {
+            outcome: Outcome::Success(outputs),
+            latency_ms: 1,
+            retries_used: 0,
+        }
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            assignment_id: "a".into(),
+            tenant_id: "t".into(),
+            ..Identity::default()
+        }
+    }
+
+    #[test]
+    fn a_result_of_exactly_the_limit_travels_whole_and_one_byte_more_does_not() {
+        let whole = answers()
+            .result(&identity(), &step("hello"), None, usize::MAX, 1)
+            .message;
+        let exact = wire_bytes(&whole);
+        assert_eq!(
+            answers()
+                .result(&identity(), &step("hello"), None, exact, 1)
+                .message,
+            whole
+        );
+        let cut = answers().result(&identity(), &step("hello"), None, exact - 1, 1);
+        assert_eq!(cut.too_large_bytes, Some(exact));
+        let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
+        assert_eq!(
+            (&body["status"], &body["error_code"]),
+            (&json!("error"), &json!("RESOURCE_UNAVAILABLE"))
+        );
+        let outputs = serde_json::to_vec(&json!({"text": "hello"})).expect("json");
+        assert_eq!(body["error"]["details"]["outputs_bytes"], outputs.len());
+        assert_eq!(body["error"]["details"]["outputs_sha256"], sha256_hex(&outputs));
+        assert_eq!(body["outputs"], json!({}));
+    }
+
+    #[test]
+    fn a_dead_letter_that_does_not_fit_keeps_hash_and_size() {
+        let headers = Headers::default();
+        let original = Original {
+            subject: "s",
+            headers: &headers,
+            payload: &[b'x'; 5000],
+            position: None,
+            received_at_ms: 1,
+        };
+        let failure = Failure::new(ErrorCode::InvalidFormat, "payload: is not valid JSON");
+        let body = |limit| -> Value {
+            let letter = answers().dead_letter(None, &failure, "unreadable", &original, limit, 2);
+            serde_json::from_slice(&letter.payload).expect("json")
+        };
+        assert_eq!(
+            body(10_000)["original_payload"].as_str().map(str::len),
+            Some(5000)
+        );
+        let cut = body(5000);
+        assert_eq!(cut.get("original_payload"), None);
+        assert_eq!(
+            (&cut["original_payload_bytes"], &cut["original_payload_hash"]),
+            (&json!(5000), &json!(sha256_hex(&[b'x'; 5000])))
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! A block worker: runs one job at a time to its outcome: attempts, waits, deadline, cancellation.
+//!
+//! Neighbours: its pool gives it a job with a slot; the outcome goes to the publisher. A block that panics, hangs or
+//! blocks its thread hurts its own job only. The worker never retries what the plan does not allow and never talks
+//! to a broker.
+
+pub mod retry;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use actix::{Actor, Context, Handler, Message};
+use caf_protocol::block::{BlockContext, Outputs, RunMode, Task};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use self::retry::{NextStep, RetryPlan};
+use crate::events::{self, Log};
+use crate::intake::HAND_BACK_DELAY_MS;
+use crate::job::Job;
+use crate::pool::Slot;
+use crate::publisher::{Conclude, PublisherRoutes, Settle};
+use crate::sink::Verdict;
+
+/// From the pool: run this job.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Run {
+    /// The job.
+    pub job: Box<Job>,
+    /// Its slot; returns when the job is over.
+    pub slot: Slot,
+}
+
+/// The block worker actor. Stateless between jobs: a job's state lives in the job's own future, which survives the
+/// actor.
+pub struct BlockWorker {
+    publisher: PublisherRoutes,
+    log: Log,
+}
+
+/// How a run ended: as an outcome, or not at all because the node leaves and someone else may run it.
+enum Ended {
+    Outcome(Outcome, u32),
+    Interrupted,
+}
+
+impl BlockWorker {
+    /// A worker whose outcomes go to `publisher`.
+    pub fn new(publisher: PublisherRoutes, log: Log) -> Self {
+        Self { publisher, log }
+    }
+}
+
+async fn run(job: Box<Job>, slot: Slot, publisher: PublisherRoutes, log: Log) {
+    let ended = attempts(&job, &log).await;
+    // The slot is free before the answer is written: publishing is not the pool's business.
+    drop(slot);
+    match ended {
+        Ended::Outcome(outcome, retries_used) => {
+            let step = StepResult {
+                outcome,
+                latency_ms: job.latency_ms(Instant::now()),
+                retries_used,
+            };
+            let _ = publisher.conclude.tell(Conclude::of_job(*job, step));
+        }
+        Ended::Interrupted => {
+            let verdict = Verdict::Nak {
+                delay_ms: HAND_BACK_DELAY_MS,
+            };
+            let _ = publisher.settle.tell(Settle {
+                holdings: job.holdings,
+                verdict,
+            });
+        }
+    }
+}
+
+/// Calls the block until it succeeds, the plan says stop, time runs out or somebody cancels.
+async fn attempts(job: &Job, log: &Log) -> Ended {
+    let plan = RetryPlan::cp1(job.max_attempts);
+    let mut attempt = 0;
+    loop {
+        let failure = match one_attempt(job, attempt).await {
+            Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
+            Attempt::Done(Err(failure)) => failure,
+            Attempt::OutOfTime => return out_of_time(attempt),
+            Attempt::Cancelled => return cancelled(job, attempt),
+        };
+        let NextStep::RetryAfter(delay) = plan.after(&failure, attempt) else {
+            return Ended::Outcome(Outcome::from(failure), attempt);
+        };
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        log.emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));
+        tokio::select! {
+            biased;
+            () = job.cancel.cancelled() => return cancelled(job, attempt),
+            () = tokio::time::sleep_until(job.deadline) => return out_of_time(attempt),
+            () = tokio::time::sleep(delay) => {}
+        }
+        attempt += 1;
+    }
+}
+
+fn out_of_time(attempt: u32) -> Ended {
+    Ended::Outcome(
+        Outcome::from(Failure::timeout("the deadline of the assignment")),
+        attempt,
+    )
+}
+
+fn cancelled(job: &Job, attempt: u32) -> Ended {
+    if job.repeatable && job.holdings.lease.is_some() {
+        return Ended::Interrupted;
+    }
+    let failure = Failure::new(
+        ErrorCode::CancelledByUser,
+        "the worker shut down while the job ran",
+    );
+    Ended::Outcome(Outcome::from(failure), attempt)
+}
+
+enum Attempt {
+    Done(Result<Outputs, Failure>),
+    OutOfTime,
+    Cancelled,
+}
+
+/// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
+async fn one_attempt(job: &Job, attempt: u32) -> Attempt {
+    let context = BlockContext {
+        tenant_id: job.identity.tenant_id.clone(),
+        assignment_id: job.identity.assignment_id.clone(),
+        correlation: job.identity.correlation.clone(),
+        deadline: job.deadline,
+        attempt,
+        cancel: job.cancel.child_token(),
+    };
+    // Tells a thread that outlives its attempt to stop at its next step.
+    let _stop_when_over = context.cancel.clone().drop_guard();
+    let work = async {
+        match job.task.mode() {
+            RunMode::Async => on_this_loop(Arc::clone(&job.task), context).await,
+            RunMode::Thread => on_a_thread(Arc::clone(&job.task), context).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = job.cancel.cancelled() => Attempt::Cancelled,
+        done = timeout_at(job.deadline, work) => done.map_or(Attempt::OutOfTime, Attempt::Done),
+    }
+}
+
+async fn on_this_loop(task: Arc<dyn Task>, context: BlockContext) -> Result<Outputs, Failure> {
+    AssertUnwindSafe(async move { task.run(context).await })
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(panicked()))
+}
+
+async fn on_a_thread(task: Arc<dyn Task>, context: BlockContext) -> Result<Outputs, Failure> {
+    let handle = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || handle.block_on(task.run(context)))
+        .await
+        .unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> Failure {
+    Failure::new(ErrorCode::InternalError, "the block panicked")
+}
+
+impl Actor for BlockWorker {
+    type Context = Context<Self>;
+}
+
+impl Handler<Run> for BlockWorker {
+    type Result = ();
+
+    fn handle(&mut self, Run { job, slot }: Run, _: &mut Self::Context) {
+        actix::spawn(run(job, slot, self.publisher.clone(), self.log.clone()));
+    }
+}

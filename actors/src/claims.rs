@@ -1,0 +1,208 @@
+//! What this process knows about assignments: which it holds, which it has finished and with what answer.
+//!
+//! Neighbours: intake looks an assignment up and takes a claim on it; the job carries the claim; the publisher records
+//! the answer in it. In memory and bounded: the oldest go first. Never shared between processes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use caf_protocol::ids::AssignmentKey;
+use tokio::time::Instant;
+
+use crate::lease::Lease;
+use crate::settings::IdempotencySettings;
+use crate::sink::Outgoing;
+
+/// All claims of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Claims(Arc<Shared>);
+
+struct Shared {
+    max_entries: usize,
+    max_bytes: usize,
+    ttl: std::time::Duration,
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    entries: HashMap<AssignmentKey, Entry>,
+    /// Released claims, oldest first. An entry claimed again since then has another release number.
+    released: VecDeque<(AssignmentKey, u64)>,
+    bytes: usize,
+    releases: u64,
+}
+
+struct Entry {
+    first_start: Instant,
+    ack: Option<Arc<Outgoing>>,
+    result: Option<Arc<Outgoing>>,
+    /// The lease of the delivery that is being worked on; dangling once the claim is released.
+    lease: Weak<Lease>,
+    /// When the claim was released, and its number; nothing while it is held.
+    released: Option<(Instant, u64)>,
+}
+
+/// What is known of an assignment.
+#[derive(Clone)]
+pub enum Standing {
+    /// Nothing.
+    New,
+    /// This process works on it; the lease when it came from a stream.
+    Held(Option<Arc<Lease>>),
+    /// It was answered with this result.
+    Finished(Arc<Outgoing>),
+    /// It was taken on but never answered: handed back, or lost with a failed actor.
+    Interrupted {
+        /// When it was first handled.
+        first_start: Instant,
+        /// The acknowledgement that was sent, byte for byte.
+        ack: Option<Arc<Outgoing>>,
+    },
+}
+
+/// The right to answer one assignment. Released when dropped.
+pub struct Claim {
+    key: AssignmentKey,
+    claims: Claims,
+}
+
+impl Claims {
+    /// Knows nothing.
+    pub fn new(settings: &IdempotencySettings) -> Self {
+        Self(Arc::new(Shared {
+            max_entries: settings.max_entries,
+            max_bytes: settings.memory_bytes,
+            ttl: std::time::Duration::from_secs(settings.ttl_s),
+            book: Mutex::default(),
+        }))
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of an assignment now.
+    pub fn look(&self, key: &AssignmentKey, now: Instant) -> Standing {
+        let mut book = self.book();
+        book.forget_before(now.checked_sub(self.0.ttl));
+        let Some(entry) = book.entries.get(key) else {
+            return Standing::New;
+        };
+        match (entry.released, &entry.result) {
+            (None, _) => Standing::Held(entry.lease.upgrade()),
+            (Some(_), Some(result)) => Standing::Finished(Arc::clone(result)),
+            (Some(_), None) => Standing::Interrupted {
+                first_start: entry.first_start,
+                ack: entry.ack.clone(),
+            },
+        }
+    }
+
+    /// Takes an assignment on. The caller has seen that it is not held.
+    pub fn take(&self, key: AssignmentKey, lease: Option<&Arc<Lease>>, now: Instant) -> Claim {
+        let mut book = self.book();
+        let entry = book.entries.entry(key.clone()).or_insert_with(|| Entry {
+            first_start: now,
+            ack: None,
+            result: None,
+            lease: Weak::new(),
+            released: None,
+        });
+        entry.lease = lease.map(Arc::downgrade).unwrap_or_default();
+        let counted = entry.released.take().map_or(0, |_| entry.bytes());
+        book.bytes = book.bytes.saturating_sub(counted);
+        drop(book);
+        Claim {
+            key,
+            claims: self.clone(),
+        }
+    }
+
+    /// Assignments remembered now, and the bytes of their answers.
+    pub fn size(&self) -> (usize, usize) {
+        let book = self.book();
+        (book.entries.len(), book.bytes)
+    }
+}
+
+impl Claim {
+    fn with_entry(&self, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.claims.book().entries.get_mut(&self.key) {
+            change(entry);
+        }
+    }
+
+    /// Fixes the acknowledgement: no other is ever sent for this assignment.
+    pub fn record_ack(&self, ack: &Arc<Outgoing>) {
+        self.with_entry(|entry| entry.ack = Some(Arc::clone(ack)));
+    }
+
+    /// Fixes the result: no other is ever sent for this assignment.
+    pub fn record_result(&self, result: &Arc<Outgoing>) {
+        self.with_entry(|entry| entry.result = Some(Arc::clone(result)));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let shared = Arc::clone(&self.claims.0);
+        let mut book = self.claims.book();
+        book.release(&self.key, Instant::now());
+        book.shrink_to(shared.max_entries, shared.max_bytes);
+    }
+}
+
+impl Book {
+    fn release(&mut self, key: &AssignmentKey, now: Instant) {
+        self.releases += 1;
+        let number = self.releases;
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        entry.released = Some((now, number));
+        self.bytes += entry.bytes();
+        self.released.push_back((key.clone(), number));
+    }
+
+    fn shrink_to(&mut self, max_entries: usize, max_bytes: usize) {
+        while self.released.len() > max_entries || self.bytes > max_bytes {
+            let Some((key, number)) = self.released.pop_front() else {
+                return;
+            };
+            self.forget(&key, number);
+        }
+    }
+
+    fn forget_before(&mut self, limit: Option<Instant>) {
+        let Some(limit) = limit else { return };
+        while let Some((key, number)) = self.released.front().cloned() {
+            let released = self.entries.get(&key).and_then(|entry| entry.released);
+            let fresh = released.is_some_and(|(at, current)| current == number && at >= limit);
+            if fresh {
+                return;
+            }
+            self.released.pop_front();
+            self.forget(&key, number);
+        }
+    }
+
+    fn forget(&mut self, key: &AssignmentKey, number: u64) {
+        let current = self.entries.get(key).and_then(|entry| entry.released);
+        if current.is_some_and(|(_, n)| n == number)
+            && let Some(entry) = self.entries.remove(key)
+        {
+            self.bytes = self.bytes.saturating_sub(entry.bytes());
+        }
+    }
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        let size = |message: &Option<Arc<Outgoing>>| message.as_ref().map_or(0, |m| m.payload.len());
+        size(&self.ack) + size(&self.result)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+
+fn claims(max_entries: usize, memory_bytes: usize) -> Claims {
+    Claims::new(&IdempotencySettings {
+        max_entries,
+        memory_bytes,
+        ..IdempotencySettings::default()
+    })
+}
+
+fn key(id: &str) -> AssignmentKey {
+    AssignmentKey::new("acme", id)
+}
+
+fn answer(size: usize) -> Arc<Outgoing> {
+    Arc::new(Outgoing {
+        subject: "s".into(),
+        headers: Default::default(),
+        payload: Bytes::from(vec![b'x'; size]),
+    })
+}
+
+fn is_finished(claims: &Claims, id: &str, now: Instant) -> bool {
+    matches!(claims.look(&key(id), now), Standing::Finished(_))
+}
+
+#[tokio::test]
+async fn an_assignment_is_new_then_held_then_finished() {
+    let (claims, now) = (claims(10, 1000), Instant::now());
+    assert!(matches!(claims.look(&key("a"), now), Standing::New));
+    let claim = claims.take(key("a"), None, now);
+    claim.record_result(&answer(10));
+    assert!(
+        matches!(claims.look(&key("a"), now), Standing::Held(None)),
+        "not answered before it is confirmed"
+    );
+    drop(claim);
+    assert!(is_finished(&claims, "a", now));
+}
+
+#[tokio::test]
+async fn a_claim_dropped_without_a_result_keeps_its_first_start_and_its_ack() {
+    let (claims, now) = (claims(10, 1000), Instant::now());
+    let claim = claims.take(key("a"), None, now);
+    claim.record_ack(&answer(3));
+    drop(claim);
+    let later = now + Duration::from_secs(5);
+    let Standing::Interrupted { first_start, ack } = claims.look(&key("a"), later) else {
+        panic!()
+    };
+    assert_eq!((first_start, ack), (now, Some(answer(3))));
+    let again = claims.take(key("a"), None, later);
+    again.record_result(&answer(10));
+    drop(again);
+    assert_eq!(claims.size(), (1, 13), "bytes are counted once");
+}
+
+#[tokio::test]
+async fn the_oldest_finished_go_first_when_entries_or_bytes_run_out() {
+    let (claims, now) = (claims(3, 100), Instant::now());
+    for id in ["a", "b", "c", "d"] {
+        claims.take(key(id), None, now).record_result(&answer(10));
+    }
+    assert_eq!(
+        ["a", "b", "d"].map(|id| is_finished(&claims, id, now)),
+        [false, true, true]
+    );
+    claims.take(key("big"), None, now).record_result(&answer(90));
+    assert_eq!(
+        ["c", "d", "big"].map(|id| is_finished(&claims, id, now)),
+        [false, true, true]
+    );
+    assert_eq!(claims.size(), (2, 100));
+}
+
+#[tokio::test]
+async fn finished_assignments_are_forgotten_after_the_ttl() {
+    let (claims, now) = (claims(10, 1000), Instant::now());
+    claims.take(key("a"), None, now).record_result(&answer(10));
+    let hour = Duration::from_secs(3600);
+    assert!(is_finished(&claims, "a", now + hour - Duration::from_secs(1)));
+    assert!(!is_finished(&claims, "a", now + hour + Duration::from_secs(5)));
+    assert_eq!(claims.size(), (0, 0));
+}

@@ -1,0 +1,398 @@
+//! Every log line of the pipeline: names, levels and fields in one place (contract 8.1, 8.2).
+//!
+//! Neighbours: stations make an [`Event`] by one of the functions here and give it to [`Log::emit`]; the node builds
+//! the logger and its drain. Never logs payloads, inputs or outputs. Correlation ids stand at top level, the rest in
+//! `context`, secrets masked.
+
+use std::sync::Arc;
+
+use caf_protocol::ack::RejectReason;
+use caf_protocol::assignment::Identity;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use serde_json::{Map, Value, json};
+use slog::{KV, Record, Serializer};
+
+use crate::mask::{mask, mask_text};
+
+/// How loud a line is: error pages someone, warn is looked at in the morning, info is a change of state (and one
+/// line per job), debug is everything else about a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Pages someone.
+    Error,
+    /// Looked at in the morning.
+    Warn,
+    /// Change of state.
+    Info,
+    /// Per job.
+    Debug,
+}
+
+/// One line to be.
+#[derive(Debug, Clone)]
+pub struct Event {
+    level: Level,
+    message: &'static str,
+    top: Map<String, Value>,
+    context: Map<String, Value>,
+}
+
+/// Where events go. Cheap to clone.
+#[derive(Clone)]
+pub struct Log {
+    logger: slog::Logger,
+    worker_id: Arc<str>,
+}
+
+impl Log {
+    /// Writes lines through `logger`, each with the worker's id in its context.
+    pub fn new(logger: slog::Logger, worker_id: &str) -> Self {
+        Self {
+            logger,
+            worker_id: worker_id.into(),
+        }
+    }
+
+    /// Writes nothing. For tests.
+    pub fn discard() -> Self {
+        Self::new(slog::Logger::root(slog::Discard, slog::o!()), "none")
+    }
+
+    /// The worker's id.
+    pub fn worker_id(&self) -> &str {
+        &self.worker_id
+    }
+
+    /// Writes one line.
+    pub fn emit(&self, event: Event) {
+        let Event {
+            level,
+            message,
+            mut top,
+            mut context,
+        } = event;
+        context.insert("worker_id".to_owned(), json!(&*self.worker_id));
+        top.insert("context".to_owned(), Value::Object(context));
+        let mut line = Value::Object(top);
+        mask(&mut line);
+        let fields = Fields(line);
+        match level {
+            Level::Error => slog::error!(self.logger, "{}", message; fields),
+            Level::Warn => slog::warn!(self.logger, "{}", message; fields),
+            Level::Info => slog::info!(self.logger, "{}", message; fields),
+            Level::Debug => slog::debug!(self.logger, "{}", message; fields),
+        }
+    }
+}
+
+struct Fields(Value);
+
+impl KV for Fields {
+    fn serialize(&self, _: &Record<'_>, serializer: &mut dyn Serializer) -> slog::Result {
+        for (key, value) in self.0.as_object().into_iter().flatten() {
+            serializer.emit_serde(key.clone().into(), &slog::Serde(value.clone()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Event {
+    fn new(level: Level, message: &'static str) -> Self {
+        Self {
+            level,
+            message,
+            top: Map::new(),
+            context: Map::new(),
+        }
+    }
+
+    fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.context.insert(key.to_owned(), value.into());
+        self
+    }
+
+    fn at_top(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.top.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Ids at top level. The log checker wants run, flow and tenant beside a step: the step goes only with them.
+    fn of(mut self, identity: &Identity) -> Self {
+        let raw = &identity.correlation.raw;
+        let trace = identity
+            .correlation
+            .trace_id
+            .as_ref()
+            .or(identity.correlation.original_trace_id.as_ref());
+        let step = raw
+            .step_id
+            .as_ref()
+            .filter(|_| raw.run_id.is_some() && raw.flow_id.is_some());
+        let ids = [
+            ("tenant_id", Some(&identity.tenant_id)),
+            ("run_id", raw.run_id.as_ref()),
+            ("flow_id", raw.flow_id.as_ref()),
+            ("step_id", step),
+            ("trace_id", trace),
+        ];
+        for (key, id) in ids {
+            if let Some(id) = id {
+                self.top.insert(key.to_owned(), id.as_str().into());
+            }
+        }
+        self.with("assignment_id", identity.assignment_id.as_str())
+            .with("block_type", identity.job_type.as_deref().unwrap_or("unknown"))
+    }
+
+    fn because(self, failure: &Failure) -> Self {
+        let event = self
+            .with("error_code", failure.code.as_str())
+            .with("error", mask_text(&failure.message).into_owned());
+        match &failure.internal {
+            Some(internal) => event.with("error_internal", mask_text(internal).into_owned()),
+            None => event,
+        }
+    }
+}
+
+/// A job ended: the one line that every job has at level info.
+pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
+    let status = step.outcome.status().as_str();
+    let (level, message) = match &step.outcome {
+        Outcome::Success(_) => (Level::Info, "Step execution completed"),
+        Outcome::Cancelled(_) => (Level::Info, "Step canceled"),
+        Outcome::Error(_) | Outcome::Timeout(_) => (Level::Error, "Step execution failed"),
+    };
+    let event = Event::new(level, message)
+        .of(identity)
+        .at_top("latency_ms", step.latency_ms)
+        .with("status", status)
+        .with("retries_used", step.retries_used);
+    match step.outcome.failure() {
+        None => event,
+        Some(failure) if level == Level::Error => event
+            .at_top("error_code", "WORKER_STEP_EXECUTION_FAILED")
+            .because(failure),
+        Some(failure) => event.because(failure),
+    }
+}
+
+/// A job got its slot.
+pub fn step_started(identity: &Identity, class: &'static str, queued_ms: u64) -> Event {
+    Event::new(Level::Debug, "Step execution started")
+        .of(identity)
+        .with("resource_class", class)
+        .with("queued_ms", queued_ms)
+}
+
+/// An attempt failed and another follows.
+pub fn attempt_failed(identity: &Identity, failure: &Failure, attempt: u32, delay_ms: u64) -> Event {
+    Event::new(Level::Debug, "Retry attempt started")
+        .of(identity)
+        .because(failure)
+        .with("attempt", attempt)
+        .with("backoff_delay_ms", delay_ms)
+}
+
+/// An assignment was rejected.
+pub fn rejected(identity: &Identity, reason: RejectReason, failure: &Failure) -> Event {
+    let message = match reason {
+        RejectReason::QueueFull => "Queue full - rejecting request",
+        RejectReason::UnsupportedJobType => "Unknown block type",
+        _ => "Assignment rejected",
+    };
+    Event::new(Level::Warn, message)
+        .of(identity)
+        .because(failure)
+        .with("reason", reason.as_str())
+}
+
+/// A message that nobody can be answered for.
+pub fn unanswerable(subject: &str, bytes: usize, failure: &Failure) -> Event {
+    Event::new(Level::Warn, "Assignment unreadable")
+        .with("subject", subject)
+        .with("bytes", bytes)
+        .because(failure)
+}
+
+/// A message left by a row that publishes no new answer.
+pub fn not_run(identity: &Identity, why: &'static str) -> Event {
+    Event::new(Level::Debug, "Assignment not run")
+        .of(identity)
+        .with("reason", why)
+}
+
+/// A result was too large for the server.
+pub fn result_too_large(identity: &Identity, bytes: usize, limit: usize) -> Event {
+    Event::new(Level::Warn, "Result larger than the server's maximum")
+        .of(identity)
+        .with("result_bytes", bytes)
+        .with("limit_bytes", limit)
+}
+
+/// A message was not confirmed and is sent again.
+pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) -> Event {
+    Event::new(Level::Warn, "Publish not confirmed, sending again")
+        .with("subject", subject)
+        .with("error", mask_text(error).into_owned())
+        .with("attempt", attempt)
+        .with("backoff_delay_ms", delay_ms)
+}
+
+/// The server will never take a message; what it said is lost to the subscribers, the job counts as answered.
+pub fn publish_refused(subject: &str, error: &str) -> Event {
+    Event::new(Level::Error, "Publish refused by the server")
+        .with("subject", subject)
+        .with("error", mask_text(error).into_owned())
+}
+
+/// The node begins.
+pub fn starting(mode: &str, pools: [usize; 3], version: &str) -> Event {
+    Event::new(Level::Info, "Worker starting")
+        .with("mode", mode)
+        .with("cpu_pool_size", pools[0])
+        .with("gpu_pool_size", pools[1])
+        .with("io_pool_size", pools[2])
+        .with("sandbox_mode", false)
+        .with("version", version)
+}
+
+/// The pools are up.
+pub fn pools_initialized(pools: [usize; 3]) -> Event {
+    Event::new(Level::Info, "Actor pools initialized")
+        .with("cpu_pool", pools[0])
+        .with("gpu_pool", pools[1])
+        .with("io_pool", pools[2])
+}
+
+/// The blocks are known.
+pub fn blocks_registered(job_types: &[&str]) -> Event {
+    Event::new(Level::Info, "Block executors registration system initialized").with("job_types", job_types)
+}
+
+/// The node takes jobs.
+pub fn running(subject: &str) -> Event {
+    Event::new(Level::Info, "Worker runtime running").with("subject", subject)
+}
+
+/// The node begins to leave.
+pub fn shutting_down(signal: &str, held: usize) -> Event {
+    Event::new(Level::Info, "Worker shutting down")
+        .with("signal", signal)
+        .with("jobs_held", held)
+}
+
+/// The node has left.
+pub fn stopped(held: usize, exit_code: u8) -> Event {
+    Event::new(Level::Info, "Worker stopped")
+        .with("jobs_held", held)
+        .with("exit_code", exit_code)
+}
+
+/// The node cannot go on.
+pub fn fatal(error: &str) -> Event {
+    Event::new(Level::Error, "Worker fatal error").with("error", mask_text(error).into_owned())
+}
+
+/// A setting has no effect, or something else an operator should look at.
+pub fn warning(text: &str) -> Event {
+    Event::new(Level::Warn, "Warning").with("detail", mask_text(text).into_owned())
+}
+
+/// A port is open.
+pub fn health_started(address: &str, port: u16) -> Event {
+    Event::new(Level::Info, "Health endpoint started")
+        .with("address", address)
+        .with("port", port)
+}
+
+/// A port could not be opened.
+pub fn bind_failed(address: &str, error: &str) -> Event {
+    Event::new(Level::Error, "Failed to bind health socket")
+        .with("address", address)
+        .with("error", error)
+}
+
+/// An actor or task ended and is re-created.
+pub fn actor_restarted(name: &str, panicked: bool, restarts: usize) -> Event {
+    Event::new(Level::Error, "Actor failed, restarting")
+        .with("actor", name)
+        .with("panicked", panicked)
+        .with("restarts_in_window", restarts)
+}
+
+/// An actor failed more often than the budget allows.
+pub fn restart_budget_spent(name: &str, restarts: usize) -> Event {
+    Event::new(Level::Error, "Restart budget spent")
+        .with("actor", name)
+        .with("restarts_in_window", restarts)
+}
+
+/// The broker is there, or there again.
+pub fn nats_connected(connection: &'static str, server: &str) -> Event {
+    Event::new(Level::Info, "NATS connected")
+        .with("connection", connection)
+        .with("server", mask_text(server).into_owned())
+}
+
+/// The broker is away.
+pub fn nats_disconnected(connection: &'static str) -> Event {
+    Event::new(Level::Warn, "NATS disconnected").with("connection", connection)
+}
+
+/// The broker is not there yet.
+pub fn nats_waiting(connection: &'static str, error: &str, delay_ms: u64) -> Event {
+    Event::new(Level::Warn, "Waiting for NATS")
+        .with("connection", connection)
+        .with("error", mask_text(error).into_owned())
+        .with("retry_in_ms", delay_ms)
+}
+
+/// The broker or the client library reported something.
+pub fn nats_reported(connection: &'static str, what: &str) -> Event {
+    Event::new(Level::Warn, "NATS reported")
+        .with("connection", connection)
+        .with("detail", mask_text(what).into_owned())
+}
+
+/// A stream or consumer is in use.
+pub fn stream_ready(kind: &'static str, name: &str, created: bool) -> Event {
+    Event::new(Level::Info, "Stream ready")
+        .with("kind", kind)
+        .with("name", name)
+        .with("created", created)
+}
+
+/// Pulling failed and begins anew.
+pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
+    Event::new(Level::Warn, "Pull failed, rebuilding")
+        .with("error", mask_text(error).into_owned())
+        .with("retry_in_ms", delay_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use caf_protocol::ids::{Correlation, RunFlowStep};
+
+    use super::*;
+
+    #[test]
+    fn a_step_id_never_stands_without_run_and_flow() {
+        let mut identity = Identity {
+            tenant_id: "acme".into(),
+            ..Identity::default()
+        };
+        identity.correlation = Correlation {
+            raw: RunFlowStep {
+                step_id: Some("s".into()),
+                run_id: Some("r".into()),
+                flow_id: None,
+            },
+            ..Correlation::default()
+        };
+        let event = not_run(&identity, "x");
+        assert!(event.top.contains_key("run_id") && !event.top.contains_key("step_id"));
+        identity.correlation.raw.flow_id = Some("f".into());
+        assert!(not_run(&identity, "x").top.contains_key("step_id"));
+    }
+}

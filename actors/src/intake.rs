@@ -1,0 +1,387 @@
+//! Intake: reads each message, decides by which row of the table it leaves, and sends it that way.
+//!
+//! Neighbours: a source gives it [`Delivery`]s that hold their permits already; accepted jobs go to their pool,
+//! everything else straight to the publisher. Intake never runs a block, never waits, and never talks to a broker.
+//! A message it drops by failing is delivered again by the broker; nothing is parked here.
+
+pub mod decision;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, Message};
+use caf_protocol::ack::RejectReason;
+use caf_protocol::assignment::{Assignment, Identity, Reading, Refusal, read};
+use caf_protocol::block::{CancellationToken, Registry, ResourceClass, Task};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use self::decision::{Facts, Row, StandingFact, decide};
+use crate::answers::Answers;
+use crate::claims::{Claims, Standing};
+use crate::clock;
+use crate::events::{self, Log};
+use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck};
+use crate::pool::{Place, PoolDoors};
+use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
+use crate::sink::{Outgoing, Verdict};
+use crate::status::NodeStatus;
+
+/// Delay of a hand-back in milliseconds: an immediate one would come straight back, thousands of times a second.
+pub const HAND_BACK_DELAY_MS: u64 = 100;
+
+impl Message for Delivery {
+    type Result = ();
+}
+
+/// What intake needs to know. Every dependency comes in here.
+#[derive(Clone)]
+pub struct IntakeParts {
+    /// What can be run.
+    pub registry: Registry,
+    /// Where accepted jobs go.
+    pub pools: PoolDoors,
+    /// Where everything else goes.
+    pub publisher: PublisherRoutes,
+    /// What is known of assignments.
+    pub claims: Claims,
+    /// State of the node.
+    pub status: NodeStatus,
+    /// Writes acknowledgements.
+    pub answers: Answers,
+    /// Tenants that may send jobs; empty lets all.
+    pub allowed_tenants: Arc<[String]>,
+    /// Total calls of a job whose assignment does not say.
+    pub default_attempts: u32,
+    /// Parent of every job's cancellation.
+    pub cancel_all: CancellationToken,
+    /// Log.
+    pub log: Log,
+}
+
+/// The intake actor.
+pub struct Intake {
+    parts: IntakeParts,
+}
+
+/// A message that may run: its inputs suit its block.
+struct Runnable {
+    task: Arc<dyn Task>,
+    class: ResourceClass,
+    repeatable: bool,
+    deadline_ms: u64,
+    max_attempts: u32,
+}
+
+impl Intake {
+    /// An intake with these dependencies.
+    pub fn new(parts: IntakeParts) -> Self {
+        Self { parts }
+    }
+
+    // ---- Decisions ----
+
+    /// Looks up the block and lets it check the inputs.
+    fn prepare(&self, assignment: Assignment) -> Result<Runnable, Refusal> {
+        let Some(block) = self.parts.registry.get(&assignment.job_type) else {
+            let known = self.parts.registry.job_types();
+            let failure = Failure::of_field(
+                ErrorCode::InvalidInput,
+                "job.type",
+                "is not supported by this worker",
+            )
+            .with("supported", known.into());
+            return Err(Refusal {
+                reason: RejectReason::UnsupportedJobType,
+                failure,
+            });
+        };
+        let task = block.prepare(assignment.inputs).map_err(|failure| Refusal {
+            reason: RejectReason::InvalidInputs,
+            failure,
+        })?;
+        Ok(Runnable {
+            task,
+            class: assignment.resource_class.unwrap_or(block.spec().class),
+            repeatable: block.spec().repeatable,
+            deadline_ms: assignment.deadline_ms,
+            max_attempts: assignment.max_attempts.unwrap_or(self.parts.default_attempts),
+        })
+    }
+
+    fn tenant_allowed(&self, identity: &Identity) -> bool {
+        let allowed = &self.parts.allowed_tenants;
+        allowed.is_empty() || allowed.contains(&identity.tenant_id)
+    }
+
+    // ---- Effects ----
+
+    fn take_in(&self, delivery: Delivery) {
+        let Delivery {
+            arrival,
+            permit,
+            lease,
+        } = delivery;
+        let mut holdings = Holdings {
+            claim: None,
+            lease,
+            permit,
+        };
+        let (identity, prepared) = match read(&arrival.payload, &arrival.headers) {
+            Reading::Unanswerable(failure) => return self.bury(arrival, failure, holdings),
+            Reading::Invalid(identity, refusal) => (identity, Err(refusal)),
+            Reading::Valid(assignment) => (assignment.identity.clone(), self.prepare(assignment)),
+        };
+        let key = identity.key();
+        let standing = self.parts.claims.look(&key, arrival.received);
+        let (first_start, sent_ack) = match &standing {
+            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
+            _ => (arrival.received, None),
+        };
+        let deadline = prepared
+            .as_ref()
+            .ok()
+            .map(|job| first_start + Duration::from_millis(job.deadline_ms));
+        let door = prepared.as_ref().ok().map(|job| self.parts.pools.get(job.class));
+        let mut facts = Facts {
+            unanswerable: false,
+            standing: standing_fact(&standing, &holdings),
+            draining: self.parts.status.is_draining(),
+            redeliverable: holdings.lease.is_some(),
+            refusal: prepared.as_ref().err(),
+            tenant_allowed: self.tenant_allowed(&identity),
+            expired: deadline.is_some_and(|deadline| deadline <= Instant::now()),
+            pool_has_room: true,
+        };
+        let mut row = decide(&facts);
+        // A place is taken only for a job that would run; without one the decision is made again.
+        let mut place = None;
+        if row == Row::Run {
+            place = door.and_then(|door| door.places.try_take());
+            facts.pool_has_room = place.is_some();
+            row = decide(&facts);
+        }
+        if matches!(row, Row::Run | Row::Reject { .. } | Row::Expired) {
+            holdings.claim = Some(
+                self.parts
+                    .claims
+                    .take(key, holdings.lease.as_ref(), arrival.received),
+            );
+        }
+        match (row, prepared, place, deadline) {
+            (Row::Run, Ok(runnable), Some((place, load)), Some(deadline)) => {
+                let times = Times {
+                    first_start,
+                    deadline,
+                };
+                self.accept(
+                    arrival,
+                    identity,
+                    runnable,
+                    times,
+                    (place, load),
+                    sent_ack,
+                    holdings,
+                );
+            }
+            (
+                Row::Reject {
+                    reason,
+                    failure,
+                    dead_letter,
+                },
+                ..,
+            ) => {
+                self.parts.log.emit(events::rejected(&identity, reason, &failure));
+                let answer = Answer {
+                    ack: AckState::Unsent(self.ack(&identity, Some(reason), sent_ack, None, &holdings)),
+                    step: StepResult {
+                        outcome: Outcome::from(failure),
+                        latency_ms: 0,
+                        retries_used: 0,
+                    },
+                    dead_letter: dead_letter.then_some(reason.as_str()),
+                    load: None,
+                    arrival,
+                    identity,
+                };
+                self.conclude(Conclusion::Answer(Box::new(answer)), holdings);
+            }
+            (Row::Expired, ..) => {
+                let latency_ms = crate::job::elapsed_ms(first_start, Instant::now());
+                let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
+                let answer = Answer {
+                    ack: AckState::Unsent(self.ack(&identity, None, sent_ack, None, &holdings)),
+                    step: StepResult {
+                        outcome,
+                        latency_ms,
+                        retries_used: 0,
+                    },
+                    dead_letter: None,
+                    load: None,
+                    arrival,
+                    identity,
+                };
+                self.conclude(Conclusion::Answer(Box::new(answer)), holdings);
+            }
+            (row, ..) => self.settle_without_answer(&row, &standing, &identity, holdings),
+        }
+    }
+
+    /// Row 1.
+    fn bury(&self, arrival: Arrival, failure: Failure, holdings: Holdings) {
+        self.parts.log.emit(events::unanswerable(
+            &arrival.subject,
+            arrival.payload.len(),
+            &failure,
+        ));
+        self.conclude(Conclusion::Bury { arrival, failure }, holdings);
+    }
+
+    /// Rows 10, 10b, 11 and 12: nothing new is said about the assignment.
+    fn settle_without_answer(&self, row: &Row, standing: &Standing, identity: &Identity, holdings: Holdings) {
+        let (why, verdict) = match (row, standing) {
+            (Row::Repeat, Standing::Finished(result)) => {
+                self.parts.log.emit(events::not_run(identity, "finished before"));
+                return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
+            }
+            (Row::Renew, Standing::Held(held)) => {
+                if let (Some(held), Some(lease)) = (held, &holdings.lease) {
+                    held.adopt(lease.token());
+                }
+                ("held here", Verdict::InProgress)
+            }
+            (Row::Copy, _) => ("copy of an assignment held here", Verdict::Ack),
+            _ => (
+                "draining",
+                Verdict::Nak {
+                    delay_ms: HAND_BACK_DELAY_MS,
+                },
+            ),
+        };
+        self.parts.log.emit(events::not_run(identity, why));
+        self.settle(holdings, verdict);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a job, each used once")]
+    fn accept(
+        &self,
+        arrival: Arrival,
+        identity: Identity,
+        runnable: Runnable,
+        times: Times,
+        (place, load): (Place, Option<PoolLoad>),
+        sent_ack: Option<Arc<Outgoing>>,
+        holdings: Holdings,
+    ) {
+        let message = self.ack(&identity, None, sent_ack, load, &holdings);
+        let (confirmed, is_confirmed) = oneshot::channel();
+        // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
+        let _ = self.parts.publisher.acknowledge.tell(Acknowledge {
+            message: Arc::clone(&message),
+            confirmed,
+        });
+        let job = Job {
+            arrival,
+            identity,
+            task: runnable.task,
+            class: runnable.class,
+            repeatable: runnable.repeatable,
+            started: times.first_start,
+            deadline: times.deadline,
+            max_attempts: runnable.max_attempts,
+            cancel: self.parts.cancel_all.child_token(),
+            load,
+            ack: SentAck {
+                message,
+                confirmed: is_confirmed,
+            },
+            place,
+            holdings,
+        };
+        // When the pool is being re-created, the job drops and the broker delivers it again.
+        let _ = self
+            .parts
+            .pools
+            .get(job.class)
+            .enqueue
+            .tell(crate::pool::Enqueue(Box::new(job)));
+    }
+
+    /// The acknowledgement: the recorded one if there is one, byte for byte.
+    fn ack(
+        &self,
+        identity: &Identity,
+        rejection: Option<RejectReason>,
+        sent: Option<Arc<Outgoing>>,
+        load: Option<PoolLoad>,
+        holdings: &Holdings,
+    ) -> Arc<Outgoing> {
+        let overload = match rejection {
+            Some(RejectReason::QueueFull) => Some(caf_protocol::ack::OverloadStatus::Critical),
+            _ => load.map(|load| load.status),
+        };
+        let ack = sent.unwrap_or_else(|| {
+            Arc::new(
+                self.parts
+                    .answers
+                    .ack(identity, rejection, overload, clock::epoch_ms()),
+            )
+        });
+        if let Some(claim) = &holdings.claim {
+            claim.record_ack(&ack);
+        }
+        ack
+    }
+
+    fn conclude(&self, conclusion: Conclusion, holdings: Holdings) {
+        // Dropped while the publisher is being re-created: the broker delivers it again.
+        let _ = self
+            .parts
+            .publisher
+            .conclude
+            .tell(Conclude { conclusion, holdings });
+    }
+
+    fn settle(&self, holdings: Holdings, verdict: Verdict) {
+        let _ = self.parts.publisher.settle.tell(Settle { holdings, verdict });
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    first_start: Instant,
+    deadline: Instant,
+}
+
+fn standing_fact(standing: &Standing, holdings: &Holdings) -> StandingFact {
+    match standing {
+        Standing::New | Standing::Interrupted { .. } => StandingFact::Free,
+        Standing::Finished(_) => StandingFact::Finished,
+        Standing::Held(held) => {
+            let same = match (held, &holdings.lease) {
+                (Some(held), Some(lease)) => held.sequence == lease.sequence,
+                _ => false,
+            };
+            if same {
+                StandingFact::HeldSameMessage
+            } else {
+                StandingFact::HeldOtherMessage
+            }
+        }
+    }
+}
+
+impl Actor for Intake {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery> for Intake {
+    type Result = ();
+
+    fn handle(&mut self, delivery: Delivery, _: &mut Self::Context) {
+        self.take_in(delivery);
+    }
+}

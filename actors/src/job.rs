@@ -1,0 +1,133 @@
+//! What travels from intake to publisher: the delivery it began as, and the job it became.
+//!
+//! Neighbours: a source makes a [`Delivery`], intake turns it into a [`Job`], pool and block worker pass it on, the
+//! publisher takes it apart. Everything a job holds is an owned value that returns when dropped.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use caf_protocol::ack::OverloadStatus;
+use caf_protocol::assignment::Identity;
+use caf_protocol::block::{CancellationToken, ResourceClass, Task};
+use caf_protocol::dead_letter::Original;
+use caf_protocol::headers::Headers;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::claims::Claim;
+use crate::held::HeldPermit;
+use crate::lease::Lease;
+use crate::pool::Place;
+use crate::sink::Outgoing;
+
+/// A message as it arrived, byte for byte. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Subject it arrived on.
+    pub subject: Arc<str>,
+    /// Its headers.
+    pub headers: Arc<Headers>,
+    /// Its bytes.
+    pub payload: Bytes,
+    /// Stream and sequence, when it came from a stream.
+    pub position: Option<(Arc<str>, u64)>,
+    /// When it arrived, in milliseconds since the Unix epoch.
+    pub received_at_ms: u64,
+    /// When it arrived: the first start of handling, unless a claim knows an earlier one.
+    pub received: Instant,
+}
+
+impl Arrival {
+    /// The form in which a dead letter quotes it.
+    pub fn original(&self) -> Original<'_> {
+        Original {
+            subject: &self.subject,
+            headers: &self.headers,
+            payload: &self.payload,
+            position: self
+                .position
+                .as_ref()
+                .map(|(stream, sequence)| (&**stream, *sequence)),
+            received_at_ms: self.received_at_ms,
+        }
+    }
+}
+
+/// What a source hands to intake. Dropping it unanswered lets a broker deliver it again.
+pub struct Delivery {
+    /// The message.
+    pub arrival: Arrival,
+    /// Room that it takes.
+    pub permit: HeldPermit,
+    /// Hold on it, when it came from a stream.
+    pub lease: Option<Arc<Lease>>,
+}
+
+/// What a job holds until it is answered: returned together, when the answer is confirmed.
+pub struct Holdings {
+    /// The right to answer.
+    pub claim: Option<Claim>,
+    /// Hold on the delivery.
+    pub lease: Option<Arc<Lease>>,
+    /// Room in the worker.
+    pub permit: HeldPermit,
+}
+
+/// The acknowledgement of an accepted job: its exact bytes, and word of its confirmation.
+pub struct SentAck {
+    /// For sending again if the word never comes.
+    pub message: Arc<Outgoing>,
+    /// Resolves when it is confirmed; fails when whoever was sending it is gone.
+    pub confirmed: oneshot::Receiver<()>,
+}
+
+/// An accepted assignment on its way to an outcome.
+pub struct Job {
+    /// The message it came as.
+    pub arrival: Arrival,
+    /// Whom the answer goes to.
+    pub identity: Identity,
+    /// What to run.
+    pub task: Arc<dyn Task>,
+    /// Pool it runs in.
+    pub class: ResourceClass,
+    /// Whether running it twice is harmless.
+    pub repeatable: bool,
+    /// First start of handling by a worker: deadline and latency count from here.
+    pub started: Instant,
+    /// When it must be over.
+    pub deadline: Instant,
+    /// Total calls.
+    pub max_attempts: u32,
+    /// Fires when it is to stop.
+    pub cancel: CancellationToken,
+    /// Load of the pool when the job came, if its queue is bounded.
+    pub load: Option<PoolLoad>,
+    /// Its acknowledgement.
+    pub ack: SentAck,
+    /// Its place in the pool: queue or slot.
+    pub place: Place,
+    /// What it holds.
+    pub holdings: Holdings,
+}
+
+impl Job {
+    /// Milliseconds since the first start of handling.
+    pub fn latency_ms(&self, now: Instant) -> u64 {
+        elapsed_ms(self.started, now)
+    }
+}
+
+/// Whole milliseconds from `from` to `to`; 0 when the order is reversed.
+pub fn elapsed_ms(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How full a bounded queue was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLoad {
+    /// Jobs waiting.
+    pub depth: usize,
+    /// The word for it.
+    pub status: OverloadStatus,
+}

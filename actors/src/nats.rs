@@ -1,0 +1,35 @@
+//! The edges towards NATS: the only place that knows the client library.
+//!
+//! Neighbours: wiring connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
+//! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`.
+
+pub mod connection;
+pub mod lease_keeper;
+pub mod router_side;
+pub mod sink;
+pub mod source;
+pub mod streams;
+
+use caf_protocol::headers::Headers;
+
+/// Headers as they arrived. Values that are not text are left out.
+fn headers_of(map: Option<&async_nats::HeaderMap>) -> Headers {
+    let mut headers = Headers::default();
+    for (name, values) in map.into_iter().flat_map(async_nats::HeaderMap::iter) {
+        if let Some(value) = values.first() {
+            headers.push(name.to_string(), value.as_str());
+        }
+    }
+    headers
+}
+
+/// Headers as they leave. Values go through the fallible parser: the other one panics on CR and LF.
+fn header_map(headers: &Headers) -> async_nats::HeaderMap {
+    let mut map = async_nats::HeaderMap::new();
+    for (name, value) in headers.iter() {
+        if let Ok(value) = value.parse::<async_nats::HeaderValue>() {
+            map.insert(name, value);
+        }
+    }
+    map
+}

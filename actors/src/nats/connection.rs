@@ -1,0 +1,223 @@
+//! Connects to NATS, waits for it with patience, and tells when it comes and goes.
+//!
+//! Neighbours: wiring and the lease keeper connect through [`connect`]; a connection lives on the runtime that made
+//! it. Reconnects are the client library's, with our delays.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use crate::events::{self, Log};
+use crate::settings::NatsSettings;
+
+/// First wait between two attempts to connect.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+/// Longest wait between two attempts: the worker is ready within a second of NATS being there.
+const LONGEST_DELAY: Duration = Duration::from_millis(500);
+/// Longest wait for one attempt.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection and what is known of it.
+#[derive(Clone)]
+pub struct Connection {
+    /// The client.
+    pub client: Client,
+    /// How it is now.
+    pub link: watch::Receiver<Link>,
+}
+
+/// State of a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Whether the server is reachable.
+    pub up: bool,
+    /// How often it became reachable: what was asked for before is forgotten by the server.
+    pub generation: u64,
+}
+
+impl Connection {
+    /// Waits until the server is reachable, at most `limit`.
+    pub async fn wait_up(&self, limit: Duration) -> bool {
+        let mut link = self.link.clone();
+        matches!(timeout(limit, link.wait_for(|link| link.up)).await, Ok(Ok(_)))
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A setting that cannot be used.
+    #[error("{0}")]
+    Settings(String),
+    /// Not reachable within `nats.connect_deadline_ms`.
+    #[error("nats.connect_deadline_ms: no connection to {url} within {deadline_ms} ms: {last}")]
+    Deadline {
+        /// Where to.
+        url: String,
+        /// The limit.
+        deadline_ms: u64,
+        /// What the last attempt said.
+        last: String,
+    },
+}
+
+/// Connects, trying until it works or `nats.connect_deadline_ms` has passed. `name` tells connections apart in logs
+/// and on the server; `on_link` hears of every change.
+///
+/// # Errors
+/// [`ConnectError`]: settings that no attempt can mend, or the deadline.
+pub async fn connect(
+    settings: &NatsSettings,
+    name: &'static str,
+    log: &Log,
+    on_link: impl Fn(bool) + Send + Sync + 'static,
+) -> Result<Connection, ConnectError> {
+    let started = Instant::now();
+    let on_link = std::sync::Arc::new(on_link);
+    let (link, is_link) = watch::channel(Link::default());
+    let link = std::sync::Arc::new(link);
+    for attempt in 0.. {
+        let options = options(settings, name).await?.event_callback({
+            let (log, link, on_link) = (log.clone(), link.clone(), on_link.clone());
+            let url = settings.url.clone();
+            move |event| {
+                note(&event, name, &url, &log, &link, &*on_link);
+                std::future::ready(())
+            }
+        });
+        let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
+        let last = match timeout(ATTEMPT_LIMIT, options.connect(addresses)).await {
+            Ok(Ok(client)) => {
+                return Ok(Connection {
+                    client,
+                    link: is_link,
+                });
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "no answer".to_owned(),
+        };
+        let delay = delay(attempt);
+        let deadline = Duration::from_millis(settings.connect_deadline_ms);
+        if !deadline.is_zero() && started.elapsed() + delay >= deadline {
+            let (url, deadline_ms) = (settings.url.clone(), settings.connect_deadline_ms);
+            return Err(ConnectError::Deadline {
+                url,
+                deadline_ms,
+                last,
+            });
+        }
+        // The first line at once, then one every few seconds: waiting is not news.
+        if attempt % 10 == 0 {
+            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            log.emit(events::nats_waiting(name, &last, delay_ms));
+        }
+        tokio::time::sleep(delay).await;
+    }
+    unreachable!("the loop has no end of its own")
+}
+
+fn note(
+    event: &Event,
+    name: &'static str,
+    url: &str,
+    log: &Log,
+    link: &watch::Sender<Link>,
+    on_link: &(dyn Fn(bool) + Send + Sync),
+) {
+    match event {
+        Event::Connected => {
+            log.emit(events::nats_connected(name, url));
+            on_link(true);
+            link.send_modify(|link| {
+                *link = Link {
+                    up: true,
+                    generation: link.generation + 1,
+                }
+            });
+        }
+        Event::Disconnected => {
+            log.emit(events::nats_disconnected(name));
+            on_link(false);
+            link.send_modify(|link| link.up = false);
+        }
+        other => log.emit(events::nats_reported(name, &other.to_string())),
+    }
+}
+
+async fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, ConnectError> {
+    let unreadable = |key: &str, path: &std::path::Path, error: &dyn std::fmt::Display| {
+        ConnectError::Settings(format!("{key}: cannot read {}: {error}", path.display()))
+    };
+    let mut options = ConnectOptions::new()
+        .name(format!("caf-worker {name}"))
+        .ping_interval(Duration::from_secs(5))
+        .reconnect_delay_callback(|attempts| delay(u32::try_from(attempts).unwrap_or(u32::MAX)))
+        .request_timeout(Some(Duration::from_millis(settings.request_timeout_ms)))
+        .require_tls(settings.tls.required);
+    if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
+        options = options.user_and_password(user.clone(), password.clone());
+    }
+    if let Some(token) = &settings.token {
+        options = options.token(token.clone());
+    }
+    if let Some(path) = &settings.credentials_file {
+        options = options
+            .credentials_file(path)
+            .await
+            .map_err(|error| unreadable("nats.credentials_file", path, &error))?;
+    }
+    if let Some(path) = &settings.nkey_file {
+        let seed =
+            std::fs::read_to_string(path).map_err(|error| unreadable("nats.nkey_file", path, &error))?;
+        options = options.nkey(seed.trim().to_owned());
+    }
+    if let Some(path) = &settings.tls.ca_file {
+        options = options.add_root_certificates(path.clone());
+    }
+    if let (Some(cert), Some(key)) = (&settings.tls.cert_file, &settings.tls.key_file) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    Ok(options)
+}
+
+/// Doubles up to [`LONGEST_DELAY`]; up to half of it is left to chance, so that a fleet does not come back as one.
+pub(super) fn delay(attempt: u32) -> Duration {
+    let full = FIRST_DELAY
+        .saturating_mul(1 << attempt.min(10))
+        .min(LONGEST_DELAY);
+    let chance = RandomState::new().hash_one(attempt) % 1024;
+    full.mul_f64(0.5 + f64::from(u32::try_from(chance).unwrap_or(0)) / 2048.0)
+}
+
+/// An error with its causes, once.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_the_longest_and_vary() {
+        assert!(delay(0) <= FIRST_DELAY);
+        let late: Vec<_> = (0..50).map(|_| delay(30)).collect();
+        assert!(
+            late.iter()
+                .all(|delay| *delay >= LONGEST_DELAY / 2 && *delay <= LONGEST_DELAY)
+        );
+        assert!(late.iter().any(|delay| *delay != late[0]));
+    }
+}

@@ -1,0 +1,158 @@
+//! The lease keeper: renews what the worker holds and sends its heartbeat, whatever the rest of the worker does.
+//!
+//! Neighbours: reads the lease table and the node's status; nothing waits for it. It has a thread, a runtime and a
+//! connection of its own, because a busy event loop would delay renewals until the broker gives the jobs to others.
+//! It never looks at a message.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use caf_protocol::heartbeat::{Heartbeat, Resources, WorkerStatus};
+use caf_protocol::timestamp::iso_micros;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::connection::{Connection, connect};
+use super::sink::verdict_body;
+use crate::events::{self, Log};
+use crate::lease::LeaseTable;
+use crate::pool::Slots;
+use crate::process_stats::{ProcessStats, resident_bytes};
+use crate::settings::NatsSettings;
+use crate::sink::Verdict;
+use crate::status::NodeStatus;
+
+/// Renewals per ack wait: two may be lost.
+const RENEWALS_PER_ACK_WAIT: u32 = 3;
+/// Longest wait for handing one message to the connection.
+const SEND_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the lease keeper needs.
+pub struct KeeperParts {
+    /// Broker settings.
+    pub settings: NatsSettings,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// What is held.
+    pub leases: LeaseTable,
+    /// State of the node.
+    pub status: NodeStatus,
+    /// For the share of busy gpu slots.
+    pub gpu: Arc<Slots>,
+    /// Log; also the worker's id.
+    pub log: Log,
+}
+
+/// The running thread. Stops when told to; renewals end with it.
+pub struct LeaseKeeper {
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl LeaseKeeper {
+    /// Starts the thread. `ended` is called on it if it ends without being told to.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(parts: KeeperParts, ended: impl FnOnce() + Send + 'static) -> std::io::Result<Self> {
+        let (stop, is_stopped) = watch::channel(false);
+        let thread = std::thread::Builder::new()
+            .name("lease-keeper".to_owned())
+            .spawn(move || {
+                let told = is_stopped.clone();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    if let Ok(runtime) = runtime {
+                        runtime.block_on(keep(parts, is_stopped));
+                    }
+                }));
+                if kept.is_err() || !*told.borrow() {
+                    ended();
+                }
+            })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends renewals and heartbeats, after a last heartbeat.
+    pub fn stop(self) {
+        self.stop.send_replace(true);
+        let _ = self.thread.join();
+    }
+}
+
+async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
+    let connecting = connect(&parts.settings, "lease keeper", &parts.log, |_| {});
+    let connection = tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => return,
+        connection = connecting => match connection {
+            Ok(connection) => connection,
+            Err(error) => return parts.log.emit(events::fatal(&error.to_string())),
+        },
+    };
+    let ack_wait = Duration::from_millis(parts.settings.ack_wait_ms);
+    let mut renewals = interval(ack_wait / RENEWALS_PER_ACK_WAIT);
+    let mut heartbeats = interval(parts.heartbeat);
+    for ticks in [&mut renewals, &mut heartbeats] {
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    let mut stats = ProcessStats::start();
+    let mut draining = parts.status.draining();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            _ = renewals.tick() => renew(&parts, &connection).await,
+            _ = heartbeats.tick() => beat(&parts, &connection, &mut stats).await,
+            _ = draining.changed() => beat(&parts, &connection, &mut stats).await,
+        }
+    }
+    beat(&parts, &connection, &mut stats).await;
+    let _ = timeout(SEND_LIMIT, connection.client.flush()).await;
+}
+
+async fn renew(parts: &KeeperParts, connection: &Connection) {
+    if !connection.link.borrow().up {
+        return;
+    }
+    for token in parts.leases.tokens() {
+        send(
+            connection,
+            token.to_string(),
+            verdict_body(Verdict::InProgress).into(),
+        )
+        .await;
+    }
+}
+
+async fn beat(parts: &KeeperParts, connection: &Connection, stats: &mut ProcessStats) {
+    if !connection.link.borrow().up {
+        return;
+    }
+    let status = &parts.status;
+    let state = match () {
+        () if status.is_draining() => WorkerStatus::Draining,
+        () if !status.is_ready() => WorkerStatus::Degraded,
+        () if status.held().is_full() => WorkerStatus::Busy,
+        () => WorkerStatus::Ready,
+    };
+    let resources = Resources {
+        cpu: stats.cpu_share(),
+        gpu: parts.gpu.busy_share(),
+        mem_bytes: resident_bytes(),
+        jobs_in_flight: status.held().held_jobs() as u64,
+    };
+    let beat = Heartbeat::new(
+        parts.log.worker_id(),
+        iso_micros(SystemTime::now()),
+        state,
+        resources,
+    );
+    let body = serde_json::to_vec(&beat).expect("a heartbeat holds only strings and numbers");
+    send(connection, parts.settings.subjects.heartbeat.clone(), body.into()).await;
+}
+
+/// A lost renewal or heartbeat is followed by the next.
+async fn send(connection: &Connection, subject: String, body: bytes::Bytes) {
+    let _ = timeout(SEND_LIMIT, connection.client.publish(subject, body)).await;
+}

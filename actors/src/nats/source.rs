@@ -1,0 +1,322 @@
+//! Where assignments come from: a pull on a stream, or a plain queue subscription.
+//!
+//! Neighbours: reserves held permits, then asks for as many messages, and hands each to intake with its permit and its
+//! lease. Decides nothing about a message. On shutdown it stops asking, waits until the server has let go of the
+//! request, and passes on what was still on its way.
+
+mod pull;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use self::pull::{PullEnd, PullRequest, position_of, pull_end};
+use super::connection::{Connection, delay};
+use super::headers_of;
+use super::streams::ensure_consumer;
+use crate::clock;
+use crate::events::{self, Log};
+use crate::held::Reservation;
+use crate::job::{Arrival, Delivery};
+use crate::lease::LeaseTable;
+use crate::runtime::{Route, Undelivered};
+use crate::settings::NatsSettings;
+use crate::status::NodeStatus;
+
+/// How long the server keeps a request open.
+const PULL_EXPIRES: Duration = Duration::from_secs(20);
+/// How often the server says that an open request is alive.
+const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Most messages per request: what one wake-up can handle without starving others.
+const PULL_BATCH: usize = 256;
+/// How long shutdown waits for the server to confirm that the request is gone.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+/// Pause while intake is being re-created.
+const INTAKE_RESTART_WAIT: Duration = Duration::from_millis(20);
+
+/// What a source needs. Cheap to clone: each incarnation gets its own.
+#[derive(Clone)]
+pub struct SourceParts {
+    /// The connection, made on this runtime.
+    pub connection: Connection,
+    /// Broker settings.
+    pub settings: Arc<NatsSettings>,
+    /// What is held from the broker.
+    pub leases: LeaseTable,
+    /// Next station.
+    pub intake: Route<Delivery>,
+    /// State of the node; also the held permits.
+    pub status: NodeStatus,
+    /// Becomes true when the source is to stop.
+    pub stop: watch::Receiver<bool>,
+    /// Becomes true when the source has stopped and nothing more will arrive.
+    pub stopped: Arc<watch::Sender<bool>>,
+    /// Log.
+    pub log: Log,
+}
+
+/// Why consuming broke off; it begins anew.
+#[derive(Debug, thiserror::Error)]
+enum SourceError {
+    #[error(transparent)]
+    Stream(#[from] super::streams::StreamError),
+    #[error("{0}")]
+    Broken(String),
+}
+
+fn broken(error: impl ToString) -> SourceError {
+    SourceError::Broken(error.to_string())
+}
+
+/// Pulls until told to stop. Whatever breaks is rebuilt: consumer, streams, subscription.
+pub async fn run_pull(mut parts: SourceParts) {
+    let mut failures = 0;
+    while !*parts.stop.borrow() {
+        let began = Instant::now();
+        match parts.consume_stream().await {
+            Ok(()) => break,
+            Err(error) => {
+                parts.status.set_consuming(false);
+                failures = if began.elapsed() > PULL_EXPIRES {
+                    0
+                } else {
+                    failures + 1
+                };
+                let wait = delay(failures);
+                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                parts.log.emit(events::pull_rebuilt(&error.to_string(), wait_ms));
+                parts.pause(wait).await;
+            }
+        }
+    }
+    parts.finish();
+}
+
+/// Subscribes until told to stop. At most once: nothing comes back.
+pub async fn run_queue(mut parts: SourceParts) {
+    while !*parts.stop.borrow() {
+        if let Err(error) = parts.consume_queue().await {
+            parts.status.set_consuming(false);
+            parts.log.emit(events::pull_rebuilt(&error.to_string(), 500));
+            parts.pause(Duration::from_millis(500)).await;
+        } else {
+            break;
+        }
+    }
+    parts.finish();
+}
+
+impl SourceParts {
+    fn finish(&self) {
+        self.status.set_consuming(false);
+        self.stopped.send_replace(true);
+    }
+
+    /// Waits, unless told to stop.
+    async fn pause(&mut self, wait: Duration) {
+        let _ = timeout(wait, self.stop.wait_for(|stop| *stop)).await;
+    }
+
+    async fn consume_stream(&mut self) -> Result<(), SourceError> {
+        let jetstream = jetstream::new(self.connection.client.clone());
+        let (stream, _) = ensure_consumer(&jetstream, &self.settings, &self.log).await?;
+        let stream: Arc<str> = stream.into();
+        let inbox = self.connection.client.new_inbox();
+        let mut messages = self
+            .connection
+            .client
+            .subscribe(format!("{inbox}.*"))
+            .await
+            .map_err(broken)?;
+        let mut request = PullRequest::new(&stream, &self.settings.durable, &inbox);
+        self.status.set_consuming(true);
+        loop {
+            let mut stop = self.stop.clone();
+            let reservation = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => None,
+                reservation = self.status.held().reserve(PULL_BATCH) => Some(reservation),
+            };
+            let end = match reservation {
+                Some(reservation) => {
+                    self.pull(&mut request, &mut messages, &stream, reservation)
+                        .await?
+                }
+                None => PullEnd::Stop,
+            };
+            match end {
+                PullEnd::Stop => break,
+                PullEnd::Oversize if self.status.held().held_jobs() == 0 => request.ignore_bytes_once(),
+                PullEnd::Oversize => {
+                    let mut stop = self.stop.clone();
+                    tokio::select! {
+                        _ = stop.wait_for(|stop| *stop) => {}
+                        () = self.status.held().all_returned() => {}
+                    }
+                }
+                PullEnd::Over | PullEnd::Quiet => {}
+            }
+        }
+        // The server has let go when it has answered; what it sent before that is still handled.
+        messages.drain().await.map_err(broken)?;
+        let mut rest = None;
+        while let Ok(Some(message)) = timeout(RELEASE_LIMIT, messages.next()).await {
+            if message.status.is_none() {
+                self.hand_over(message, &stream, &mut rest).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one request and handles what comes of it.
+    async fn pull(
+        &mut self,
+        request: &mut PullRequest,
+        messages: &mut async_nats::Subscriber,
+        stream: &Arc<str>,
+        reservation: Reservation,
+    ) -> Result<PullEnd, SourceError> {
+        let mut link = self.connection.link.clone();
+        if !self.connection.wait_up(PULL_HEARTBEAT).await {
+            return Ok(PullEnd::Quiet);
+        }
+        let generation = link.borrow_and_update().generation;
+        let wanted = reservation.remaining();
+        let (subject, reply, body) = request.next(
+            wanted,
+            self.status.held().free_bytes(),
+            PULL_EXPIRES,
+            PULL_HEARTBEAT,
+        );
+        self.connection
+            .client
+            .publish_with_reply(subject, reply, body.into())
+            .await
+            .map_err(broken)?;
+        let deadline = Instant::now() + PULL_EXPIRES + PULL_HEARTBEAT;
+        let mut reservation = Some(reservation);
+        let mut stop = self.stop.clone();
+        while reservation
+            .as_ref()
+            .is_some_and(|reservation| reservation.remaining() > 0)
+        {
+            let quiet = (Instant::now() + PULL_HEARTBEAT * 2).min(deadline);
+            let message = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return Ok(PullEnd::Stop),
+                _ = link.wait_for(|link| link.generation != generation) => return Ok(PullEnd::Over),
+                message = messages.next() => message.ok_or_else(|| broken("the subscription ended"))?,
+                () = tokio::time::sleep_until(quiet) => return Ok(PullEnd::Quiet),
+            };
+            match message.status {
+                None => self.hand_over(message, stream, &mut reservation).await,
+                Some(status) => {
+                    let description = message.description.as_deref().unwrap_or_default();
+                    let current = request.is_current(&message.subject);
+                    match pull_end(status.as_u16(), description) {
+                        Ok(Some(end)) if current => return Ok(end),
+                        Err(error) if current => return Err(SourceError::Broken(error)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(PullEnd::Over)
+    }
+
+    /// Gives one message its permit and its lease and passes it on.
+    async fn hand_over(
+        &self,
+        message: async_nats::Message,
+        stream: &Arc<str>,
+        reservation: &mut Option<Reservation>,
+    ) {
+        let Some(reply) = message.reply.as_ref() else {
+            return;
+        };
+        let sequence = position_of(reply).unwrap_or_default();
+        let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence));
+        let size = message.payload.len();
+        let permit = match reservation
+            .as_mut()
+            .and_then(|reservation| reservation.take(size))
+        {
+            Some(permit) => permit,
+            // A late message of an earlier request: its lease is renewed while it waits for room.
+            None => match self.status.held().reserve(1).await.take(size) {
+                Some(permit) => permit,
+                None => return,
+            },
+        };
+        let arrival = arrival(&message, Some((Arc::clone(stream), sequence)));
+        self.pass_on(Delivery {
+            arrival,
+            permit,
+            lease: Some(lease),
+        })
+        .await;
+    }
+
+    async fn pass_on(&self, mut delivery: Delivery) {
+        while let Err(Undelivered(back)) = self.intake.tell(delivery) {
+            delivery = back;
+            tokio::time::sleep(INTAKE_RESTART_WAIT).await;
+        }
+    }
+
+    async fn consume_queue(&mut self) -> Result<(), SourceError> {
+        let (subject, group) = (
+            self.settings.subjects.assign.clone(),
+            self.settings.durable.clone(),
+        );
+        let mut messages = self
+            .connection
+            .client
+            .queue_subscribe(subject, group)
+            .await
+            .map_err(broken)?;
+        self.connection.client.flush().await.map_err(broken)?;
+        self.status.set_consuming(true);
+        let mut stop = self.stop.clone();
+        loop {
+            let message = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                message = messages.next() => message.ok_or_else(|| broken("the subscription ended"))?,
+            };
+            self.hand_over_unleased(message).await;
+        }
+        messages.drain().await.map_err(broken)?;
+        while let Ok(Some(message)) = timeout(RELEASE_LIMIT, messages.next()).await {
+            self.hand_over_unleased(message).await;
+        }
+        Ok(())
+    }
+
+    async fn hand_over_unleased(&self, message: async_nats::Message) {
+        let Some(permit) = self.status.held().reserve(1).await.take(message.payload.len()) else {
+            return;
+        };
+        self.pass_on(Delivery {
+            arrival: arrival(&message, None),
+            permit,
+            lease: None,
+        })
+        .await;
+    }
+}
+
+fn arrival(message: &async_nats::Message, position: Option<(Arc<str>, u64)>) -> Arrival {
+    Arrival {
+        subject: message.subject.as_str().into(),
+        headers: Arc::new(headers_of(message.headers.as_ref())),
+        payload: message.payload.clone(),
+        position,
+        received_at_ms: clock::epoch_ms(),
+        received: Instant::now(),
+    }
+}

@@ -1,0 +1,147 @@
+//! The pull request and its answers, in JetStream's words. Pure.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+/// Makes requests on one inbox, each with a reply subject of its own, so that answers to an old one can be told.
+pub(super) struct PullRequest {
+    subject: String,
+    inbox: String,
+    number: u64,
+    ignore_bytes: bool,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PullEnd {
+    /// It was filled, it expired, or the server forgot it: ask again.
+    Over,
+    /// Nothing was heard for too long: ask again.
+    Quiet,
+    /// The next message does not fit into the bytes that are free.
+    Oversize,
+    /// The source is to stop.
+    Stop,
+}
+
+impl PullRequest {
+    pub(super) fn new(stream: &str, durable: &str, inbox: &str) -> Self {
+        Self {
+            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"),
+            inbox: inbox.to_owned(),
+            number: 0,
+            ignore_bytes: false,
+        }
+    }
+
+    /// The next request is for one message of any size: nothing is held, and yet it did not fit.
+    pub(super) fn ignore_bytes_once(&mut self) {
+        self.ignore_bytes = true;
+    }
+
+    /// Subject, reply subject and body of the next request.
+    pub(super) fn next(
+        &mut self,
+        messages: usize,
+        bytes: usize,
+        expires: Duration,
+        heartbeat: Duration,
+    ) -> (String, String, String) {
+        self.number += 1;
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let mut body = json!({
+            "batch": messages,
+            "expires": nanos(expires),
+            "idle_heartbeat": nanos(heartbeat),
+        });
+        if std::mem::take(&mut self.ignore_bytes) {
+            body["batch"] = json!(1);
+        } else {
+            body["max_bytes"] = json!(bytes);
+        }
+        (self.subject.clone(), self.reply(), body.to_string())
+    }
+
+    /// Whether a status message answers the latest request.
+    pub(super) fn is_current(&self, subject: &str) -> bool {
+        subject == self.reply()
+    }
+
+    fn reply(&self) -> String {
+        format!("{}.{}", self.inbox, self.number)
+    }
+}
+
+/// What a status message means for the request: nothing, its end, or that the consumer must be rebuilt.
+pub(super) fn pull_end(status: u16, description: &str) -> Result<Option<PullEnd>, String> {
+    match status {
+        100 => Ok(None),
+        404 | 408 => Ok(Some(PullEnd::Over)),
+        409 if description.contains("MaxBytes") => Ok(Some(PullEnd::Oversize)),
+        409 if ["Leadership Change", "Batch Completed", "Server Shutdown"]
+            .iter()
+            .any(|d| description.contains(d)) =>
+        {
+            Ok(Some(PullEnd::Over))
+        }
+        status => Err(format!("the server ended the pull: {status} {description}")),
+    }
+}
+
+/// The stream sequence in the reply subject of a delivery. Servers write 9 tokens, newer ones 12 with a domain.
+pub(super) fn position_of(reply: &str) -> Option<u64> {
+    let tokens: Vec<&str> = reply.split('.').collect();
+    let index = match tokens.len() {
+        9 => 5,
+        11.. => 7,
+        _ => return None,
+    };
+    tokens.get(index)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sequence_is_found_in_both_forms_of_the_reply_subject() {
+        assert_eq!(
+            position_of("$JS.ACK.caf-stream.caf-workers.1.42.7.1700000000000000000.0"),
+            Some(42)
+        );
+        assert_eq!(
+            position_of("$JS.ACK.hub.account.caf-stream.caf-workers.1.42.7.1700000000000000000.0.token"),
+            Some(42)
+        );
+        assert_eq!(position_of("_INBOX.x"), None);
+    }
+
+    #[test]
+    fn only_answers_to_the_latest_request_are_current() {
+        let mut request = PullRequest::new("s", "d", "_INBOX.x");
+        let limits = (Duration::from_secs(1), Duration::from_secs(1));
+        let (subject, first, _) = request.next(3, 100, limits.0, limits.1);
+        assert_eq!(subject, "$JS.API.CONSUMER.MSG.NEXT.s.d");
+        assert!(request.is_current(&first));
+        let (_, second, body) = request.next(3, 100, limits.0, limits.1);
+        assert!(request.is_current(&second) && !request.is_current(&first));
+        assert!(body.contains("\"max_bytes\":100"));
+        request.ignore_bytes_once();
+        let (_, _, body) = request.next(3, 100, limits.0, limits.1);
+        assert!(!body.contains("max_bytes") && body.contains("\"batch\":1"));
+    }
+
+    #[test]
+    fn status_messages_end_the_pull_or_ask_for_a_new_consumer() {
+        assert_eq!(pull_end(100, "Idle Heartbeat"), Ok(None));
+        assert_eq!(pull_end(408, "Request Timeout"), Ok(Some(PullEnd::Over)));
+        assert_eq!(
+            pull_end(409, "Message Size Exceeds MaxBytes"),
+            Ok(Some(PullEnd::Oversize))
+        );
+        assert_eq!(pull_end(409, "Leadership Change"), Ok(Some(PullEnd::Over)));
+        assert!(pull_end(409, "Consumer Deleted").is_err());
+        assert!(pull_end(503, "").is_err());
+    }
+}

@@ -1,0 +1,222 @@
+//! Makes sure that the streams and the consumer are there: bound as they are, or created where allowed.
+//!
+//! Neighbours: the source calls [`ensure_consumer`], wiring calls [`ensure_answer_streams`]. Never changes what it
+//! finds.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamByNameErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{Context, ErrorCode};
+
+use super::connection::chain;
+use crate::events::{self, Log};
+use crate::settings::NatsSettings;
+
+/// Most assignments that may wait in a stream of ours: beyond it the router hears that it is full.
+const MAX_WAITING_ASSIGNMENTS: i64 = 1_000_000;
+/// Largest size of a stream of ours, in bytes. The server reserves it.
+const MAX_STREAM_BYTES: i64 = 1024 * 1024 * 1024;
+/// Size tried on a server that cannot reserve [`MAX_STREAM_BYTES`].
+const SMALL_STREAM_BYTES: i64 = 64 * 1024 * 1024;
+/// How long results stay readable.
+const RESULTS_AGE: Duration = Duration::from_secs(24 * 3600);
+/// How long dead letters stay readable.
+const DLQ_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a stream of ours drops second copies: as long as the router remembers.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
+
+/// Why a stream or consumer cannot be used. All are tried again: an operator may mend them meanwhile.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// JetStream did not answer as it should.
+    #[error("{what}: {why}")]
+    Request {
+        /// What was tried.
+        what: String,
+        /// What came back.
+        why: String,
+    },
+    /// No stream covers a subject, and creating is not allowed.
+    #[error("no stream covers {0} and nats.create_streams is false")]
+    NotCovered(String),
+    /// The consumer exists but cannot be used.
+    #[error("consumer {name} of stream {stream} {rule}")]
+    Consumer {
+        /// The stream.
+        stream: String,
+        /// The consumer.
+        name: String,
+        /// What it would have to be.
+        rule: &'static str,
+    },
+}
+
+fn failed(what: impl Into<String>, error: &dyn std::error::Error) -> StreamError {
+    StreamError::Request {
+        what: what.into(),
+        why: chain(error),
+    }
+}
+
+/// The stream that covers a subject, if any.
+async fn covering(jetstream: &Context, subject: &str) -> Result<Option<String>, StreamError> {
+    match jetstream.stream_by_subject(subject).await {
+        Ok(name) => Ok(Some(name)),
+        Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(format!("looking for the stream of {subject}"), &error)),
+    }
+}
+
+/// Creates a stream; on a server without room for its size, a smaller one.
+async fn create(jetstream: &Context, config: Config, log: &Log) -> Result<(), StreamError> {
+    let name = config.name.clone();
+    let no_room = |error: &CreateStreamError| {
+        matches!(
+            error.kind(),
+            CreateStreamErrorKind::JetStream(error)
+                if [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES]
+                    .contains(&error.error_code())
+        )
+    };
+    let smaller = Config {
+        max_bytes: SMALL_STREAM_BYTES,
+        ..config.clone()
+    };
+    let created = match jetstream.create_stream(config).await {
+        Err(error) if no_room(&error) => jetstream.create_stream(smaller).await,
+        other => other,
+    };
+    created.map_err(|error| failed(format!("creating stream {name}"), &error))?;
+    log.emit(events::stream_ready("stream", &name, true));
+    Ok(())
+}
+
+/// The assignment stream's name and the shared consumer, found or created.
+///
+/// # Errors
+/// [`StreamError`]; every kind may pass, so the caller tries again.
+pub async fn ensure_consumer(
+    jetstream: &Context,
+    settings: &NatsSettings,
+    log: &Log,
+) -> Result<(String, PullConsumer), StreamError> {
+    let subject = &settings.subjects.assign;
+    let stream = match covering(jetstream, subject).await? {
+        Some(name) => name,
+        None if settings.create_streams => {
+            let config = Config {
+                name: settings.stream.clone(),
+                subjects: vec![subject.clone()],
+                retention: RetentionPolicy::WorkQueue,
+                discard: DiscardPolicy::New,
+                max_messages: MAX_WAITING_ASSIGNMENTS,
+                max_bytes: MAX_STREAM_BYTES,
+                storage: StorageType::File,
+                duplicate_window: Duration::from_secs(120),
+                ..Config::default()
+            };
+            create(jetstream, config, log).await?;
+            settings.stream.clone()
+        }
+        None => return Err(StreamError::NotCovered(subject.clone())),
+    };
+    let handle = jetstream
+        .get_stream(&stream)
+        .await
+        .map_err(|error| failed(format!("reading stream {stream}"), &error))?;
+    let config = pull::Config {
+        durable_name: Some(settings.durable.clone()),
+        description: Some("shared by all workers of the fleet".to_owned()),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_millis(settings.ack_wait_ms),
+        // Hand-backs count against this limit and a message past it is never answered: attempts are ours to count.
+        max_deliver: -1,
+        max_ack_pending: i64::try_from(settings.max_ack_pending).unwrap_or(i64::MAX),
+        filter_subject: subject.clone(),
+        ..pull::Config::default()
+    };
+    let what = || format!("consumer {} of stream {stream}", settings.durable);
+    let consumer: PullConsumer = if settings.create_streams {
+        handle
+            .get_or_create_consumer(&settings.durable, config)
+            .await
+            .map_err(|error| failed(what(), &error))?
+    } else {
+        handle
+            .get_consumer(&settings.durable)
+            .await
+            .map_err(|error| StreamError::Request {
+                what: what(),
+                why: error.to_string(),
+            })?
+    };
+    if consumer.cached_info().config.ack_policy != AckPolicy::Explicit {
+        let (name, rule) = (settings.durable.clone(), "must use explicit acknowledgement");
+        return Err(StreamError::Consumer { stream, name, rule });
+    }
+    log.emit(events::stream_ready(
+        "consumer",
+        &format!("{stream}.{}", settings.durable),
+        false,
+    ));
+    Ok((stream, consumer))
+}
+
+/// The subjects of ours that a stream stores, after creating the streams that are missing. Publishing on these is
+/// confirmed; on the others it is not.
+///
+/// # Errors
+/// [`StreamError`]; every kind may pass, so the caller tries again.
+pub async fn ensure_answer_streams(
+    jetstream: &Context,
+    settings: &NatsSettings,
+    log: &Log,
+) -> Result<Vec<String>, StreamError> {
+    let subjects = &settings.subjects;
+    let groups = [
+        (
+            &settings.results_stream,
+            vec![&subjects.result, &subjects.ack],
+            RESULTS_AGE,
+        ),
+        (&settings.dlq_stream, vec![&subjects.dlq], DLQ_AGE),
+    ];
+    let mut stored = Vec::new();
+    for (name, wanted, max_age) in groups {
+        let mut missing = Vec::new();
+        for subject in wanted {
+            match covering(jetstream, subject).await? {
+                Some(_) => stored.push(subject.clone()),
+                None => missing.push(subject.clone()),
+            }
+        }
+        if missing.is_empty() {
+            continue;
+        }
+        if !settings.create_streams {
+            let text = format!(
+                "{}: no stream stores it and nats.create_streams is false; not confirmed",
+                missing.join(", ")
+            );
+            log.emit(events::warning(&text));
+            continue;
+        }
+        let config = Config {
+            name: name.clone(),
+            subjects: missing.clone(),
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::Old,
+            max_bytes: MAX_STREAM_BYTES,
+            max_age,
+            storage: StorageType::File,
+            duplicate_window: DUPLICATE_WINDOW,
+            ..Config::default()
+        };
+        create(jetstream, config, log).await?;
+        stored.extend(missing);
+    }
+    Ok(stored)
+}

@@ -1,0 +1,78 @@
+//! What the node is doing, as health page, heartbeat and decisions see it.
+//!
+//! Neighbours: edges and shutdown write it, everything reads it. Shared between threads; plain values, no events.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use tokio::sync::watch;
+
+use crate::held::HeldPermits;
+
+/// State of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct NodeStatus(Arc<Shared>);
+
+struct Shared {
+    connected: AtomicBool,
+    consuming: AtomicBool,
+    draining: watch::Sender<bool>,
+    held: HeldPermits,
+}
+
+impl NodeStatus {
+    /// A node that has just begun.
+    pub fn new(held: HeldPermits) -> Self {
+        Self(Arc::new(Shared {
+            connected: AtomicBool::new(false),
+            consuming: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
+            held,
+        }))
+    }
+
+    /// What the node holds.
+    pub fn held(&self) -> &HeldPermits {
+        &self.0.held
+    }
+
+    /// Whether the broker is reachable.
+    pub fn is_connected(&self) -> bool {
+        self.0.connected.load(SeqCst)
+    }
+
+    /// The broker came or went.
+    pub fn set_connected(&self, connected: bool) {
+        self.0.connected.store(connected, SeqCst);
+    }
+
+    /// Whether assignments are being asked for.
+    pub fn is_consuming(&self) -> bool {
+        self.0.consuming.load(SeqCst)
+    }
+
+    /// Asking for assignments began or ended.
+    pub fn set_consuming(&self, consuming: bool) {
+        self.0.consuming.store(consuming, SeqCst);
+    }
+
+    /// Whether the node shuts down.
+    pub fn is_draining(&self) -> bool {
+        *self.0.draining.borrow()
+    }
+
+    /// Tells when the node begins to shut down.
+    pub fn draining(&self) -> watch::Receiver<bool> {
+        self.0.draining.subscribe()
+    }
+
+    /// The node begins to shut down; there is no way back.
+    pub fn start_draining(&self) {
+        self.0.draining.send_replace(true);
+    }
+
+    /// Ready = connected, consuming, not draining.
+    pub fn is_ready(&self) -> bool {
+        self.is_connected() && self.is_consuming() && !self.is_draining()
+    }
+}
