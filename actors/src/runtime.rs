@@ -166,3 +166,21 @@ impl Drop for EventLoop {
         self.0.stop();
     }
 }
+
+/// Runs a future on another event loop and waits for what it yields. Nothing when that loop is gone, or the future
+/// panicked.
+pub async fn run_on<T: Send + 'static>(
+    on: &ArbiterHandle,
+    make: impl FnOnce() -> LocalBoxFuture<'static, T> + Send + 'static,
+) -> Option<T> {
+    let (done, is_done) = tokio::sync::oneshot::channel();
+    on.spawn_fn(move || {
+        actix::spawn(async move {
+            let _ = done.send(make().await);
+        });
+    });
+    is_done.await.ok()
+}
+
+#[cfg(test)]
+mod tests;

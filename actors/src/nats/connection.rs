@@ -44,6 +44,11 @@ impl Connection {
         let mut link = self.link.clone();
         matches!(timeout(limit, link.wait_for(|link| link.up)).await, Ok(Ok(_)))
     }
+
+    /// Waits until the server has everything that was sent, at most `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        let _ = timeout(limit, self.client.flush()).await;
+    }
 }
 
 /// Why there is no connection.

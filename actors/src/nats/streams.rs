@@ -10,7 +10,7 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
 
-use super::connection::chain;
+use super::connection::{Connection, chain, delay};
 use crate::events::{self, Log};
 use crate::settings::NatsSettings;
 
@@ -219,4 +219,28 @@ pub async fn ensure_answer_streams(
         stored.extend(missing);
     }
     Ok(stored)
+}
+
+/// [`ensure_answer_streams`], again and again until the broker can: it may be starting, or an operator may be needed.
+/// The log says so, readiness too.
+pub async fn ensure_answer_streams_when_possible(
+    connection: &Connection,
+    settings: &NatsSettings,
+    log: &Log,
+) -> Vec<String> {
+    let mut jetstream = async_nats::jetstream::new(connection.client.clone());
+    jetstream.set_timeout(Duration::from_millis(settings.request_timeout_ms));
+    for attempt in 0.. {
+        match ensure_answer_streams(&jetstream, settings, log).await {
+            Ok(stored) => return stored,
+            Err(error) => {
+                let wait = delay(attempt);
+                if attempt % 10 == 0 {
+                    log.emit(events::pull_rebuilt(&error.to_string(), u64::try_from(wait.as_millis()).unwrap_or(0)));
+                }
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+    Vec::new()
 }

@@ -1,0 +1,274 @@
+//! Builds the tree, back to front: publisher, block workers, pools, intake. This file is the picture of the pipeline.
+//!
+//! Neighbours: `serve` and `exec` give it an edge to publish to and feed [`Tree::intake`]; `shutdown` is its mirror.
+//! It decides nothing about messages.
+
+use std::sync::Arc;
+
+use actix::{Actor, Addr};
+use caf_actors::answers::Answers;
+use caf_actors::block_worker::{BlockWorker, Run};
+use caf_actors::claims::Claims;
+use caf_actors::events::{self, Log};
+use caf_actors::held::HeldPermits;
+use caf_actors::intake::{Intake, IntakeParts};
+use caf_actors::job::Delivery;
+use caf_actors::lease::LeaseTable;
+use caf_actors::pool::{EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
+use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherRoutes};
+use caf_actors::runtime::{EventLoop, Route, spawn_actor};
+use caf_actors::sink::Sink;
+use caf_actors::status::NodeStatus;
+use caf_actors::supervisor::{Adopt, Child, Escalation, Supervisor};
+use caf_protocol::block::{CancellationToken, Registry, ResourceClass};
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+
+use crate::settings::Settings;
+
+/// The event loops of a node. The pipeline's never runs a block.
+pub struct EventLoops {
+    /// Intake, pools, publisher, and the broker connection they use.
+    pub pipeline: EventLoop,
+    /// Block workers; one HTTP client each.
+    pub blocks: Vec<EventLoop>,
+}
+
+impl EventLoops {
+    /// Starts the threads.
+    pub fn start(settings: &Settings) -> Self {
+        let blocks = (0..settings.worker.io_threads.max(1)).map(|_| EventLoop::start()).collect();
+        Self { pipeline: EventLoop::start(), blocks }
+    }
+}
+
+/// One pool, as the rest of the node reaches it.
+pub struct PoolHandle {
+    /// Which.
+    pub class: ResourceClass,
+    /// Shutdown empties its line.
+    pub empty: Route<EmptyLine>,
+    /// The health page looks at it.
+    pub look: Route<LookAtPool>,
+    /// Its slots.
+    pub slots: Arc<Slots>,
+}
+
+/// A running pipeline.
+pub struct Tree {
+    /// Where deliveries go in.
+    pub intake: Route<Delivery>,
+    /// The pools.
+    pub pools: Vec<PoolHandle>,
+    /// The health page looks at the publisher.
+    pub publisher: Route<LookAtPublisher>,
+    /// State of the node.
+    pub status: NodeStatus,
+    /// What is held from the broker.
+    pub leases: LeaseTable,
+    /// Cancels every job.
+    pub cancel_all: CancellationToken,
+    /// Watches the parts.
+    pub supervisor: Addr<Supervisor>,
+    /// Tells when the node must leave.
+    pub escalations: mpsc::UnboundedReceiver<Escalation>,
+    /// For parts outside of the tree to say the same.
+    pub escalate: mpsc::UnboundedSender<Escalation>,
+    /// The threads; they end when dropped.
+    pub loops: EventLoops,
+}
+
+impl Tree {
+    /// The pool for `class`.
+    pub fn pool(&self, class: ResourceClass) -> &PoolHandle {
+        let found = self.pools.iter().find(|pool| pool.class == class);
+        found.expect("there is a pool for every class")
+    }
+}
+
+/// Builds and starts the tree. Returns when every part takes messages.
+pub async fn build(
+    settings: &Settings,
+    registry: Registry,
+    sink: Arc<dyn Sink>,
+    loops: EventLoops,
+    status: NodeStatus,
+    log: &Log,
+) -> Tree {
+    let (escalate, escalations) = mpsc::unbounded_channel();
+    let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone()).start();
+    let answers = Answers::new(&settings.nats.subjects, log.worker_id());
+    let cancel_all = CancellationToken::new();
+
+    let publisher = PublisherRoutes::default();
+    let look_at_publisher = Route::default();
+    adopt(&supervisor, publisher_child(&loops, &publisher, &look_at_publisher, sink, &answers, log)).await;
+
+    let mut pools = Vec::new();
+    let mut doors = Vec::new();
+    for class in ResourceClass::ALL {
+        let (handle, door) = start_pool(class, settings, &supervisor, &loops, &publisher, log).await;
+        pools.push(handle);
+        doors.push(door);
+    }
+    let [cpu, gpu, io] = <[PoolDoor; 3]>::try_from(doors).unwrap_or_else(|_| unreachable!("three classes"));
+
+    log.emit(events::blocks_registered(&registry.job_types()));
+    let parts = IntakeParts {
+        registry,
+        pools: PoolDoors { cpu, gpu, io },
+        publisher,
+        claims: Claims::new(&settings.idempotency),
+        status: status.clone(),
+        answers,
+        allowed_tenants: settings.tenants.allowed.clone().into(),
+        default_attempts: settings.retry.max_attempts,
+        cancel_all: cancel_all.clone(),
+        log: log.clone(),
+    };
+    let intake = Route::default();
+    adopt(&supervisor, intake_child(&loops, &intake, parts)).await;
+    let sizes = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
+    log.emit(events::pools_initialized(sizes));
+
+    let leases = LeaseTable::default();
+    Tree {
+        intake,
+        pools,
+        publisher: look_at_publisher,
+        status,
+        leases,
+        cancel_all,
+        supervisor,
+        escalations,
+        escalate,
+        loops,
+    }
+}
+
+/// What the node holds, from its settings.
+pub fn new_status(settings: &Settings) -> NodeStatus {
+    NodeStatus::new(HeldPermits::new(&settings.limits))
+}
+
+/// Gives a child to the supervisor and waits until it takes messages.
+pub async fn adopt(supervisor: &Addr<Supervisor>, child: Child) {
+    // The supervisor lives on this thread for as long as the node does.
+    let _ = supervisor.send(Adopt(child)).await;
+}
+
+fn publisher_child(
+    loops: &EventLoops,
+    routes: &PublisherRoutes,
+    look: &Route<LookAtPublisher>,
+    sink: Arc<dyn Sink>,
+    answers: &Answers,
+    log: &Log,
+) -> Child {
+    let on = loops.pipeline.handle();
+    let (routes, look, answers, log) = (routes.clone(), look.clone(), answers.clone(), log.clone());
+    Child {
+        name: "publisher".to_owned(),
+        start: Box::new(move |ended| {
+            let (on, routes, look) = (on.clone(), routes.clone(), look.clone());
+            let (sink, answers, log) = (Arc::clone(&sink), answers.clone(), log.clone());
+            async move {
+                let make = move || Publisher::new(sink, answers, log);
+                let connect = move |address: &Addr<Publisher>| {
+                    routes.acknowledge.connect(address);
+                    routes.conclude.connect(address);
+                    routes.settle.connect(address);
+                    look.connect(address);
+                };
+                spawn_actor(&on, make, connect, ended).await;
+            }
+            .boxed()
+        }),
+    }
+}
+
+async fn start_pool(
+    class: ResourceClass,
+    settings: &Settings,
+    supervisor: &Addr<Supervisor>,
+    loops: &EventLoops,
+    publisher: &PublisherRoutes,
+    log: &Log,
+) -> (PoolHandle, PoolDoor) {
+    let pool = settings.pools.get(class);
+    let mut workers = Vec::new();
+    for index in 0..pool.max_concurrency {
+        let worker = Route::default();
+        let on = &loops.blocks[index % loops.blocks.len()];
+        adopt(supervisor, worker_child(class, index, on, &worker, publisher, log)).await;
+        workers.push(worker);
+    }
+    let slots_returned = Route::default();
+    let slots = Slots::new(pool.max_concurrency, slots_returned.clone());
+    let queue = settings.worker.queue.v2.enabled.then_some(pool.max_queue_size);
+    let door = PoolDoor { places: Places::new(pool.max_concurrency, queue), enqueue: Route::default() };
+    let handle = PoolHandle { class, empty: Route::default(), look: Route::default(), slots: Arc::clone(&slots) };
+
+    let (on, publisher, log) = (loops.pipeline.handle(), publisher.clone(), log.clone());
+    let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
+    let child = Child {
+        name: format!("pool.{}", class.as_str()),
+        start: Box::new(move |ended| {
+            let on = on.clone();
+            let (slots, workers) = (Arc::clone(&slots), workers.clone());
+            let (publisher, log) = (publisher.clone(), log.clone());
+            let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
+            let slots_returned = slots_returned.clone();
+            async move {
+                let make = move || Pool::new(class, slots, workers, publisher, log);
+                let connect = move |address: &Addr<Pool>| {
+                    enqueue.connect(address);
+                    slots_returned.connect(address);
+                    empty.connect(address);
+                    look.connect(address);
+                };
+                spawn_actor(&on, make, connect, ended).await;
+            }
+            .boxed()
+        }),
+    };
+    adopt(supervisor, child).await;
+    (handle, door)
+}
+
+fn worker_child(
+    class: ResourceClass,
+    index: usize,
+    on: &EventLoop,
+    route: &Route<Run>,
+    publisher: &PublisherRoutes,
+    log: &Log,
+) -> Child {
+    let (on, route, publisher, log) = (on.handle(), route.clone(), publisher.clone(), log.clone());
+    Child {
+        name: format!("block_worker.{}.{index}", class.as_str()),
+        start: Box::new(move |ended| {
+            let (on, route, publisher, log) = (on.clone(), route.clone(), publisher.clone(), log.clone());
+            async move {
+                let make = move || BlockWorker::new(publisher, log);
+                spawn_actor(&on, make, move |address: &Addr<BlockWorker>| route.connect(address), ended).await;
+            }
+            .boxed()
+        }),
+    }
+}
+
+fn intake_child(loops: &EventLoops, route: &Route<Delivery>, parts: IntakeParts) -> Child {
+    let (on, route) = (loops.pipeline.handle(), route.clone());
+    Child {
+        name: "intake".to_owned(),
+        start: Box::new(move |ended| {
+            let (on, route, parts) = (on.clone(), route.clone(), parts.clone());
+            async move {
+                let make = move || Intake::new(parts);
+                spawn_actor(&on, make, move |address: &Addr<Intake>| route.connect(address), ended).await;
+            }
+            .boxed()
+        }),
+    }
+}
