@@ -6,6 +6,7 @@
 
 pub mod decision;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,10 +99,12 @@ impl Intake {
                 failure,
             });
         };
-        let task = block.prepare(assignment.inputs).map_err(|failure| Refusal {
-            reason: RejectReason::InvalidInputs,
-            failure,
-        })?;
+        // Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
+        let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(assignment.inputs)));
+        let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
+        let task = prepared
+            .unwrap_or_else(|_| Err(panicked()))
+            .map_err(|failure| Refusal { reason: RejectReason::InvalidInputs, failure })?;
         Ok(Runnable {
             task,
             class: assignment.resource_class.unwrap_or(block.spec().class),
