@@ -1,3 +1,4 @@
 //! Placeholder.
 #![allow(missing_docs)]
+pub mod mask;
 pub mod settings;
