@@ -67,10 +67,9 @@ impl Rules {
         self.broken
     }
 
-    /// `key` may name a deeper one with dots.
     fn path(&self, key: &str) -> Vec<String> {
         let mut path = self.section.clone();
-        path.extend(key.split('.').map(str::to_owned));
+        path.push(key.to_owned());
         path
     }
 }
