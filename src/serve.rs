@@ -100,7 +100,8 @@ async fn connect_pipeline(
     log: &Log,
 ) -> Result<(Connection, NatsSink), ConnectError> {
     let (settings, status, log) = (settings.clone(), status.clone(), log.clone());
-    let connected = run_on(&pipeline.handle(), move || {
+    let on = pipeline.handle();
+    let connected = run_on(&on, move || {
         async move {
             let connection =
                 connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;

@@ -1,14 +1,22 @@
 //! Settings of the pipeline's parts. The node composes them with those of the blocks and reads them from files and
 //! the environment; here they only have shapes, defaults and rules.
 //!
-//! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct.
+//! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct. Rules that the types
+//! cannot express are in the `validate` functions (`validate.rs`), which report to [`rules`].
 
+pub mod rules;
+
+mod validate;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use caf_protocol::block::ResourceClass;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::mask;
 
 /// How assignments arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,8 +28,8 @@ pub enum NatsMode {
     Core,
 }
 
-/// Broker: where it is, who we are there, and the names we use.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Broker: where it is, who we are there, and the names we use. `Debug` hides its secrets.
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NatsSettings {
     /// Server addresses, comma-separated, e.g. `nats://host:4222` or `tls://host:4222`.
@@ -42,7 +50,7 @@ pub struct NatsSettings {
     pub ack_wait_ms: u64,
     /// Most unanswered assignments of the whole fleet.
     pub max_ack_pending: u64,
-    /// Most attempts at one assignment, counted by the workers.
+    /// Most attempts at one assignment, counted by the workers. Not in effect yet.
     pub max_deliver: u32,
     /// How long to wait for the server at start, in milliseconds; 0 waits for ever.
     pub connect_deadline_ms: u64,
@@ -90,6 +98,14 @@ impl Default for NatsSettings {
     }
 }
 
+impl fmt::Debug for NatsSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = serde_json::to_value(self).map_err(|_| fmt::Error)?;
+        mask::mask(&mut value);
+        write!(f, "NatsSettings {value}")
+    }
+}
+
 /// Encryption between worker and broker.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -118,6 +134,8 @@ pub struct SubjectSettings {
     pub heartbeat: String,
     /// Dead letters.
     pub dlq: String,
+    /// Requests to cancel an assignment. Not in effect yet.
+    pub cancel: Option<String>,
 }
 
 impl Default for SubjectSettings {
@@ -128,6 +146,7 @@ impl Default for SubjectSettings {
             result: "caf.exec.result.v1".to_owned(),
             heartbeat: "caf.worker.heartbeat.v1".to_owned(),
             dlq: "caf.exec.dlq.v1".to_owned(),
+            cancel: None,
         }
     }
 }
@@ -151,19 +170,14 @@ impl Default for LimitSettings {
     }
 }
 
-/// One pool.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// One pool. Read as a part of [`PoolsSettings`] only, which knows each pool's defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, extend("required" = []))]
 pub struct PoolSettings {
     /// Slots: jobs that run at once.
     pub max_concurrency: usize,
     /// Jobs that may wait beyond the running ones when the queue flag is on; without it only `limits` bound them.
-    #[serde(default = "default_queue_size")]
     pub max_queue_size: usize,
-}
-
-fn default_queue_size() -> usize {
-    1_000
 }
 
 /// The three pools.
@@ -171,18 +185,49 @@ fn default_queue_size() -> usize {
 #[serde(deny_unknown_fields, default)]
 pub struct PoolsSettings {
     /// Computing.
+    #[serde(deserialize_with = "cpu_pool")]
     pub cpu: PoolSettings,
     /// Work on an accelerator.
+    #[serde(deserialize_with = "gpu_pool")]
     pub gpu: PoolSettings,
     /// Waiting for files and networks.
+    #[serde(deserialize_with = "io_pool")]
     pub io: PoolSettings,
+}
+
+/// A pool as it may be written: what is left out keeps the default of that pool, not of pools in general.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartialPool {
+    max_concurrency: Option<usize>,
+    max_queue_size: Option<usize>,
+}
+
+fn pool<'de, D: Deserializer<'de>>(from: D, default: PoolSettings) -> Result<PoolSettings, D::Error> {
+    let given = PartialPool::deserialize(from)?;
+    Ok(PoolSettings {
+        max_concurrency: given.max_concurrency.unwrap_or(default.max_concurrency),
+        max_queue_size: given.max_queue_size.unwrap_or(default.max_queue_size),
+    })
+}
+
+fn cpu_pool<'de, D: Deserializer<'de>>(from: D) -> Result<PoolSettings, D::Error> {
+    pool(from, PoolsSettings::default().cpu)
+}
+
+fn gpu_pool<'de, D: Deserializer<'de>>(from: D) -> Result<PoolSettings, D::Error> {
+    pool(from, PoolsSettings::default().gpu)
+}
+
+fn io_pool<'de, D: Deserializer<'de>>(from: D) -> Result<PoolSettings, D::Error> {
+    pool(from, PoolsSettings::default().io)
 }
 
 impl Default for PoolsSettings {
     fn default() -> Self {
         let pool = |slots| PoolSettings {
             max_concurrency: slots,
-            max_queue_size: default_queue_size(),
+            max_queue_size: 1_000,
         };
         Self {
             cpu: pool(4),
@@ -209,13 +254,15 @@ impl PoolsSettings {
 pub enum IdempotencyScope {
     /// In this process.
     Worker,
+    /// In a bucket that all workers share. Not in effect yet: works as `worker`.
+    Fleet,
 }
 
 /// How long and how much the worker remembers of finished assignments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdempotencySettings {
-    /// Where: `worker` is in this process.
+    /// Where: `worker` is in this process, `fleet` in all workers.
     pub scope: IdempotencyScope,
     /// How long, in seconds. The router itself forgets after 3600.
     pub ttl_s: u64,

@@ -1,0 +1,235 @@
+//! All settings of the node: the tree, composed of what each part owns, and the rules between parts.
+//!
+//! Neighbours: [`load`] fills the tree from defaults, files, environment and command line; the pipeline and the blocks
+//! own the types of their sections. This file never reads anything and never looks at the clock.
+//!
+//! In reading order: [`catalogue`] knows every key, [`origin`] says where a value came from and what is wrong with it,
+//! [`sources`] reads one source into entries, [`environment`] knows the names of variables, [`load`] puts entries on top
+//! of each other, [`show`] prints them, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
+
+pub mod blocks;
+pub mod catalogue;
+pub mod environment;
+pub mod load;
+pub mod not_yet;
+pub mod origin;
+pub mod show;
+pub mod sources;
+pub mod worker_id;
+
+mod validate;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use caf_actors::mask;
+use caf_actors::settings::{
+    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, PoolsSettings, RetrySettings,
+    SupervisionSettings, TenantSettings,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use blocks::BlockSettings;
+
+/// The whole tree. `Debug` hides its secrets.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The process itself.
+    pub worker: WorkerSettings,
+    /// Broker.
+    pub nats: NatsSettings,
+    /// What this worker may hold.
+    pub limits: LimitSettings,
+    /// Slots and queues per resource class.
+    pub pools: PoolsSettings,
+    /// Admission to the pools.
+    pub queue: QueueSettings,
+    /// What is remembered of finished assignments.
+    pub idempotency: IdempotencySettings,
+    /// Calls per job.
+    pub retry: RetrySettings,
+    /// Who may send jobs.
+    pub tenants: TenantSettings,
+    /// How long a shutdown may take.
+    pub drain: DrainSettings,
+    /// Endpoints for operators and monitoring.
+    pub http: HttpSettings,
+    /// Results that are not published yet.
+    pub outbox: OutboxSettings,
+    /// Log.
+    pub log: LogSettings,
+    /// What is executed.
+    pub blocks: BlockSettings,
+}
+
+impl Settings {
+    /// The admission in force: as set, else `refuse` with the queue flag and `wait` without it.
+    pub fn admission(&self) -> Admission {
+        self.queue.admission.unwrap_or(if self.worker.queue.v2.enabled {
+            Admission::Refuse
+        } else {
+            Admission::Wait
+        })
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = serde_json::to_value(self).map_err(|_| fmt::Error)?;
+        mask::mask(&mut value);
+        write!(f, "Settings {value}")
+    }
+}
+
+/// The process itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerSettings {
+    /// Identity in heartbeat, logs and journal; without it host name and a random suffix.
+    pub id: Option<String>,
+    /// Directory of outbox and journal. Not in effect yet.
+    pub state_dir: PathBuf,
+    /// Time between signs of life, in milliseconds.
+    pub heartbeat_interval_ms: u64,
+    /// Event loops that run blocks which never block their thread.
+    pub io_threads: usize,
+    /// How often a failed actor is re-created before the node gives up.
+    pub supervision: SupervisionSettings,
+    /// Queue management.
+    pub queue: WorkerQueueSettings,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            id: None,
+            state_dir: PathBuf::from("./state"),
+            heartbeat_interval_ms: 5_000,
+            io_threads: 1,
+            supervision: SupervisionSettings::default(),
+            queue: WorkerQueueSettings::default(),
+        }
+    }
+}
+
+/// Queue management, by version.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerQueueSettings {
+    /// Bounded queues and overload answers.
+    pub v2: FlagSettings,
+}
+
+/// A feature flag; off unless switched on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlagSettings {
+    /// Whether the feature is on.
+    pub enabled: bool,
+}
+
+/// Admission to the pools.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueSettings {
+    /// What happens while pools are full; without it `refuse` with the queue flag, else `wait`. Not in effect yet.
+    pub admission: Option<Admission>,
+}
+
+/// What happens to assignments while pools are full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Admission {
+    /// Pull while any pool has room; what does not fit is refused.
+    Refuse,
+    /// Pull only while every pool has room; nothing is refused.
+    Wait,
+}
+
+/// Endpoints: IP address and port; port 0 picks a free one and logs it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Health, liveness and readiness.
+    pub health_addr: String,
+    /// Metrics. Not in effect yet.
+    pub metrics_addr: String,
+    /// Status, explain and cancel. Not in effect yet.
+    pub admin_addr: String,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            health_addr: "0.0.0.0:9091".to_owned(),
+            metrics_addr: "0.0.0.0:9092".to_owned(),
+            admin_addr: "127.0.0.1:9093".to_owned(),
+        }
+    }
+}
+
+/// Results that are not published yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxSettings {
+    /// When they are forced to disk. Not in effect yet.
+    pub sync: OutboxSync,
+}
+
+impl Default for OutboxSettings {
+    fn default() -> Self {
+        Self {
+            sync: OutboxSync::Interval,
+        }
+    }
+}
+
+/// When stored results are forced to disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OutboxSync {
+    /// When the system likes: kill -9 loses none, power loss may.
+    None,
+    /// Every 100 ms.
+    Interval,
+    /// Before each publish.
+    Always,
+}
+
+/// Log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// Least severity that is written.
+    pub level: LogLevel,
+    /// File to append to; without it errors go to standard error, the rest to standard output.
+    pub file: Option<PathBuf>,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            level: LogLevel::Info,
+            file: None,
+        }
+    }
+}
+
+/// Severity of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Pages someone.
+    Error,
+    /// Is looked at in the morning.
+    Warn,
+    /// Changes of state, and one line per job.
+    Info,
+    /// Every step of a job.
+    Debug,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! Which environment variables mean which keys: `WORKER__SECTION__KEY` for every key, and the plain names that
+//! deployments use already (contract 7.1, 10.2).
+//!
+//! Neighbours: [`super::load`] hands the variables in; nothing here looks at the process's environment. `WORKER__…`
+//! beats plain names. An empty `WORKER__…` puts the key back to its default; an empty plain name counts as not set,
+//! except for flags, where empty means off.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde_json::Value;
+
+use super::catalogue::Kind;
+use super::origin::{KeyPath, Origin, Problem};
+use super::sources::{Entry, Reader};
+
+mod flags;
+
+/// Prefix of the names that exist for every key.
+const PREFIX: &str = "WORKER__";
+
+/// Plain names and their keys. Of two for one key the later one wins.
+const PLAIN: [(&str, &str); 15] = [
+    ("NATS_URL", "nats.url"),
+    ("CAF_ASSIGN_SUBJECT", "nats.subjects.assign"),
+    ("CAF_RESULT_SUBJECT", "nats.subjects.result"),
+    ("CAF_HEARTBEAT_SUBJECT", "nats.subjects.heartbeat"),
+    ("CAF_HEARTBEAT_INTERVAL_MS", "worker.heartbeat_interval_ms"),
+    ("NATS_MAX_DELIVER", "nats.max_deliver"),
+    ("NATS_ACK_WAIT_MS", "nats.ack_wait_ms"),
+    ("RESOURCE_POOL_CPU", "pools.cpu.max_concurrency"),
+    ("WORKER_CPU_POOL_SIZE", "pools.cpu.max_concurrency"),
+    ("RESOURCE_POOL_GPU", "pools.gpu.max_concurrency"),
+    ("WORKER_GPU_POOL_SIZE", "pools.gpu.max_concurrency"),
+    ("WORKER_IO_POOL_SIZE", "pools.io.max_concurrency"),
+    (RUST_LOG, "log.level"),
+    ("LOG_LEVEL", "log.level"),
+    ("DATABASE_URL", "blocks.sql.connections.default.url"),
+];
+
+/// Belongs to other programs too and may hold filters; only a plain level is taken.
+const RUST_LOG: &str = "RUST_LOG";
+
+/// Base address: health one port above, metrics two.
+const PROMETHEUS_ENDPOINT: &str = "PROMETHEUS_ENDPOINT";
+
+/// The variables that may matter, by name, and the problems with their bytes.
+type Variables = BTreeMap<String, String>;
+
+/// Reads the plain names.
+pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (name, key) in PLAIN {
+        let Some(text) = variables.get(name).filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        if name == RUST_LOG && !is_plain_level(text) {
+            continue;
+        }
+        entries.extend(reader.text(split(key), text, Origin::Environment(name.to_owned())));
+    }
+    if let Some(base) = variables.get(PROMETHEUS_ENDPOINT).filter(|text| !text.is_empty()) {
+        let origin = Origin::Environment(PROMETHEUS_ENDPOINT.to_owned());
+        entries.extend(endpoints(reader, base, &origin));
+    }
+    entries.extend(flags::read(reader, variables));
+    entries
+}
+
+/// Reads `WORKER__SECTION__KEY`; names in maps are lower-cased.
+pub fn prefixed(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for (name, text) in variables.iter().filter(|(name, _)| is_prefixed(name)) {
+        let origin = Origin::Environment(name.clone());
+        let key: KeyPath = name[PREFIX.len()..]
+            .split("__")
+            .map(str::to_ascii_lowercase)
+            .collect();
+        if let Some(twin) = entries.iter().find(|entry| entry.key == key) {
+            let rule = format!("is given by {} too, in another case", twin.origin);
+            reader.reject(&key, rule, &Value::from(text.as_str()), &origin);
+            continue;
+        }
+        entries.extend(reader.text(key, text, origin));
+    }
+    entries
+}
+
+/// Keeps the variables that may matter; reports those among them that are not text.
+pub fn collect(
+    reader: &mut Reader<'_>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Variables {
+    let mut variables = Variables::new();
+    for (name, value) in environment {
+        let Some(name) = name.to_str().filter(|name| is_known(name)) else {
+            continue;
+        };
+        match value.into_string() {
+            Ok(text) => {
+                variables.insert(name.to_owned(), text);
+            }
+            Err(_) => {
+                let origin = Origin::Environment(name.to_owned());
+                reader
+                    .problems
+                    .push(Problem::of_key(&origin, &[], "is not UTF-8"));
+            }
+        }
+    }
+    variables
+}
+
+/// The two endpoints above a base address.
+pub fn endpoints(reader: &mut Reader<'_>, base: &str, origin: &Origin) -> Vec<Entry> {
+    let keys = ["http.health_addr", "http.metrics_addr"].map(split);
+    let Some(base_address) = base_address(base) else {
+        let rule = "must be set by a base address such as 0.0.0.0:9090 with a port up to 65533";
+        for key in &keys {
+            reader.reject(key, rule, &Value::from(base), origin);
+        }
+        return Vec::new();
+    };
+    keys.into_iter()
+        .zip(1..)
+        .map(|(key, above)| {
+            let mut address = base_address;
+            if address.port() != 0 {
+                address.set_port(address.port() + above);
+            }
+            Entry {
+                key,
+                value: Some(Value::from(address.to_string())),
+                origin: origin.clone(),
+            }
+        })
+        .collect()
+}
+
+/// A key from its dotted form.
+pub fn split(key: &str) -> KeyPath {
+    key.split('.').map(str::to_owned).collect()
+}
+
+/// Reads `host:port` with an optional scheme and path. A missing host means all addresses.
+fn base_address(text: &str) -> Option<SocketAddr> {
+    let text = text.trim();
+    let text = text.strip_prefix("http://").unwrap_or(text);
+    let text = text.split('/').next()?;
+    let address = text.parse().ok().or_else(|| {
+        let (host, port) = text.rsplit_once(':')?;
+        let ip = match host {
+            "" => Ipv4Addr::UNSPECIFIED,
+            "localhost" => Ipv4Addr::LOCALHOST,
+            _ => return None,
+        };
+        Some(SocketAddr::new(IpAddr::V4(ip), port.parse().ok()?))
+    })?;
+    (address.port() <= u16::MAX - 2).then_some(address)
+}
+
+fn is_prefixed(name: &str) -> bool {
+    name.get(..PREFIX.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+}
+
+fn is_known(name: &str) -> bool {
+    is_prefixed(name)
+        || name == PROMETHEUS_ENDPOINT
+        || PLAIN.iter().any(|(plain, _)| *plain == name)
+        || flags::is_name(name)
+}
+
+fn is_plain_level(text: &str) -> bool {
+    let levels = ["error", "warn", "info", "debug"].map(str::to_owned);
+    Kind::Choice(levels.to_vec()).parse(text).is_some()
+}
+
+#[cfg(test)]
+mod tests;

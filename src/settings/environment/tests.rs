@@ -1,0 +1,203 @@
+use super::*;
+use crate::settings::catalogue::Catalogue;
+
+fn read(variables: &[(&str, &str)]) -> (Vec<(String, Option<Value>)>, Vec<String>) {
+    let catalogue = Catalogue::default();
+    let mut reader = Reader::new(&catalogue);
+    let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
+    let variables = collect(&mut reader, environment);
+    let mut entries = plain(&mut reader, &variables);
+    entries.extend(prefixed(&mut reader, &variables));
+    let entries = entries
+        .into_iter()
+        .map(|entry| (entry.key.join("."), entry.value))
+        .collect();
+    (entries, reader.problems.iter().map(ToString::to_string).collect())
+}
+
+fn values(variables: &[(&str, &str)]) -> Vec<(String, Value)> {
+    let (entries, problems) = read(variables);
+    assert_eq!(problems, Vec::<String>::new());
+    entries
+        .into_iter()
+        .map(|(key, value)| (key, value.unwrap_or_default()))
+        .collect()
+}
+
+#[test]
+fn every_plain_name_sets_its_key() {
+    let catalogue = Catalogue::default();
+    for (name, key) in PLAIN {
+        let text = match key {
+            "log.level" => "debug",
+            "nats.url" | "blocks.sql.connections.default.url" => "nats://h",
+            _ if name.ends_with("SUBJECT") => "a.b",
+            _ => "7",
+        };
+        let (entries, problems) = read(&[(name, text)]);
+        assert_eq!(problems, Vec::<String>::new(), "{name}");
+        assert_eq!(entries[0].0, key, "{name}");
+        assert!(matches!(
+            catalogue.find(&split(key)),
+            crate::settings::catalogue::Found::Leaf(_)
+        ));
+    }
+}
+
+#[test]
+fn the_workers_own_name_beats_the_shared_one() {
+    let set = values(&[("RESOURCE_POOL_CPU", "2"), ("WORKER_CPU_POOL_SIZE", "3")]);
+    assert_eq!(
+        set.last().unwrap(),
+        &("pools.cpu.max_concurrency".to_owned(), Value::from(3))
+    );
+    let set = values(&[("LOG_LEVEL", "WARN"), ("RUST_LOG", "debug")]);
+    assert_eq!(set.last().unwrap().1, "warn");
+}
+
+#[test]
+fn filters_in_rust_log_are_none_of_our_business() {
+    assert_eq!(values(&[("RUST_LOG", "async_nats=trace,info")]), []);
+    assert!(read(&[("LOG_LEVEL", "loud")]).1[0].contains("error, warn, info, debug"));
+}
+
+#[test]
+fn either_name_switches_a_flag_on_and_both_off_switch_it_off() {
+    let (one, two) = ("CP2_QUEUE_MANAGEMENT_ENABLED", "WORKER_QUEUE_V2_ENABLED");
+    for (first, second, is_on) in [
+        ("TRUE", "false", true),
+        ("0", "yes", true),
+        ("1", "", true),
+        ("no", "FALSE", false),
+        ("", "", false),
+    ] {
+        let set = values(&[(one, first), (two, second)]);
+        let expected = [("worker.queue.v2.enabled".to_owned(), Value::Bool(is_on))];
+        assert_eq!(set, expected, "{first:?} {second:?}");
+    }
+    let (_, problems) = read(&[(one, "on"), (two, "2")]);
+    assert_eq!(problems.len(), 2);
+    assert!(
+        problems[0].starts_with("env CP2_QUEUE_MANAGEMENT_ENABLED: worker.queue.v2.enabled: must be true")
+    );
+}
+
+#[test]
+fn a_base_address_sets_health_one_above_and_metrics_two_above() {
+    for (base, health, metrics) in [
+        ("0.0.0.0:9090", "0.0.0.0:9091", "0.0.0.0:9092"),
+        (
+            "http://127.0.0.1:8000/metrics",
+            "127.0.0.1:8001",
+            "127.0.0.1:8002",
+        ),
+        ("localhost:1", "127.0.0.1:2", "127.0.0.1:3"),
+        (":9090", "0.0.0.0:9091", "0.0.0.0:9092"),
+        ("[::]:9090", "[::]:9091", "[::]:9092"),
+        ("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"),
+    ] {
+        let set = values(&[("PROMETHEUS_ENDPOINT", base)]);
+        assert_eq!(
+            set[0],
+            ("http.health_addr".to_owned(), Value::from(health)),
+            "{base}"
+        );
+        assert_eq!(
+            set[1],
+            ("http.metrics_addr".to_owned(), Value::from(metrics)),
+            "{base}"
+        );
+    }
+    for bad in [
+        "9090",
+        "host:9090",
+        "0.0.0.0:65534",
+        "0.0.0.0:x",
+        "ftp://0.0.0.0:1",
+    ] {
+        assert_eq!(read(&[("PROMETHEUS_ENDPOINT", bad)]).1.len(), 2, "{bad}");
+    }
+}
+
+#[test]
+fn prefixed_names_reach_every_key_in_any_case() {
+    let set = values(&[
+        ("WORKER__NATS__ACK_WAIT_MS", "2000"),
+        ("worker__tenants__allowed", "a, b"),
+        ("Worker__Blocks__Fs__Roots__Work", "/w"),
+        ("WORKER__BLOCKS__SQL__CONNECTIONS__MAIN__READ_ONLY", "no"),
+    ]);
+    let expected: Vec<(String, Value)> = vec![
+        ("nats.ack_wait_ms".into(), 2000.into()),
+        ("blocks.sql.connections.main.read_only".into(), false.into()),
+        ("blocks.fs.roots.work".into(), "/w".into()),
+        ("tenants.allowed".into(), vec!["a", "b"].into()),
+    ];
+    for pair in &expected {
+        assert!(set.contains(pair), "{pair:?} not in {set:?}");
+    }
+    assert_eq!(set.len(), expected.len());
+}
+
+#[test]
+fn empty_prefixed_names_reset_and_empty_plain_names_are_not_set() {
+    assert_eq!(
+        read(&[("WORKER__LOG__FILE", "")]).0,
+        [("log.file".to_owned(), None)]
+    );
+    assert_eq!(
+        read(&[("NATS_URL", ""), ("PROMETHEUS_ENDPOINT", "")]),
+        (vec![], vec![])
+    );
+}
+
+#[test]
+fn bad_prefixed_names_are_errors_that_help() {
+    for (name, text, expected) in [
+        (
+            "WORKER__NATS__URI",
+            "secret",
+            "the nearest known one is nats.url (WORKER__NATS__URL)",
+        ),
+        ("WORKER__", "x", "unknown key"),
+        ("WORKER__NATS", "x", "is a section"),
+        ("WORKER__BLOCKS__FS__ROOTS", "x", "is a section"),
+        (
+            "WORKER__RETRY__MAX_ATTEMPTS",
+            "many",
+            "must be a whole number from 0 to 4294967295, found \"many\"",
+        ),
+        (
+            "WORKER__NATS__ACK_WAIT_MS",
+            "-1",
+            "must be a whole number of at least 0",
+        ),
+    ] {
+        let (entries, problems) = read(&[(name, text)]);
+        assert_eq!((entries.len(), problems.len()), (0, 1), "{name}");
+        assert!(problems[0].starts_with(&format!("env {name}: ")), "{problems:?}");
+        assert!(
+            problems[0].contains(expected) && !problems[0].contains("secret"),
+            "{problems:?}"
+        );
+    }
+    let (_, problems) = read(&[("WORKER__LOG__LEVEL", "info"), ("worker__log__level", "warn")]);
+    assert!(problems[0].contains("in another case"), "{problems:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn bytes_that_are_no_text_are_an_error_only_in_our_variables() {
+    use std::os::unix::ffi::OsStringExt;
+    let catalogue = Catalogue::default();
+    let mut reader = Reader::new(&catalogue);
+    let bytes = || OsString::from_vec(vec![0xff]);
+    let environment = [
+        ("PATH".into(), bytes()),
+        ("NATS_URL".into(), bytes()),
+        (bytes(), bytes()),
+    ];
+    assert!(collect(&mut reader, environment).is_empty());
+    assert_eq!(reader.problems.len(), 1);
+    assert_eq!(reader.problems[0].to_string(), "env NATS_URL: is not UTF-8");
+}

@@ -1,0 +1,229 @@
+//! Puts the sources on top of each other and judges the result: defaults, `config/worker.toml`, files given with
+//! `--config`, environment, command line; the later wins, key by key.
+//!
+//! Neighbours: the command line makes [`Sources`]; [`super::sources`] reads each; `config` merges them. The named
+//! entries of a map (directories, databases) add up; the built-in ones count only while no source names any.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use caf_actors::settings::rules::{BrokenRule, Rules};
+use config::{Config, ConfigError};
+use serde_json::Value;
+
+use super::catalogue::{Catalogue, Node};
+use super::origin::{KeyPath, Origin, Problem, SettingsError};
+use super::sources::{Entry, Reader, refused};
+use super::{Settings, environment};
+
+mod layers;
+use layers::Layers;
+
+/// The file that is read when it is there, relative to the working directory.
+pub const DEFAULT_FILE: &str = "config/worker.toml";
+
+/// Where settings come from. Everything is given: nothing here looks at the process.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Directory that file names are relative to.
+    pub working_dir: PathBuf,
+    /// Files of `--config`, in order.
+    pub files: Vec<PathBuf>,
+    /// Environment variables.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Options, in order.
+    pub command_line: Vec<Assignment>,
+}
+
+/// What an option sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Assignment {
+    /// A key, dotted, and its value as text; empty puts it back to its default.
+    Key(String, String),
+    /// The base address of `--prometheus-endpoint`.
+    PrometheusEndpoint(String),
+}
+
+/// Settings that can be used, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// Keys that a source gave; all others have their default.
+    pub origins: BTreeMap<KeyPath, Origin>,
+}
+
+impl Loaded {
+    /// Where the value of a key came from.
+    pub fn origin(&self, key: &[String]) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+}
+
+/// Reads, merges and checks all sources.
+///
+/// # Errors
+/// Everything that is wrong, not only the first thing.
+pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
+    let catalogue = Catalogue::default();
+    let mut reader = Reader::new(&catalogue);
+    let mut layers = Layers::default();
+    let default_file = Path::new(DEFAULT_FILE);
+    let is_absent = matches!(sources.working_dir.join(default_file).try_exists(), Ok(false));
+    if !is_absent {
+        layers.push(reader.file(&sources.working_dir, default_file));
+    }
+    for file in &sources.files {
+        layers.push(reader.file(&sources.working_dir, file));
+    }
+    let variables = environment::collect(&mut reader, sources.environment.iter().cloned());
+    layers.push(environment::plain(&mut reader, &variables));
+    layers.push(environment::prefixed(&mut reader, &variables));
+    layers.push(options(&mut reader, &sources.command_line));
+
+    let Reader {
+        problems, rejected, ..
+    } = reader;
+    judge(&catalogue, layers, problems, &rejected)
+}
+
+/// Merges what could be read and checks the rest of the rules, so that one run shows every problem.
+fn judge(
+    catalogue: &Catalogue,
+    mut layers: Layers,
+    mut problems: Vec<Problem>,
+    rejected: &BTreeSet<KeyPath>,
+) -> Result<Loaded, SettingsError> {
+    for (instance, missing, origin) in incomplete(catalogue, &layers.origins()) {
+        if !rejected.contains(&missing) {
+            problems.push(Problem::of_key(&origin, &missing, "is required here"));
+        }
+        layers.drop_under(&instance);
+    }
+    let origins = layers.origins();
+    match merge(catalogue, layers) {
+        Ok(settings) => {
+            problems.extend(broken_rules(&settings, &origins, rejected));
+            if problems.is_empty() {
+                return Ok(Loaded { settings, origins });
+            }
+        }
+        Err(error) => problems.push(unusable(&error, &origins)),
+    }
+    Err(SettingsError { problems })
+}
+
+fn options(reader: &mut Reader<'_>, assignments: &[Assignment]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for assignment in assignments {
+        match assignment {
+            Assignment::Key(key, text) => {
+                entries.extend(reader.text(environment::split(key), text, Origin::CommandLine));
+            }
+            Assignment::PrometheusEndpoint(base) => {
+                entries.extend(environment::endpoints(reader, base, &Origin::CommandLine));
+            }
+        }
+    }
+    entries
+}
+
+/// Entries of maps that lack a name without default: the entry, the missing key, and where the entry came from.
+/// Sections with fixed names get what is missing from the defaults.
+fn incomplete(catalogue: &Catalogue, origins: &BTreeMap<KeyPath, Origin>) -> Vec<(KeyPath, KeyPath, Origin)> {
+    let mut found = BTreeMap::new();
+    for (key, origin) in origins {
+        for (instance, required) in named_tables(catalogue, key) {
+            for name in required {
+                let missing = [instance, std::slice::from_ref(name)].concat();
+                if !origins.contains_key(&missing) {
+                    found
+                        .entry(missing)
+                        .or_insert((instance.to_vec(), origin.clone()));
+                }
+            }
+        }
+    }
+    let unfold = |(missing, (instance, origin))| (instance, missing, origin);
+    found.into_iter().map(unfold).collect()
+}
+
+/// The tables on the way to `key` that an operator named, or that are inside such a one, with what they require.
+fn named_tables<'a>(catalogue: &'a Catalogue, key: &'a [String]) -> Vec<(&'a [String], &'a [String])> {
+    let mut node = catalogue.root();
+    let mut is_named = false;
+    let mut tables = Vec::new();
+    for (depth, segment) in key.iter().enumerate() {
+        let inner = match node {
+            Node::Table(table) => table.entries.get(segment),
+            Node::Map(inner) => {
+                is_named = true;
+                Some(inner.as_ref())
+            }
+            Node::Leaf(_) => None,
+        };
+        let Some(inner) = inner else { break };
+        if let (Node::Table(table), true) = (inner, is_named) {
+            tables.push((&key[..=depth], table.required.as_slice()));
+        }
+        node = inner;
+    }
+    tables
+}
+
+fn merge(catalogue: &Catalogue, layers: Layers) -> Result<Settings, ConfigError> {
+    layers
+        .into_sources(catalogue)?
+        .into_iter()
+        .fold(Config::builder(), |builder, source| builder.add_source(source))
+        .build()?
+        .try_deserialize()
+}
+
+fn broken_rules(
+    settings: &Settings,
+    origins: &BTreeMap<KeyPath, Origin>,
+    rejected: &BTreeSet<KeyPath>,
+) -> Vec<Problem> {
+    let mut rules = Rules::default();
+    settings.validate(&mut rules);
+    let tree = serde_json::to_value(settings).unwrap_or_default();
+    let is_judged = |broken: &BrokenRule| {
+        let other_is_rejected = broken
+            .other
+            .as_ref()
+            .is_some_and(|other| rejected.contains(other));
+        !rejected.contains(&broken.key) && !other_is_rejected
+    };
+    rules
+        .into_broken()
+        .into_iter()
+        .filter(is_judged)
+        .map(|BrokenRule { key, other, rule }| {
+            let origin = origins.get(&key).or_else(|| origins.get(&other?));
+            let value = key.iter().try_fold(&tree, |node, name| node.get(name));
+            Problem::of_value(
+                origin.unwrap_or(&Origin::Default),
+                &key,
+                rule,
+                value.unwrap_or(&Value::Null),
+            )
+        })
+        .collect()
+}
+
+/// What a type of its own refused although the schema lets it through.
+fn unusable(error: &ConfigError, origins: &BTreeMap<KeyPath, Origin>) -> Problem {
+    let key = match error {
+        ConfigError::Type { key, .. } | ConfigError::At { key, .. } => key.as_deref(),
+        ConfigError::NotFound(key) => Some(key.as_str()),
+        _ => None,
+    };
+    let key = key.map(environment::split).unwrap_or_default();
+    let origin = origins.get(&key).unwrap_or(&Origin::Default);
+    Problem::of_key(origin, &key, refused(&key, &error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+//! Keys that are accepted although they have no effect in this version, so that files keep working.
+//!
+//! Neighbours: `config check` and the start print one warning for each such key that is not at its default.
+
+use serde_json::Value;
+
+use super::Settings;
+use super::environment::split;
+use super::load::Loaded;
+
+/// Keys without effect, and why.
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 8] = [
+    ("worker.state_dir", "results are kept in memory only"),
+    ("outbox.sync", "results are kept in memory only"),
+    ("http.metrics_addr", "there is no metrics endpoint"),
+    ("http.admin_addr", "there is no admin endpoint"),
+    ("nats.max_deliver", "attempts are not counted across workers"),
+    ("nats.subjects.cancel", "requests to cancel are not read"),
+    (
+        "idempotency.scope",
+        "finished assignments are remembered in this process only",
+    ),
+    ("queue.admission", "pools follow their built-in admission"),
+];
+
+/// One sentence for each key without effect that is not at its default.
+pub fn warnings(loaded: &Loaded) -> Vec<String> {
+    let tree = |settings: &Settings| serde_json::to_value(settings).unwrap_or_default();
+    let (set, default) = (tree(&loaded.settings), tree(&Settings::default()));
+    let at = |tree: &Value, key: &str| tree.pointer(&format!("/{}", key.replace('.', "/"))).cloned();
+    NOT_YET_IN_EFFECT
+        .iter()
+        .filter(|(key, _)| at(&set, key) != at(&default, key))
+        .map(|(key, reason)| {
+            let origin = loaded.origin(&split(key));
+            format!("{key} ({origin}) has no effect in this version: {reason}")
+        })
+        .collect()
+}

@@ -1,0 +1,65 @@
+//! Every setting with its value and source, for `config show`. Secrets are masked.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::catalogue::{Catalogue, Node};
+use super::load::Loaded;
+use super::origin::{KeyPath, key_text, masked};
+
+/// One setting.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// The key, dotted.
+    pub key: String,
+    /// The value, masked; null when an optional key is not set.
+    pub value: Value,
+    /// Where it came from.
+    pub source: String,
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.value {
+            Value::Null => write!(f, "{} = (unset)  # {}", self.key, self.source),
+            value => write!(f, "{} = {value}  # {}", self.key, self.source),
+        }
+    }
+}
+
+/// All settings, sorted by key.
+pub fn lines(loaded: &Loaded) -> Vec<Line> {
+    let tree = serde_json::to_value(&loaded.settings).unwrap_or_default();
+    let mut lines = Vec::new();
+    walk(
+        Catalogue::default().root(),
+        &mut Vec::new(),
+        &tree,
+        loaded,
+        &mut lines,
+    );
+    lines.sort_by(|a, b| a.key.cmp(&b.key));
+    lines
+}
+
+fn walk(node: &Node, key: &mut KeyPath, value: &Value, loaded: &Loaded, lines: &mut Vec<Line>) {
+    let inner: Vec<(&String, &Node)> = match (node, value) {
+        (Node::Table(table), _) => table.entries.iter().collect(),
+        (Node::Map(inner), Value::Object(fields)) if !fields.is_empty() => {
+            fields.keys().map(|name| (name, inner.as_ref())).collect()
+        }
+        (Node::Map(_) | Node::Leaf(_), _) => {
+            lines.push(Line {
+                key: key_text(key),
+                value: masked(key, value),
+                source: loaded.origin(key).to_string(),
+            });
+            return;
+        }
+    };
+    for (name, node) in inner {
+        key.push(name.clone());
+        walk(node, key, value.get(name).unwrap_or(&Value::Null), loaded, lines);
+        key.pop();
+    }
+}

@@ -1,0 +1,112 @@
+use super::*;
+use caf_actors::settings::rules::Rules;
+
+fn broken(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    let mut rules = Rules::default();
+    settings.validate(&mut rules);
+    rules
+        .into_broken()
+        .into_iter()
+        .map(|broken| broken.key.join("."))
+        .collect()
+}
+
+#[test]
+fn the_defaults_break_no_rule_and_admission_follows_the_flag() {
+    assert_eq!(broken(|_| ()), Vec::<String>::new());
+    let mut settings = Settings::default();
+    assert_eq!(settings.admission(), Admission::Wait);
+    settings.worker.queue.v2.enabled = true;
+    assert_eq!(settings.admission(), Admission::Refuse);
+    settings.queue.admission = Some(Admission::Wait);
+    assert_eq!(settings.admission(), Admission::Wait);
+}
+
+#[test]
+fn rules_of_every_section_are_checked_under_its_name() {
+    let keys = broken(|s| {
+        s.worker.id = Some("a\nb".into());
+        s.worker.state_dir = PathBuf::new();
+        s.worker.heartbeat_interval_ms = 99;
+        s.worker.io_threads = 0;
+        s.worker.supervision.window_s = 0;
+        s.nats.subjects.ack = "a b".into();
+        s.limits.max_held = 0;
+        s.pools.io.max_concurrency = 0;
+        s.idempotency.ttl_s = 0;
+        s.retry.max_attempts = 0;
+        s.tenants.allowed = vec![String::new()];
+        s.drain.soft_s = 31;
+        s.http.admin_addr = "here".into();
+        s.log.file = Some(PathBuf::new());
+        s.blocks.http.body_timeout_ms = 0;
+        s.blocks.http.allow_targets = vec!["a b".into()];
+        s.blocks.fs.roots.insert("a/b".into(), "x".into());
+    });
+    let expected = [
+        "worker.id",
+        "worker.state_dir",
+        "worker.heartbeat_interval_ms",
+        "worker.io_threads",
+        "worker.supervision.window_s",
+        "nats.subjects.ack",
+        "limits.max_held",
+        "pools.io.max_concurrency",
+        "idempotency.ttl_s",
+        "retry.max_attempts",
+        "tenants.allowed",
+        "drain.soft_s",
+        "http.admin_addr",
+        "log.file",
+        "blocks.http.body_timeout_ms",
+        "blocks.http.allow_targets",
+        "blocks.fs.roots.a/b",
+    ];
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn listeners_must_not_share_a_port() {
+    let http = |metrics: &str, admin: &str| {
+        broken(|s| {
+            s.http.metrics_addr = metrics.to_owned();
+            s.http.admin_addr = admin.to_owned();
+        })
+    };
+    assert_eq!(http("127.0.0.1:9091", "[::1]:9093"), ["http.metrics_addr"]);
+    assert_eq!(http("0.0.0.0:0", "0.0.0.0:0"), Vec::<String>::new());
+    assert_eq!(http("127.0.0.1:9", "127.0.0.2:9"), Vec::<String>::new());
+}
+
+#[test]
+fn a_connection_is_checked_under_its_name() {
+    let connection = serde_json::from_str(r#"{"url":" ","pool_size":0}"#).unwrap();
+    let keys = broken(|s| {
+        s.blocks.sql.connections.insert("main".into(), connection);
+    });
+    assert_eq!(
+        keys,
+        [
+            "blocks.sql.connections.main.url",
+            "blocks.sql.connections.main.pool_size"
+        ]
+    );
+}
+
+#[test]
+fn debug_shows_no_secret() {
+    let mut settings = Settings::default();
+    settings.nats.password = Some("hunter1".into());
+    let connection = r#"{"url":"postgres://u:hunter2@h/d","password":"hunter3"}"#;
+    let connection = serde_json::from_str(connection).unwrap();
+    settings.blocks.sql.connections.insert("main".into(), connection);
+    for shown in [
+        format!("{settings:?}"),
+        format!("{:?}", settings.blocks),
+        format!("{settings:#?}"),
+    ] {
+        assert!(!shown.contains("hunter") && shown.contains("main"), "{shown}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Rules of the node's own sections and of the blocks, and the walk through all sections.
+//!
+//! Neighbours: [`super::load`] calls it after the types fit. Never looks at files, names or networks: whether a
+//! directory or a server is there, the commands that need it find out.
+
+use std::net::{IpAddr, SocketAddr};
+
+use caf_actors::settings::rules::Rules;
+
+use super::blocks::BlockSettings;
+use super::{HttpSettings, Settings, WorkerSettings, worker_id};
+
+/// Longest time limit of a block: longer than the longest deadline would mean nothing.
+const MAX_LIMIT_MS: u64 = 3_600_000;
+/// Most bytes that one block may bring or read at once.
+const MAX_BLOCK_BYTES: usize = 1 << 30;
+
+impl Settings {
+    /// Checks every rule that types cannot express; reports all that are broken.
+    pub fn validate(&self, rules: &mut Rules) {
+        rules.section("worker", |rules| check_worker(&self.worker, rules));
+        rules.section("nats", |rules| self.nats.validate(rules));
+        rules.section("limits", |rules| self.limits.validate(rules));
+        rules.section("pools", |rules| self.pools.validate(rules));
+        rules.section("idempotency", |rules| self.idempotency.validate(rules));
+        rules.section("retry", |rules| self.retry.validate(rules));
+        rules.section("tenants", |rules| self.tenants.validate(rules));
+        rules.section("drain", |rules| self.drain.validate(rules));
+        rules.section("http", |rules| check_http(&self.http, rules));
+        rules.section("log", |rules| {
+            let named = self
+                .log
+                .file
+                .as_ref()
+                .is_none_or(|file| !file.as_os_str().is_empty());
+            rules.require("file", named, "must not be empty");
+        });
+        rules.section("blocks", |rules| check_blocks(&self.blocks, rules));
+    }
+}
+
+fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
+    rules.require(
+        "id",
+        worker.id.as_deref().is_none_or(worker_id::is_valid),
+        "must have 1 to 128 bytes and no spaces, control characters, '*' or '>'",
+    );
+    let named = !worker.state_dir.as_os_str().is_empty();
+    rules.require("state_dir", named, "must not be empty");
+    rules.range(
+        "heartbeat_interval_ms",
+        worker.heartbeat_interval_ms,
+        100..=MAX_LIMIT_MS,
+    );
+    rules.range("io_threads", worker.io_threads, 1..=64);
+    rules.section("supervision", |rules| worker.supervision.validate(rules));
+}
+
+fn check_http(http: &HttpSettings, rules: &mut Rules) {
+    let all = [
+        ("health_addr", &http.health_addr),
+        ("metrics_addr", &http.metrics_addr),
+        ("admin_addr", &http.admin_addr),
+    ];
+    let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
+    for (key, text) in all {
+        let Ok(address) = text.parse::<SocketAddr>() else {
+            rules.require(
+                key,
+                false,
+                "must be an IP address and a port such as 0.0.0.0:9091",
+            );
+            continue;
+        };
+        if let Some((other, _)) = taken.iter().find(|(_, earlier)| collide(*earlier, address)) {
+            rules.relate(
+                key,
+                other,
+                false,
+                format!("must not use the port of http.{other}"),
+            );
+        }
+        taken.push((key, address));
+    }
+}
+
+/// Whether two listeners cannot both be bound. Port 0 is a different port each time.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = |ip: IpAddr| ip.is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || any(a.ip()) || any(b.ip()))
+}
+
+fn check_blocks(blocks: &BlockSettings, rules: &mut Rules) {
+    let http = &blocks.http;
+    rules.section("http", |rules| {
+        for (key, limit_ms) in [
+            ("connect_timeout_ms", http.connect_timeout_ms),
+            ("response_head_timeout_ms", http.response_head_timeout_ms),
+            ("body_timeout_ms", http.body_timeout_ms),
+        ] {
+            rules.range(key, limit_ms, 1..=MAX_LIMIT_MS);
+        }
+        rules.range("max_response_bytes", http.max_response_bytes, 1..=MAX_BLOCK_BYTES);
+        rules.range("max_request_bytes", http.max_request_bytes, 1..=MAX_BLOCK_BYTES);
+        rules.range("max_redirects", http.max_redirects, 0..=20);
+        let targets = http.allow_targets.iter();
+        let usable = targets
+            .clone()
+            .all(|target| !target.is_empty() && !target.contains(char::is_whitespace));
+        rules.require(
+            "allow_targets",
+            usable,
+            "each entry must be a network such as 10.0.0.0/8 or a host",
+        );
+    });
+    rules.section("fs", |rules| {
+        rules.range("max_bytes", blocks.fs.max_bytes, 1..=MAX_BLOCK_BYTES as u64);
+        rules.section("roots", |rules| {
+            for (name, path) in &blocks.fs.roots {
+                let rule = "must be a directory under a name without '/' and without spaces";
+                rules.require(name, is_name(name) && !path.as_os_str().is_empty(), rule);
+            }
+        });
+    });
+    rules.section("sql", |rules| {
+        rules.section("connections", |rules| check_connections(blocks, rules))
+    });
+}
+
+fn check_connections(blocks: &BlockSettings, rules: &mut Rules) {
+    for (name, connection) in &blocks.sql.connections {
+        rules.require(
+            name,
+            is_name(name),
+            "must be a name without '/' and without spaces",
+        );
+        rules.section(name, |rules| {
+            rules.require("url", !connection.url.trim().is_empty(), "must not be empty");
+            rules.range("max_rows", connection.max_rows, 1..=1_000_000);
+            rules.range("max_bytes", connection.max_bytes, 1..=MAX_BLOCK_BYTES);
+            rules.range(
+                "statement_timeout_ms",
+                connection.statement_timeout_ms,
+                1..=MAX_LIMIT_MS,
+            );
+            rules.range("pool_size", connection.pool_size, 1..=256);
+        });
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name
+            .chars()
+            .any(|c| c == '/' || c.is_whitespace() || c.is_control())
+}

@@ -1,0 +1,445 @@
+//! A tree with fake edges: deliveries go in by hand, publications and verdicts are collected.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use caf_actors::events::Log;
+use caf_actors::job::{Arrival, Delivery};
+use caf_actors::lease::LeaseToken;
+use caf_actors::pool::{EmptyLine, LookAtPool};
+use caf_actors::publisher::LookAtPublisher;
+use caf_actors::runtime::Undelivered;
+use caf_actors::sink::{Outgoing, PublishError, Sink, Verdict};
+use caf_actors::supervisor::{Escalation, StopWatching};
+use caf_protocol::block::{
+    Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, Registry, ResourceClass, RunMode, Task,
+};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::headers::Headers;
+use caf_protocol::outcome::Failure;
+use caf_worker::settings::Settings;
+use caf_worker::wiring::{EventLoops, Tree, build, new_status};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Longest wait for anything: far beyond what a loaded machine needs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn in_system(test: impl Future<Output = ()>) {
+    actix_rt::System::new().block_on(test);
+}
+
+/// An assignment for the probe block; `patch` replaces top-level fields, null removes one.
+pub fn assignment(id: &str, patch: &Value) -> Value {
+    let mut value = json!({
+        "version": "1", "assignment_id": id, "request_id": "r-1", "tenant_id": "acme",
+        "executor": {"provider_id": "prov-a"}, "job": {"type": "probe", "payload": {}},
+    });
+    for (key, field) in patch.as_object().into_iter().flatten() {
+        match field {
+            Value::Null => drop(value.as_object_mut().map(|object| object.remove(key))),
+            field => value[key] = field.clone(),
+        }
+    }
+    value
+}
+
+pub fn waiting() -> Value {
+    json!({"job": {"type": "probe", "payload": {"wait": true}}})
+}
+
+pub fn failing(code: &str, attempts: u32) -> Value {
+    json!({
+        "job": {"type": "probe", "payload": {"fail": code}},
+        "options": {"retry": {"max_attempts": attempts}},
+    })
+}
+
+pub fn yielding(bytes: usize) -> Value {
+    json!({"job": {"type": "probe", "payload": {"yield": bytes}}})
+}
+
+pub fn in_pool(class: &str) -> Value {
+    json!({"resources": {"class": class}})
+}
+
+pub fn settings_with_one_slot() -> Settings {
+    let mut settings = Settings::default();
+    settings.pools.cpu.max_concurrency = 1;
+    settings
+}
+
+// ---- The probe block ----
+
+struct Probe {
+    spec: BlockSpec,
+    runs: Arc<AtomicUsize>,
+    released: watch::Receiver<bool>,
+}
+
+struct ProbeTask {
+    inputs: Inputs,
+    runs: Arc<AtomicUsize>,
+    released: watch::Receiver<bool>,
+}
+
+impl Block for Probe {
+    fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
+    fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
+        assert!(!inputs.contains_key("panic_in_prepare"), "asked to panic");
+        if inputs.contains_key("refuse") {
+            return Err(Failure::of_field(ErrorCode::InvalidInput, "refuse", "must be absent"));
+        }
+        Ok(Arc::new(ProbeTask { inputs, runs: Arc::clone(&self.runs), released: self.released.clone() }))
+    }
+}
+
+impl Task for ProbeTask {
+    fn mode(&self) -> RunMode {
+        let on_thread = self.inputs.contains_key("block_thread")
+            || self.inputs.get("panic").is_some_and(|mode| mode == "thread");
+        if on_thread { RunMode::Thread } else { RunMode::Async }
+    }
+
+    fn run(self: Arc<Self>, _: BlockContext) -> BlockFuture {
+        self.runs.fetch_add(1, SeqCst);
+        async move {
+            let mut released = self.released.clone();
+            assert!(!self.inputs.contains_key("panic"), "asked to panic");
+            if self.inputs.contains_key("wait") {
+                let _ = released.wait_for(|released| *released).await;
+            }
+            while self.inputs.contains_key("block_thread") && !*released.borrow() {
+                std::thread::yield_now();
+            }
+            if let Some(code) = self.inputs.get("fail").and_then(Value::as_str) {
+                return Err(Failure::new(ErrorCode::from_wire(code), "asked to fail"));
+            }
+            let size = self.inputs.get("yield").and_then(Value::as_u64).unwrap_or(0);
+            let text = "x".repeat(usize::try_from(size).expect("small"));
+            Ok(Outputs::from_iter([("ok".to_owned(), json!(true)), ("text".to_owned(), json!(text))]))
+        }
+        .boxed_local()
+    }
+}
+
+// ---- The fake sink ----
+
+pub struct FakeSink {
+    published: Mutex<Vec<Outgoing>>,
+    verdicts: Mutex<Vec<(String, Verdict)>>,
+    refusing: AtomicBool,
+    tries: AtomicUsize,
+    max_message_bytes: AtomicUsize,
+}
+
+impl FakeSink {
+    pub fn refuse_publishes(&self, refuse: bool) {
+        self.refusing.store(refuse, SeqCst);
+    }
+
+    pub fn tries(&self) -> usize {
+        self.tries.load(SeqCst)
+    }
+
+    pub fn set_max_message_bytes(&self, bytes: usize) {
+        self.max_message_bytes.store(bytes, SeqCst);
+    }
+}
+
+impl Sink for FakeSink {
+    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<(), PublishError>> {
+        self.tries.fetch_add(1, SeqCst);
+        let answer = if self.refusing.load(SeqCst) {
+            Err(PublishError::Unconfirmed("asked to refuse".to_owned()))
+        } else {
+            self.published.lock().expect("no panic holds it").push(message.clone());
+            Ok(())
+        };
+        std::future::ready(answer).boxed()
+    }
+
+    fn settle(&self, token: LeaseToken, verdict: Verdict) -> BoxFuture<'static, ()> {
+        self.verdicts.lock().expect("no panic holds it").push((token.to_string(), verdict));
+        std::future::ready(()).boxed()
+    }
+
+    fn max_message_bytes(&self) -> usize {
+        self.max_message_bytes.load(SeqCst)
+    }
+}
+
+// ---- A log that panics on request: how a station is made to fail without hooks in production code ----
+
+#[derive(Default)]
+struct Saboteur {
+    lines: Mutex<Vec<String>>,
+    fail_at: Mutex<Option<(String, bool)>>,
+}
+
+struct SaboteurDrain(Arc<Saboteur>);
+
+impl slog::Drain for SaboteurDrain {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        let line = record.msg().to_string();
+        let fail = {
+            let mut fail_at = self.0.fail_at.lock().expect("no panic holds it");
+            let hit = fail_at.as_ref().is_some_and(|(at, _)| *at == line);
+            if hit && fail_at.as_ref().is_some_and(|(_, always)| !always) {
+                *fail_at = None;
+            }
+            hit
+        };
+        self.0.lines.lock().expect("no panic holds it").push(line);
+        assert!(!fail, "asked to fail");
+        Ok(())
+    }
+}
+
+// ---- The rig ----
+
+pub struct Rig {
+    tree: Tree,
+    pub sink: Arc<FakeSink>,
+    runs: Arc<AtomicUsize>,
+    released: watch::Sender<bool>,
+    log: Arc<Saboteur>,
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        Self::start_with(Settings::default()).await
+    }
+
+    pub async fn start_with(settings: Settings) -> Self {
+        let (released, is_released) = watch::channel(false);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let spec = BlockSpec {
+            job_types: &["probe"],
+            class: ResourceClass::Cpu,
+            repeatable: true,
+            inputs: true.into(),
+            outputs: true.into(),
+        };
+        let registry =
+            Registry::default().with(Arc::new(Probe { spec, runs: Arc::clone(&runs), released: is_released }));
+        let sink = Arc::new(FakeSink {
+            published: Mutex::default(),
+            verdicts: Mutex::default(),
+            refusing: AtomicBool::new(false),
+            tries: AtomicUsize::new(0),
+            max_message_bytes: AtomicUsize::new(1024 * 1024),
+        });
+        let log = Arc::new(Saboteur::default());
+        let logger = slog::Logger::root(SaboteurDrain(Arc::clone(&log)), slog::o!());
+        let status = new_status(&settings);
+        let tree = build(
+            &settings,
+            registry,
+            Arc::clone(&sink) as Arc<dyn Sink>,
+            EventLoops::start(&settings),
+            status,
+            &Log::new(logger, "worker-under-test"),
+        )
+        .await;
+        Self { tree, sink, runs, released, log }
+    }
+
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Ends the tree; fails when something is still held.
+    pub async fn stop(self) {
+        self.release();
+        self.wait("nothing is held at the end", |rig| rig.tree.status.held().held_jobs() == 0).await;
+        let _ = self.tree.supervisor.send(StopWatching).await;
+    }
+
+    // Deliveries.
+
+    pub async fn deliver(&self, assignment: Value, sequence: u64) {
+        self.deliver_bytes(assignment.to_string().into_bytes(), sequence).await;
+    }
+
+    pub async fn deliver_bytes(&self, bytes: Vec<u8>, sequence: u64) {
+        self.deliver_as(bytes, sequence, &format!("delivery-{sequence}")).await;
+    }
+
+    pub async fn deliver_again(&self, assignment: Value, sequence: u64, token: &str) {
+        self.deliver_as(assignment.to_string().into_bytes(), sequence, token).await;
+    }
+
+    async fn deliver_as(&self, bytes: Vec<u8>, sequence: u64, token: &str) {
+        let permit = self.tree.status.held().reserve(1).await.take(bytes.len()).expect("just reserved");
+        let arrival = Arrival {
+            subject: "caf.exec.assign.v1".into(),
+            headers: Arc::new(Headers::default()),
+            payload: Bytes::from(bytes),
+            position: Some(("caf-stream".into(), sequence)),
+            received_at_ms: 1,
+            received: Instant::now(),
+        };
+        let lease = Some(Arc::new(self.tree.leases.hold(token.into(), sequence)));
+        let mut delivery = Delivery { arrival, permit, lease };
+        let start = Instant::now();
+        while let Err(Undelivered(back)) = self.tree.intake.tell(delivery) {
+            if self.escalated() {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "the intake does not come back");
+            delivery = back;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets every waiting probe finish, now and from now on.
+    pub fn release(&self) {
+        self.released.send_replace(true);
+    }
+
+    pub async fn empty_lines(&self, how: EmptyLine) {
+        for pool in &self.tree.pools {
+            pool.empty.ask(how, PATIENCE).await.expect("the pool answers");
+        }
+    }
+
+    // Faults.
+
+    /// Whoever logs this line next panics.
+    pub fn fail_at(&self, line: &str) {
+        *self.log.fail_at.lock().expect("no panic holds it") = Some((line.to_owned(), false));
+    }
+
+    pub fn always_fail_at(&self, line: &str) {
+        *self.log.fail_at.lock().expect("no panic holds it") = Some((line.to_owned(), true));
+    }
+
+    fn lines(&self, message: &str) -> usize {
+        self.log.lines.lock().expect("no panic holds it").iter().filter(|line| *line == message).count()
+    }
+
+    pub fn restarts(&self) -> usize {
+        self.lines("Actor failed, restarting")
+    }
+
+    pub fn escalated(&self) -> bool {
+        self.lines("Restart budget spent") > 0
+    }
+
+    pub async fn escalation(&mut self) -> Escalation {
+        tokio::time::timeout(PATIENCE, self.tree.escalations.recv()).await.expect("in time").expect("one")
+    }
+
+    // Waiting.
+
+    pub async fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}; published {:?}", self.counts());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Lets time pass that a deadline is measured by.
+    pub async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    pub async fn settled(&self, count: usize) {
+        self.wait(&format!("{count} verdicts"), |rig| rig.verdicts().len() >= count).await;
+    }
+
+    pub async fn published(&self, done: impl Fn((usize, usize, usize)) -> bool) {
+        self.wait("publications", |rig| done(rig.counts())).await;
+    }
+
+    /// Waits until every station answers.
+    pub async fn alive(&self) {
+        let start = Instant::now();
+        loop {
+            let mut silent = self.tree.publisher.ask(LookAtPublisher, PATIENCE).await.is_none();
+            for pool in &self.tree.pools {
+                silent |= pool.look.ask(LookAtPool, PATIENCE).await.is_none();
+            }
+            if !silent {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "a station does not come back");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    // What came out.
+
+    fn payloads(&self, subject: &str) -> Vec<String> {
+        let published = self.sink.published.lock().expect("no panic holds it");
+        published
+            .iter()
+            .filter(|message| message.subject == subject)
+            .map(|message| String::from_utf8(message.payload.to_vec()).expect("text"))
+            .collect()
+    }
+
+    fn values(&self, subject: &str) -> Vec<Value> {
+        self.payloads(subject).iter().map(|text| serde_json::from_str(text).expect("json")).collect()
+    }
+
+    pub fn acks(&self) -> Vec<Value> {
+        self.values("caf.exec.assign.v1.ack")
+    }
+
+    pub fn raw_acks(&self) -> Vec<String> {
+        self.payloads("caf.exec.assign.v1.ack")
+    }
+
+    pub fn results(&self) -> Vec<Value> {
+        self.values("caf.exec.result.v1")
+    }
+
+    pub fn raw_results(&self) -> Vec<String> {
+        self.payloads("caf.exec.result.v1")
+    }
+
+    pub fn dead_letters(&self) -> Vec<Value> {
+        self.values("caf.exec.dlq.v1")
+    }
+
+    /// Acks, results, dead letters.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.acks().len(), self.results().len(), self.dead_letters().len())
+    }
+
+    pub fn ack_statuses(&self) -> BTreeMap<String, usize> {
+        let mut statuses = BTreeMap::new();
+        for ack in self.acks() {
+            *statuses.entry(ack["status"].as_str().expect("text").to_owned()).or_default() += 1;
+        }
+        statuses
+    }
+
+    pub fn result_of(&self, id: &str) -> Value {
+        let found = self.results().into_iter().find(|result| result["assignment_id"] == id);
+        found.unwrap_or_else(|| panic!("no result of {id}"))
+    }
+
+    pub fn verdicts(&self) -> Vec<(String, Verdict)> {
+        self.sink.verdicts.lock().expect("no panic holds it").clone()
+    }
+
+    pub fn runs(&self) -> usize {
+        self.runs.load(SeqCst)
+    }
+}
