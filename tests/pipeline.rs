@@ -355,8 +355,10 @@ fn a_station_that_keeps_failing_spends_the_restart_budget_and_the_node_is_told_t
     in_system(async {
         let mut rig = Rig::start().await;
         rig.always_fail_at("Assignment rejected");
-        for n in 0..20 {
+        // Several messages may be lost with one failure: deliver until the budget is spent.
+        for n in 0.. {
             rig.deliver(assignment(&format!("a-{n}"), &json!({"version": "2"})), n).await;
+            rig.wait("the message is lost", |rig| rig.tree().status.held().held_jobs() == 0).await;
             if rig.escalated() {
                 break;
             }
