@@ -4,23 +4,27 @@
 //! answers them.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Where assignments come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// `-`: line by line, as they come.
     Stdin,
-    /// A file, opened already so that a missing one is an error of the command line.
+    /// A file.
     File(PathBuf),
 }
 
-impl Input {
-    /// `-` is standard input, anything else a file.
-    pub fn from_argument(argument: &Path) -> Self {
-        if argument == Path::new("-") { Self::Stdin } else { Self::File(argument.to_owned()) }
-    }
+impl FromStr for Input {
+    type Err = std::convert::Infallible;
 
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "-" { Self::Stdin } else { Self::File(PathBuf::from(text)) })
+    }
+}
+
+impl Input {
     /// Checks that a file can be read, before anything else is started.
     ///
     /// # Errors

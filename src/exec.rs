@@ -34,6 +34,8 @@ use crate::shutdown::{Feed, Intake, drain};
 use crate::signals::Signals;
 use crate::wiring::{EventLoops, build, new_status};
 
+/// Host by which an assignment names the run's own health page, whatever its port.
+pub const HEALTH_HOST: &str = "health.worker.internal";
 /// Largest message printed, in bytes: what a NATS server takes by default.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Lines read ahead of the tree.

@@ -1,10 +1,11 @@
 //! The worker node: everything between the command line and the pipeline.
 //!
-//! In the order in which a start meets them: [`settings`] are loaded, [`serve`] or [`exec`] open the health port
-//! ([`http`]), build the tree ([`wiring`]), feed it, and drain it ([`shutdown`]); [`exit`] says how it ended.
-//! Uses every other crate; nothing uses it but `main` and the tests.
+//! In the order in which a start meets them: [`cli`] parses the command line, [`settings`] are loaded, [`telemetry`]
+//! opens the log, [`serve`] or [`exec`] open the health port ([`http`]), build the tree ([`wiring`]), feed it, and drain
+//! it ([`shutdown`]); [`exit`] says how it ended. Uses every other crate; nothing uses it but `main` and the tests.
 
 pub mod assignments;
+pub mod cli;
 pub mod exec;
 pub mod exit;
 pub mod http;
@@ -13,4 +14,5 @@ pub mod settings;
 pub mod shutdown;
 pub mod signals;
 pub mod submit;
+pub mod telemetry;
 pub mod wiring;

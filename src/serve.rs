@@ -54,7 +54,7 @@ pub async fn run(settings: &Settings, registry: Registry, log: &Log) -> anyhow::
     let connected = tokio::select! {
         connected = connecting => connected,
         () = signals.next() => {
-            log.emit(events::stopped(0, Exit::Ok as u8));
+            log.emit(events::stopped(0, Exit::Ok.code()));
             return Ok(Exit::Ok);
         }
     };
@@ -157,12 +157,12 @@ async fn feed_and_wait(
             drain(&tree, &feed, intake, settings, signals).await
         }
         // The tree cannot be trusted to drain; what it holds is delivered again.
-        Some(Escalation::RestartBudgetSpent) => Exit::RestartBudgetSpent,
+        Some(Escalation::RestartBudgetSpent) => Exit::RestartsSpent,
         Some(Escalation::LeaseKeeperLost) => Exit::LeaseKeeperLost,
     };
     connection.flush(LAST_FLUSH).await;
     keeper.stop();
-    log.emit(events::stopped(tree.status.held().held_jobs(), drained as u8));
+    log.emit(events::stopped(tree.status.held().held_jobs(), drained.code()));
     Ok(drained)
 }
 

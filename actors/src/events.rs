@@ -1,8 +1,8 @@
 //! Every log line of the pipeline: names, levels and fields in one place (contract 8.1, 8.2).
 //!
 //! Neighbours: stations make an [`Event`] by one of the functions here and give it to [`Log::emit`]; the node builds
-//! the logger and its drain. Never logs payloads, inputs or outputs. Correlation ids stand at top level, the rest in
-//! `context`, secrets masked.
+//! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
+//! level, the rest in `context`.
 
 use std::sync::Arc;
 
@@ -12,7 +12,6 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use serde_json::{Map, Value, json};
 use slog::{KV, Record, Serializer};
 
-use crate::mask::{mask, mask_text};
 
 /// How loud a line is: error pages someone, warn is looked at in the morning, info is a change of state (and one
 /// line per job), debug is everything else about a job.
@@ -45,7 +44,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Writes lines through `logger`, each with the worker's id in its context.
+    /// Writes lines through `logger`, in the name of `worker_id`.
     pub fn new(logger: slog::Logger, worker_id: &str) -> Self {
         Self {
             logger,
@@ -65,17 +64,8 @@ impl Log {
 
     /// Writes one line.
     pub fn emit(&self, event: Event) {
-        let Event {
-            level,
-            message,
-            mut top,
-            mut context,
-        } = event;
-        context.insert("worker_id".to_owned(), json!(&*self.worker_id));
-        top.insert("context".to_owned(), Value::Object(context));
-        let mut line = Value::Object(top);
-        mask(&mut line);
-        let fields = Fields(line);
+        let Event { level, message, top, context } = event;
+        let fields = Fields { top, context: Value::Object(context) };
         match level {
             Level::Error => slog::error!(self.logger, "{}", message; fields),
             Level::Warn => slog::warn!(self.logger, "{}", message; fields),
@@ -85,14 +75,18 @@ impl Log {
     }
 }
 
-struct Fields(Value);
+/// The fields of a line. The drain masks secrets, cuts what is too long, and adds time, level and worker id.
+struct Fields {
+    top: Map<String, Value>,
+    context: Value,
+}
 
 impl KV for Fields {
     fn serialize(&self, _: &Record<'_>, serializer: &mut dyn Serializer) -> slog::Result {
-        for (key, value) in self.0.as_object().into_iter().flatten() {
+        for (key, value) in &self.top {
             serializer.emit_serde(key.clone().into(), &slog::Serde(value.clone()))?;
         }
-        Ok(())
+        serializer.emit_serde("context".into(), &slog::Serde(self.context.clone()))
     }
 }
 
@@ -147,9 +141,9 @@ impl Event {
     fn because(self, failure: &Failure) -> Self {
         let event = self
             .with("error_code", failure.code.as_str())
-            .with("error", mask_text(&failure.message).into_owned());
+            .with("error", &failure.message);
         match &failure.internal {
-            Some(internal) => event.with("error_internal", mask_text(internal).into_owned()),
+            Some(internal) => event.with("error_internal", internal),
             None => event,
         }
     }
@@ -234,7 +228,7 @@ pub fn result_too_large(identity: &Identity, bytes: usize, limit: usize) -> Even
 pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) -> Event {
     Event::new(Level::Warn, "Publish not confirmed, sending again")
         .with("subject", subject)
-        .with("error", mask_text(error).into_owned())
+        .with("error", error)
         .with("attempt", attempt)
         .with("backoff_delay_ms", delay_ms)
 }
@@ -243,7 +237,7 @@ pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) 
 pub fn publish_refused(subject: &str, error: &str) -> Event {
     Event::new(Level::Error, "Publish refused by the server")
         .with("subject", subject)
-        .with("error", mask_text(error).into_owned())
+        .with("error", error)
 }
 
 /// The node begins.
@@ -291,12 +285,12 @@ pub fn stopped(held: usize, exit_code: u8) -> Event {
 
 /// The node cannot go on.
 pub fn fatal(error: &str) -> Event {
-    Event::new(Level::Error, "Worker fatal error").with("error", mask_text(error).into_owned())
+    Event::new(Level::Error, "Worker fatal error").with("error", error)
 }
 
 /// A setting has no effect, or something else an operator should look at.
 pub fn warning(text: &str) -> Event {
-    Event::new(Level::Warn, "Warning").with("detail", mask_text(text).into_owned())
+    Event::new(Level::Warn, "Warning").with("detail", text)
 }
 
 /// A port is open.
@@ -332,7 +326,7 @@ pub fn restart_budget_spent(name: &str, restarts: usize) -> Event {
 pub fn nats_connected(connection: &'static str, server: &str) -> Event {
     Event::new(Level::Info, "NATS connected")
         .with("connection", connection)
-        .with("server", mask_text(server).into_owned())
+        .with("server", server)
 }
 
 /// The broker is away.
@@ -344,7 +338,7 @@ pub fn nats_disconnected(connection: &'static str) -> Event {
 pub fn nats_waiting(connection: &'static str, error: &str, delay_ms: u64) -> Event {
     Event::new(Level::Warn, "Waiting for NATS")
         .with("connection", connection)
-        .with("error", mask_text(error).into_owned())
+        .with("error", error)
         .with("retry_in_ms", delay_ms)
 }
 
@@ -352,7 +346,7 @@ pub fn nats_waiting(connection: &'static str, error: &str, delay_ms: u64) -> Eve
 pub fn nats_reported(connection: &'static str, what: &str) -> Event {
     Event::new(Level::Warn, "NATS reported")
         .with("connection", connection)
-        .with("detail", mask_text(what).into_owned())
+        .with("detail", what)
 }
 
 /// A stream or consumer is in use.
@@ -366,7 +360,7 @@ pub fn stream_ready(kind: &'static str, name: &str, created: bool) -> Event {
 /// Pulling failed and begins anew.
 pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
     Event::new(Level::Warn, "Pull failed, rebuilding")
-        .with("error", mask_text(error).into_owned())
+        .with("error", error)
         .with("retry_in_ms", delay_ms)
 }
 

@@ -10,6 +10,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::settings::NatsSettings;
 
@@ -195,20 +196,6 @@ pub(super) fn delay(attempt: u32) -> Duration {
         .min(LONGEST_DELAY);
     let chance = RandomState::new().hash_one(attempt) % 1024;
     full.mul_f64(0.5 + f64::from(u32::try_from(chance).unwrap_or(0)) / 2048.0)
-}
-
-/// An error with its causes, once.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

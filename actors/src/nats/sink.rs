@@ -15,8 +15,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::connection::{Connection, chain, delay};
+use super::connection::{Connection, delay};
 use super::header_map;
+use crate::errors::chain;
 use crate::lease::LeaseToken;
 use crate::settings::NatsSettings;
 use crate::sink::{Outgoing, PublishError, Sink, Verdict};

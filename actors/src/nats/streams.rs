@@ -10,7 +10,8 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
 
-use super::connection::{Connection, chain, delay};
+use super::connection::{Connection, delay};
+use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::settings::NatsSettings;
 

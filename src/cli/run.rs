@@ -1,0 +1,99 @@
+//! `serve`, `exec` and `submit`: opens the log, starts the event loop, and turns what went wrong into an exit code.
+
+use std::future::Future;
+use std::time::Duration;
+
+use caf_actors::errors::chain;
+use caf_actors::events::{self, Log};
+use caf_blocks::Extras;
+
+use super::{OutputFormat, SubmitArgs, print};
+use crate::assignments::Input;
+use crate::exit::Exit;
+use crate::settings::load::Loaded;
+use crate::settings::origin::Origin;
+use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
+use crate::submit::Show;
+use crate::telemetry::{Streams, logger};
+use crate::{exec as exec_command, serve as serve_command, submit as submit_command};
+
+/// Runs the node.
+pub(super) fn serve(loaded: &Loaded) -> Exit {
+    let settings = &loaded.settings;
+    with_log(settings, &settings.log, Streams::Split, |log| {
+        for warning in not_yet::warnings(loaded) {
+            log.emit(events::warning(&warning.to_string()));
+        }
+        match caf_blocks::registry(&settings.blocks, Extras::default()) {
+            Ok(registry) => on_event_loop(log, serve_command::run(settings, registry, log)),
+            Err(error) => complain(&error),
+        }
+    })
+}
+
+/// Runs assignments without a broker.
+pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
+    let settings = &loaded.settings;
+    if let Err(problem) = input.check() {
+        print::error(&problem);
+        return Exit::Usage;
+    }
+    // Failures are in the printed results; the log speaks up for faults of the node only.
+    let quiet = quiet(loaded);
+    with_log(settings, &quiet, Streams::StandardError, |log| {
+        let registry = |health| {
+            let extras = Extras { health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)) };
+            Ok(caf_blocks::registry(&settings.blocks, extras)?)
+        };
+        on_event_loop(log, exec_command::run(settings, input, registry, log))
+    })
+}
+
+/// Plays the router.
+pub(super) fn submit(loaded: &Loaded, args: SubmitArgs, output: OutputFormat) -> Exit {
+    let settings = &loaded.settings;
+    if let Err(problem) = args.file.check() {
+        print::error(&problem);
+        return Exit::Usage;
+    }
+    let show = match output {
+        OutputFormat::Text => Show::Text,
+        OutputFormat::Json => Show::Json,
+    };
+    let limit = Duration::from_secs(args.timeout_s);
+    with_log(settings, &quiet(loaded), Streams::StandardError, |log| {
+        on_event_loop(log, submit_command::run(settings, args.file, limit, show, log))
+    })
+}
+
+/// The log settings of a command whose answer is on standard output: warnings and above, unless a level was asked for.
+fn quiet(loaded: &Loaded) -> LogSettings {
+    let mut log = loaded.settings.log.clone();
+    if loaded.origin(&["log".to_owned(), "level".to_owned()]) == Origin::Default {
+        log.level = LogLevel::Warn;
+    }
+    log
+}
+
+fn with_log(settings: &Settings, log: &LogSettings, streams: Streams, run: impl FnOnce(&Log) -> Exit) -> Exit {
+    let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
+    match logger(log, streams, &worker_id) {
+        Ok(logger) => run(&Log::new(logger, &worker_id)),
+        Err(error) => complain(&error),
+    }
+}
+
+fn complain(error: &dyn std::error::Error) -> Exit {
+    print::error(&chain(error));
+    Exit::Config
+}
+
+fn on_event_loop(log: &Log, command: impl Future<Output = anyhow::Result<Exit>>) -> Exit {
+    match actix_rt::System::new().block_on(command) {
+        Ok(exit) => exit,
+        Err(error) => {
+            log.emit(events::fatal(&format!("{error:#}")));
+            Exit::Internal
+        }
+    }
+}
