@@ -1,1 +1,61 @@
-//! Placeholder.
+//! What the worker executes: `echo`, `sleep`, `fail`, `http.request`, `fs.blob_put`, `fs.blob_get`, `sql.query`.
+//!
+//! Neighbours: `caf-protocol` says what a block is; the node builds a [`registry`] of all of them from its settings
+//! and gives it to the pipeline. This crate knows neither actors nor the broker, never retries (the block worker does),
+//! never logs, and never reads the environment: settings come in as values.
+//!
+//! In reading order: [`settings`] are the limits and grants, `inputs` reads what a job brings, `watch` is how a block
+//! notices that it must stop; then one file per kind of work.
+
+mod echo;
+mod fail;
+mod fs;
+mod http;
+mod inputs;
+pub mod settings;
+mod sleep;
+//mod sql;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use caf_protocol::block::Registry;
+
+use crate::settings::{BlockSettings, SettingError};
+
+/// What the node knows and the settings do not.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// A symbolic host name such as `health.worker.internal`, and the node's own health endpoint that it stands for.
+    /// Requests to that name, whatever the port, and to the endpoint's loopback address pass the guard.
+    pub health_target: Option<(String, SocketAddr)>,
+}
+
+/// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// A setting breaks its rule.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+}
+
+/// Builds every block. Does no I/O: roots and databases are opened by the first job that needs them.
+///
+/// # Errors
+/// When a setting breaks its rule; the message names the key.
+pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, SetupError> {
+    settings.validate()?;
+    Ok(Registry::default()
+        .with(Arc::new(echo::Echo::new()))
+        .with(Arc::new(sleep::Sleep::new()))
+        .with(Arc::new(fail::Fail::new()))
+        .with(Arc::new(http::HttpRequest::new(&settings.http, extras)?))
+        .with(Arc::new(fs::BlobPut::new(&settings.fs)))
+        .with(Arc::new(fs::BlobGet::new(&settings.fs))))
+//        .with(Arc::new(sql::SqlQuery::new(&settings.sql)?)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Reads a file: regular files only, whole, and not more than the limit.
+//!
+//! Neighbours: [`super`] runs it on a thread of its own. Opens without waiting, so that a FIFO without a writer cannot
+//! hold the thread. Guesses no content type.
+
+use std::io::Read;
+
+use cap_std::fs::{OpenOptions, OpenOptionsExt};
+use caf_protocol::block::{Inputs, Outputs};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::Failure;
+use caf_protocol::timestamp::iso_micros;
+use rustix::fs::OFlags;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, json};
+
+use super::path::JobPath;
+use super::roots::Roots;
+use super::{CHUNK_BYTES, failure_of, too_large};
+use crate::inputs::{Fields, to_base64};
+use crate::watch::Watch;
+
+/// Inputs of `fs.blob_get`.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct GetInputs {
+    /// `name/rest`, with a name from the settings, or an absolute path inside such a directory.
+    path: String,
+}
+
+/// Outputs of `fs.blob_get`.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct GetOutputs {
+    /// Path as given.
+    path: String,
+    /// Content as text, or as base64 when it is not UTF-8.
+    content: String,
+    /// `text` or `base64`.
+    encoding: String,
+    /// Bytes read.
+    size: u64,
+    /// The same as `size`.
+    size_bytes: u64,
+    /// When the file was last modified, UTC.
+    modified: String,
+}
+
+/// A read, ready to run.
+pub(super) struct Get {
+    path: JobPath,
+}
+
+impl Get {
+    pub(super) fn from_inputs(inputs: &Inputs) -> Result<Self, Failure> {
+        let path = JobPath::parse(Fields(inputs).required_text(&["path"])?)?;
+        Ok(Self { path })
+    }
+
+    pub(super) fn run(&self, roots: &Roots, max_bytes: u64, watch: &Watch) -> Result<Outputs, Failure> {
+        watch.check()?;
+        let place = roots.find(&self.path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        let mut file = place.dir.open_with(&place.path, &options).map_err(|error| {
+            match error.raw_os_error() {
+                // What a socket says to being opened.
+                Some(code) if code == rustix::io::Errno::NXIO.raw_os_error() => not_regular(),
+                _ => failure_of(error, "opening"),
+            }
+        })?;
+        let metadata = file.metadata().map_err(|error| failure_of(error, "reading its kind"))?;
+        if !metadata.is_file() {
+            return Err(not_regular());
+        }
+        let bytes = read(&mut file, metadata.len(), max_bytes, watch)?;
+        let modified = metadata.modified().map_err(|error| failure_of(error, "reading the time"))?;
+        let size = bytes.len();
+        let (content, encoding) = match String::from_utf8(bytes) {
+            Ok(text) => (text, "text"),
+            Err(error) => (to_base64(error.as_bytes()), "base64"),
+        };
+        Ok(Map::from_iter([
+            ("path".to_owned(), json!(self.path.text)),
+            ("content".to_owned(), json!(content)),
+            ("encoding".to_owned(), json!(encoding)),
+            ("size".to_owned(), json!(size)),
+            ("size_bytes".to_owned(), json!(size)),
+            ("modified".to_owned(), json!(iso_micros(modified.into_std()))),
+        ]))
+    }
+}
+
+/// Reads to the end. The size that the system tells is only a hint: a file may grow while it is read.
+fn read(file: &mut impl Read, size: u64, max_bytes: u64, watch: &Watch) -> Result<Vec<u8>, Failure> {
+    if size > max_bytes {
+        return Err(too_large(size, max_bytes));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    loop {
+        watch.check()?;
+        let read = file
+            .by_ref()
+            .take(CHUNK_BYTES as u64)
+            .read_to_end(&mut bytes)
+            .map_err(|error| failure_of(error, "reading"))?;
+        if bytes.len() as u64 > max_bytes {
+            return Err(too_large(bytes.len() as u64, max_bytes));
+        }
+        if read == 0 {
+            return Ok(bytes);
+        }
+    }
+}
+
+fn not_regular() -> Failure {
+    Failure::of_field(ErrorCode::ExecutionFailed, "path", "is not a regular file")
+}

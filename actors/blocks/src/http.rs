@@ -1,0 +1,362 @@
+//! `http.request`: one request to an HTTP server, redirects followed, answer bounded.
+//!
+//! Neighbours: [`crate::registry`] builds it. In the order of a request: `request` reads the inputs, `guard` checks and
+//! resolves the target, `dial` and `wire` connect, `body` receives, `redirects` leads on. Never retries, never resolves a
+//! name twice for one hop, never follows a redirect past the guard.
+
+mod body;
+mod dial;
+mod guard;
+mod redirects;
+mod request;
+mod wire;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use awc::ClientResponse;
+use awc::error::{ConnectError, SendRequestError};
+use awc::http::{Method, StatusCode, header};
+use caf_protocol::block::{
+    Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
+};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::Failure;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+use tokio_rustls::rustls::ClientConfig;
+
+use self::dial::Dial;
+use self::guard::Guard;
+use self::request::Request;
+use crate::settings::{HttpSettings, SettingError, ms};
+use crate::watch::{attempt_limit, until_stopped};
+use crate::Extras;
+
+/// Inputs of `http.request`.
+#[derive(JsonSchema, Serialize)]
+struct HttpInputs {
+    /// Address, `http` or `https`, without credentials.
+    url: String,
+    /// GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in any case.
+    method: String,
+    /// Header names and values, as an object or as its JSON text. Values are strings, numbers or booleans.
+    headers: Option<Value>,
+    /// Text, or any other JSON value, which is sent as its JSON text with content type `application/json`.
+    body: Option<Value>,
+    /// Body as base64, instead of `body`.
+    body_base64: Option<String>,
+    /// Shortens the deadline of the job; read by the pipeline.
+    timeout_ms: Option<u64>,
+}
+
+/// Outputs of `http.request`. With status 400 or above, and with redirects that are not followed, the job fails with
+/// HTTP_ERROR and has these outputs all the same.
+#[derive(JsonSchema, Serialize)]
+struct HttpOutputs {
+    /// Status of the final answer.
+    status_code: u16,
+    /// Headers of the final answer: names in lower case, repeated ones joined by a comma and a space.
+    headers: HashMap<String, String>,
+    /// Body as text, or as base64 when it is not UTF-8. Decompressed.
+    body: String,
+    /// `base64` when `body` is, else absent.
+    encoding: Option<String>,
+    /// From the first byte sent to the last received, in milliseconds, over all hops.
+    latency_ms: u64,
+}
+
+/// The block.
+pub(crate) struct HttpRequest {
+    spec: BlockSpec,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Tells the clients of this block from those of other instances on the same thread.
+    id: u64,
+    settings: HttpSettings,
+    guard: Guard,
+    tls: Arc<ClientConfig>,
+}
+
+/// The clients of one thread. Each keeps its idle connections.
+struct Clients {
+    plain: awc::Client,
+    secure: awc::Client,
+}
+
+thread_local! {
+    static CLIENTS: RefCell<HashMap<u64, Rc<Clients>>> = RefCell::default();
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+impl HttpRequest {
+    pub(crate) fn new(settings: &HttpSettings, extras: Extras) -> Result<Self, SettingError> {
+        let spec = BlockSpec {
+            job_types: &["http.request"],
+            class: ResourceClass::Io,
+            repeatable: false,
+            inputs: schemars::schema_for!(HttpInputs),
+            outputs: schemars::schema_for!(HttpOutputs),
+        };
+        let shared = Arc::new(Shared {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            settings: settings.clone(),
+            guard: Guard::new(&settings.allow_targets, extras)?,
+            tls: dial::tls_config(),
+        });
+        Ok(Self { spec, shared })
+    }
+}
+
+impl Block for HttpRequest {
+    fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
+    fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
+        let request = Request::from_inputs(&inputs, &self.shared.settings)?;
+        let shared = Arc::clone(&self.shared);
+        Ok(Arc::new(HttpTask { shared, request }))
+    }
+}
+
+struct HttpTask {
+    shared: Arc<Shared>,
+    request: Request,
+}
+
+impl Task for HttpTask {
+    fn mode(&self) -> RunMode {
+        RunMode::Async
+    }
+
+    fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
+        Box::pin(async move {
+            let exchange = self.shared.exchange(&self.request, &context);
+            until_stopped(&context, exchange).await
+        })
+    }
+}
+
+impl Shared {
+    /// Sends the request and follows redirects to the final answer.
+    async fn exchange(&self, request: &Request, context: &BlockContext) -> Result<Outputs, Failure> {
+        let started = Instant::now();
+        let mut hop = request.clone();
+        let mut hops_left = self.settings.max_redirects;
+        loop {
+            let response = self.send(&hop, context).await?;
+            let status = response.status();
+            let location = header_text(&response, header::LOCATION);
+            let refused = match redirects::next_hop(&hop, status, location.as_deref()) {
+                Some(Ok(next)) if hops_left > 0 => {
+                    hops_left -= 1;
+                    hop = next;
+                    continue;
+                }
+                Some(Ok(_)) => Some("too many redirects"),
+                Some(Err(rule)) => Some(rule),
+                None => None,
+            };
+            return self.finish(&hop, response, refused, started, context).await;
+        }
+    }
+
+    /// Sends one hop and waits for the head of its answer. Addresses are tried in turn as long as none takes the
+    /// connection; a request that may have been sent is never sent again.
+    async fn send(&self, hop: &Request, context: &BlockContext) -> Result<ClientResponse, Failure> {
+        let connect_limit = ms(self.settings.connect_timeout_ms);
+        let lookup = self.guard.addresses(&hop.url);
+        let addresses = attempt_limit(context, connect_limit, "resolving the host name", lookup).await??;
+        let attempts = async {
+            let mut last = None;
+            for address in addresses {
+                match self.send_to(hop, address).await {
+                    Err(error) if never_connected(&error) => last = Some(error),
+                    Err(error) => return Err(failure_of(error)),
+                    Ok(response) => return Ok(response),
+                }
+            }
+            let nowhere = || Failure::new(ErrorCode::NetworkError, "the host has no address");
+            Err(last.map_or_else(nowhere, failure_of))
+        };
+        let head_limit = ms(self.settings.response_head_timeout_ms);
+        attempt_limit(context, head_limit, "waiting for the answer's head", attempts).await?
+    }
+
+    async fn send_to(&self, hop: &Request, address: SocketAddr) -> Result<ClientResponse, SendRequestError> {
+        let clients = self.clients();
+        let client = if hop.url.scheme() == "https" {
+            &clients.secure
+        } else {
+            &clients.plain
+        };
+        let mut outgoing = client
+            .request(hop.method.clone(), request::target(&hop.url))
+            .address(address)
+            .no_decompress()
+            .insert_header((header::HOST, request::host_header(&hop.url)));
+        for (name, value) in &hop.headers {
+            outgoing = outgoing.append_header((name.clone(), value.clone()));
+        }
+        match &hop.body {
+            Some(body) => outgoing.send_body(body.clone()).await,
+            None if matches!(hop.method, Method::POST | Method::PUT | Method::PATCH) => outgoing.send_body("").await,
+            None => outgoing.send().await,
+        }
+    }
+
+    /// This thread's clients. They live as long as the thread: a node has one block of this kind.
+    fn clients(&self) -> Rc<Clients> {
+        CLIENTS.with_borrow_mut(|all| {
+            Rc::clone(all.entry(self.id).or_insert_with(|| {
+                Rc::new(Clients {
+                    plain: self.client(Dial::plain()),
+                    secure: self.client(Dial::secure(Arc::clone(&self.tls))),
+                })
+            }))
+        })
+    }
+
+    fn client(&self, dial: Dial) -> awc::Client {
+        let connector = awc::Connector::new()
+            .connector(dial)
+            .timeout(ms(self.settings.connect_timeout_ms))
+            // The slots of the pool bound requests in flight; a second bound here would be a hidden queue.
+            .limit(0);
+        awc::Client::builder()
+            .connector(connector)
+            .disable_redirects()
+            .disable_timeout()
+            .no_default_headers()
+            .finish()
+    }
+
+    /// Receives the final answer.
+    async fn finish(
+        &self,
+        hop: &Request,
+        response: ClientResponse,
+        refused: Option<&'static str>,
+        started: Instant,
+        context: &BlockContext,
+    ) -> Result<Outputs, Failure> {
+        let status = response.status();
+        let coding = body::Coding::from_header(header_text(&response, header::CONTENT_ENCODING).as_deref());
+        let mut outputs = Map::new();
+        outputs.insert("status_code".to_owned(), json!(status.as_u16()));
+        outputs.insert("headers".to_owned(), headers_of(&response, coding));
+
+        let has_no_body = hop.method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
+        let received = if has_no_body {
+            Ok(Vec::new())
+        } else {
+            let receive = body::receive(response, coding, self.settings.max_response_bytes);
+            let limit = ms(self.settings.body_timeout_ms);
+            attempt_limit(context, limit, "receiving the answer's body", receive).await.flatten()
+        };
+        let failure = failure_of_status(status, refused);
+        match received {
+            Ok(bytes) => body::put(&mut outputs, bytes),
+            // With a failure status, the status is the news and the body is an extra.
+            Err(of_body) if failure.is_none() || of_body.total_limit => return Err(of_body),
+            Err(_) => {}
+        }
+        let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        outputs.insert("latency_ms".to_owned(), json!(latency_ms));
+        match failure {
+            None => Ok(outputs),
+            Some(mut failure) => {
+                failure.outputs = outputs;
+                Err(failure)
+            }
+        }
+    }
+}
+
+fn header_text(response: &ClientResponse, name: header::HeaderName) -> Option<String> {
+    let value = response.headers().get(name)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// Header names in lower case, repeated ones joined. What described the compressed form goes with it.
+fn headers_of(response: &ClientResponse, coding: body::Coding) -> Value {
+    let mut headers: Map<String, Value> = Map::new();
+    for (name, value) in response.headers() {
+        let decoded = coding != body::Coding::Identity;
+        if decoded && (name == header::CONTENT_ENCODING || name == header::CONTENT_LENGTH) {
+            continue;
+        }
+        let value = String::from_utf8_lossy(value.as_bytes());
+        match headers.get_mut(name.as_str()) {
+            Some(Value::String(joined)) => {
+                joined.push_str(", ");
+                joined.push_str(&value);
+            }
+            _ => {
+                headers.insert(name.as_str().to_owned(), json!(value));
+            }
+        }
+    }
+    Value::Object(headers)
+}
+
+/// The failure that a final status means. Texts for 4xx hold nothing by which the router's breaker would blame the
+/// provider (contract 3.4): no numbers, none of its words.
+fn failure_of_status(status: StatusCode, refused: Option<&'static str>) -> Option<Failure> {
+    let message = match (refused, status.as_u16()) {
+        (Some(rule), _) => rule.to_owned(),
+        (None, 200..=299) => return None,
+        (None, 400..=499) => "the server refused the request; the status code is in the details".to_owned(),
+        (None, 500..) => format!("the server failed with status {}", status.as_u16()),
+        (None, _) => "the server's answer is neither success nor a redirect to follow".to_owned(),
+    };
+    let failure = Failure::new(ErrorCode::HttpError, message);
+    Some(failure.with("status_code", json!(status.as_u16())))
+}
+
+/// Whether the request cannot have been sent.
+fn never_connected(error: &SendRequestError) -> bool {
+    matches!(
+        error,
+        SendRequestError::Connect(ConnectError::Io(_) | ConnectError::Timeout | ConnectError::Unresolved)
+    )
+}
+
+/// What went wrong before the head of the answer, by the kind of error; the library's words stay inside.
+fn failure_of(error: SendRequestError) -> Failure {
+    let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    let failure = match &error {
+        SendRequestError::Timeout | SendRequestError::Connect(ConnectError::Timeout) => {
+            Failure::new(ErrorCode::ConnectionTimeout, "timeout while connecting")
+        }
+        SendRequestError::Connect(ConnectError::Io(io)) if timed_out(io) => {
+            Failure::new(ErrorCode::ConnectionTimeout, "timeout while connecting")
+        }
+        SendRequestError::Connect(ConnectError::Io(io)) if io.kind() == io::ErrorKind::ConnectionRefused => {
+            Failure::new(ErrorCode::NetworkError, "connection refused")
+        }
+        SendRequestError::Connect(ConnectError::Io(io)) if io.kind() == io::ErrorKind::InvalidData => {
+            Failure::new(ErrorCode::NetworkError, "no encrypted connection: the TLS handshake failed")
+        }
+        SendRequestError::Connect(_) => Failure::new(ErrorCode::NetworkError, "no connection to the server"),
+        SendRequestError::Response(_) => {
+            Failure::new(ErrorCode::NetworkError, "the connection broke off, or the answer is not HTTP")
+        }
+        _ => Failure::new(ErrorCode::NetworkError, "the connection broke off"),
+    };
+    failure.internally(error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! What a job asks for, read and checked before anything is sent.
+//!
+//! Neighbours: [`super`] prepares a [`Request`] from inputs and sends it; `redirects` derives the next one from it. Does
+//! no I/O and knows no addresses.
+
+use awc::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use awc::http::Method;
+use bytes::Bytes;
+use caf_protocol::block::Inputs;
+use caf_protocol::outcome::Failure;
+use serde_json::{Map, Value};
+use url::Url;
+
+use crate::inputs::{self, Fields, invalid_format, invalid_input};
+use crate::settings::HttpSettings;
+
+/// Longest URL in bytes; longer ones are refused by most servers anyway.
+const MAX_URL_BYTES: usize = 16 * 1024;
+/// Most headers of a request; servers commonly stop at about this many.
+const MAX_HEADERS: usize = 100;
+/// Largest sum of header names and values in bytes.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// Methods that a job may use.
+const METHODS: [Method; 7] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::OPTIONS,
+];
+/// Headers that describe one hop or this very message: the client writes them, a value from the job is dropped.
+const DROPPED: [&str; 6] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+];
+/// Headers by which a job could make the two ends disagree on where a message ends or whom it is for.
+const REFUSED: [&str; 4] = ["expect", "host", "transfer-encoding", "upgrade"];
+
+/// One hop of a request.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub(super) url: Url,
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Bytes>,
+}
+
+impl Request {
+    /// Reads the inputs of a job.
+    pub(super) fn from_inputs(inputs: &Inputs, settings: &HttpSettings) -> Result<Self, Failure> {
+        let fields = Fields(inputs);
+        let url = parse_url(fields.required_text(&["url"])?)?;
+        let method = parse_method(fields.required_text(&["method"])?)?;
+        let mut headers = match fields.object(&["headers"])? {
+            Some(map) => parse_headers(&map)?,
+            None => HeaderMap::new(),
+        };
+        let (body, is_json) = parse_body(&fields)?;
+        let size = body.as_ref().map_or(0, Bytes::len) as u64;
+        if size > settings.max_request_bytes {
+            let rule = format!("must be at most {} bytes", settings.max_request_bytes);
+            return Err(invalid_input("body", &rule));
+        }
+        if is_json {
+            default(&mut headers, header::CONTENT_TYPE, "application/json");
+        }
+        default(&mut headers, header::ACCEPT, "*/*");
+        default(&mut headers, header::ACCEPT_ENCODING, "gzip, deflate");
+        default(&mut headers, header::USER_AGENT, concat!("caf-worker/", env!("CARGO_PKG_VERSION")));
+        Ok(Self {
+            url,
+            method,
+            headers,
+            body,
+        })
+    }
+}
+
+fn default(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}
+
+fn parse_url(text: &str) -> Result<Url, Failure> {
+    if text.len() > MAX_URL_BYTES {
+        return Err(invalid_input("url", "must be at most 16384 bytes"));
+    }
+    let url = Url::parse(text.trim()).map_err(|error| invalid_format("url", "must be a URL").internally(error))?;
+    check_url(&url).map_err(|rule| invalid_input("url", rule))?;
+    Ok(url)
+}
+
+/// The rule that a URL breaks, if it breaks one. Holds for redirects too.
+pub(super) fn check_url(url: &Url) -> Result<(), &'static str> {
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("must be an http or https address");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold credentials; use the authorization header");
+    }
+    if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
+        return Err("must have a host and a usable port");
+    }
+    if target(url).parse::<awc::http::Uri>().is_err() {
+        return Err("must not hold characters that have no place in a request line");
+    }
+    Ok(())
+}
+
+/// The address as the client library gets it. Always `http`, always with a port: TLS is the business of `dial`, and the
+/// library keys its pool by host and port.
+pub(super) fn target(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port_or_known_default().unwrap_or_default();
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("http://{host}:{port}{}{query}", url.path())
+}
+
+/// The value of the `Host` header.
+pub(super) fn host_header(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn parse_method(text: &str) -> Result<Method, Failure> {
+    let upper = text.trim().to_ascii_uppercase();
+    METHODS
+        .into_iter()
+        .find(|method| method.as_str() == upper)
+        .ok_or_else(|| invalid_input("method", "must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS"))
+}
+
+fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
+    let bytes: usize = map.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    if map.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+        return Err(invalid_input("headers", "must be at most 100, and 65536 bytes in all"));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in map {
+        let text = match value {
+            Value::Null => continue,
+            Value::String(text) => text.trim().to_owned(),
+            Value::Number(_) | Value::Bool(_) => value.to_string(),
+            Value::Array(_) | Value::Object(_) => {
+                return Err(invalid_format("headers", "values must be strings, numbers or booleans"));
+            }
+        };
+        let name = HeaderName::try_from(name.as_str())
+            .map_err(|_| invalid_input("headers", "names must be HTTP header names"))?;
+        let value = HeaderValue::try_from(text)
+            .map_err(|_| invalid_input("headers", "values must not hold control characters"))?;
+        if REFUSED.contains(&name.as_str()) {
+            let rule = format!("{name} is not for a job to set");
+            return Err(invalid_input("headers", &rule));
+        }
+        if !DROPPED.contains(&name.as_str()) {
+            headers.append(name, value);
+        }
+    }
+    Ok(headers)
+}
+
+/// The body, and whether it is JSON.
+fn parse_body(fields: &Fields<'_>) -> Result<(Option<Bytes>, bool), Failure> {
+    let encoded = fields.text(&["body_base64"])?;
+    match (fields.value(&["body"]), encoded) {
+        (Some(_), Some(_)) => Err(invalid_input("body_base64", "must not stand beside body")),
+        (None, Some(text)) => Ok((Some(inputs::base64("body_base64", text)?.into()), false)),
+        (None, None) => Ok((None, false)),
+        (Some((_, Value::String(text))), None) => Ok((Some(text.clone().into()), false)),
+        (Some((_, value)), None) => Ok((Some(value.to_string().into()), true)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! Settings of the blocks: what a job may reach, and how much of it.
+//!
+//! Neighbours: the node's settings hold a [`BlockSettings`] as section `blocks`, [`crate::registry`] reads it. Units are
+//! in the names. Unknown keys are refused. A default stands in one place: the `Default` of its struct. Credentials are
+//! never shown by `Debug`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A setting that breaks its rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {rule}, got {value}")]
+pub struct SettingError {
+    /// Full key, such as `blocks.http.max_redirects`.
+    pub key: String,
+    /// What the value has to be.
+    pub rule: String,
+    /// The value, or `(hidden)` where it may hold credentials.
+    pub value: String,
+}
+
+impl SettingError {
+    pub(crate) fn new(key: impl Into<String>, rule: impl Into<String>, value: impl fmt::Display) -> Self {
+        Self {
+            key: key.into(),
+            rule: rule.into(),
+            value: value.to_string(),
+        }
+    }
+}
+
+/// Section `blocks`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlockSettings {
+    /// `http.request`.
+    pub http: HttpSettings,
+    /// `fs.blob_put` and `fs.blob_get`.
+    pub fs: FsSettings,
+    /// `sql.query`.
+    pub sql: SqlSettings,
+}
+
+impl BlockSettings {
+    /// Checks every rule that the types cannot express.
+    ///
+    /// # Errors
+    /// The first broken rule, with its key and value.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        self.http.validate()?;
+        self.fs.validate()?;
+        self.sql.validate()
+    }
+}
+
+/// Section `blocks.http`. Time limits are for one attempt: running out is a retryable failure. The deadline of the job
+/// caps all of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Targets that jobs may reach although their address is not public: an address (`10.1.2.3`), a range
+    /// (`10.0.0.0/8`) or a host name (`db.internal`), each but a range optionally with a port (`127.0.0.1:8080`,
+    /// `[::1]:8080`).
+    pub allow_targets: Vec<String>,
+    /// Longest name lookup, and longest TCP and TLS handshake, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// Longest wait from sending the request to the answer's head, in milliseconds; connecting counts too.
+    pub response_head_timeout_ms: u64,
+    /// Longest reception of an answer's body, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// Largest answer body in bytes, counted after decompression.
+    pub max_response_bytes: u64,
+    /// Largest request body in bytes.
+    pub max_request_bytes: u64,
+    /// How many redirects are followed; 0 follows none.
+    pub max_redirects: u32,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            allow_targets: Vec::new(),
+            connect_timeout_ms: 5_000,
+            response_head_timeout_ms: 30_000,
+            body_timeout_ms: 30_000,
+            max_response_bytes: 8 << 20,
+            max_request_bytes: 8 << 20,
+            max_redirects: 5,
+        }
+    }
+}
+
+impl HttpSettings {
+    fn validate(&self) -> Result<(), SettingError> {
+        for (key, value) in [
+            ("connect_timeout_ms", self.connect_timeout_ms),
+            ("response_head_timeout_ms", self.response_head_timeout_ms),
+            ("body_timeout_ms", self.body_timeout_ms),
+        ] {
+            check_limit_ms(&format!("blocks.http.{key}"), value)?;
+        }
+        check_bytes("blocks.http.max_response_bytes", self.max_response_bytes)?;
+        check_bytes("blocks.http.max_request_bytes", self.max_request_bytes)?;
+        if self.max_redirects > 50 {
+            let rule = "must be at most 50";
+            return Err(SettingError::new("blocks.http.max_redirects", rule, self.max_redirects));
+        }
+        Ok(())
+    }
+}
+
+/// Section `blocks.fs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FsSettings {
+    /// Directories that jobs may use, by name. The path `data/a/b` is `a/b` in the directory named `data`. Created when
+    /// missing; relative ones are relative to the working directory.
+    pub roots: BTreeMap<String, PathBuf>,
+    /// Largest content in bytes, written or read.
+    pub max_bytes: u64,
+    /// Longest read in milliseconds; running out ends the job as `timeout`.
+    pub read_timeout_ms: u64,
+    /// Longest write in milliseconds; running out ends the job as `timeout`.
+    pub write_timeout_ms: u64,
+}
+
+impl Default for FsSettings {
+    fn default() -> Self {
+        Self {
+            roots: BTreeMap::from([("data".to_owned(), PathBuf::from("./data"))]),
+            max_bytes: 16 << 20,
+            read_timeout_ms: 5_000,
+            write_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl FsSettings {
+    fn validate(&self) -> Result<(), SettingError> {
+        for (name, path) in &self.roots {
+            if !is_name(name) {
+                let rule = "a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'";
+                return Err(SettingError::new("blocks.fs.roots", rule, name));
+            }
+            if path.as_os_str().is_empty() {
+                let key = format!("blocks.fs.roots.{name}");
+                return Err(SettingError::new(key, "must be a path", "an empty string"));
+            }
+        }
+        check_bytes("blocks.fs.max_bytes", self.max_bytes)?;
+        check_limit_ms("blocks.fs.read_timeout_ms", self.read_timeout_ms)?;
+        check_limit_ms("blocks.fs.write_timeout_ms", self.write_timeout_ms)
+    }
+}
+
+/// Section `blocks.sql`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SqlSettings {
+    /// Databases that jobs may use, by name.
+    pub connections: BTreeMap<String, SqlConnectionSettings>,
+    /// Whether a job may bring a connection string of its own, for any database that the worker can reach. Such
+    /// connections are read-only.
+    pub allow_inline: bool,
+    /// `:memory:`, the database that a job gets when it names none, and inline connections.
+    pub memory: SqlMemorySettings,
+}
+
+/// Section `blocks.sql.memory`: limits of the writable in-memory database that every job may have for itself, and of
+/// inline connections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SqlMemorySettings {
+    /// Largest in-memory database in bytes.
+    pub max_database_bytes: u64,
+    /// Most rows of an answer. More fail the job; rows are never cut off silently.
+    pub max_rows: u64,
+    /// Largest answer in bytes, as JSON.
+    pub max_bytes: u64,
+    /// Longest run of the statements in milliseconds; running out ends the job as `timeout`.
+    pub statement_timeout_ms: u64,
+}
+
+impl Default for SqlMemorySettings {
+    fn default() -> Self {
+        Self {
+            max_database_bytes: 64 << 20,
+            max_rows: 10_000,
+            max_bytes: 4 << 20,
+            statement_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// Section `blocks.sql.connections.<name>`.
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SqlConnectionSettings {
+    /// `sqlite:///absolute/file.db`, `sqlite://relative.db`, or `postgres://host:port/database`.
+    pub url: String,
+    /// Whether the database refuses writes.
+    #[serde(default = "SqlConnectionSettings::read_only")]
+    pub read_only: bool,
+    /// Most rows of an answer. More fail the job; rows are never cut off silently.
+    #[serde(default = "SqlConnectionSettings::max_rows")]
+    pub max_rows: u64,
+    /// Largest answer in bytes, as JSON.
+    #[serde(default = "SqlConnectionSettings::max_bytes")]
+    pub max_bytes: u64,
+    /// Longest run of a statement in milliseconds; running out ends the job as `timeout`.
+    #[serde(default = "SqlConnectionSettings::statement_timeout_ms")]
+    pub statement_timeout_ms: u64,
+    /// Longest wait for a connection in milliseconds, PostgreSQL only; running out is a retryable failure.
+    #[serde(default = "SqlConnectionSettings::connect_timeout_ms")]
+    pub connect_timeout_ms: u64,
+    /// Most open connections, PostgreSQL only.
+    #[serde(default = "SqlConnectionSettings::pool_size")]
+    pub pool_size: usize,
+    /// User; beats the one in the url.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Password; beats the one in the url. Meant to come from the environment,
+    /// `WORKER__BLOCKS__SQL__CONNECTIONS__<NAME>__PASSWORD`.
+    #[serde(default)]
+    pub password: Option<String>,
+}
+
+impl SqlConnectionSettings {
+    fn read_only() -> bool {
+        true
+    }
+
+    fn max_rows() -> u64 {
+        SqlMemorySettings::default().max_rows
+    }
+
+    fn max_bytes() -> u64 {
+        SqlMemorySettings::default().max_bytes
+    }
+
+    fn statement_timeout_ms() -> u64 {
+        SqlMemorySettings::default().statement_timeout_ms
+    }
+
+    fn connect_timeout_ms() -> u64 {
+        5_000
+    }
+
+    fn pool_size() -> usize {
+        4
+    }
+
+    /// A read-only connection with default limits.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            read_only: Self::read_only(),
+            max_rows: Self::max_rows(),
+            max_bytes: Self::max_bytes(),
+            statement_timeout_ms: Self::statement_timeout_ms(),
+            connect_timeout_ms: Self::connect_timeout_ms(),
+            pool_size: Self::pool_size(),
+            user: None,
+            password: None,
+        }
+    }
+}
+
+impl fmt::Debug for SqlConnectionSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlConnectionSettings")
+            .field("read_only", &self.read_only)
+            .field("max_rows", &self.max_rows)
+            .field("max_bytes", &self.max_bytes)
+            .field("statement_timeout_ms", &self.statement_timeout_ms)
+            .field("connect_timeout_ms", &self.connect_timeout_ms)
+            .field("pool_size", &self.pool_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SqlSettings {
+    fn validate(&self) -> Result<(), SettingError> {
+        let memory = &self.memory;
+        check_bytes("blocks.sql.memory.max_database_bytes", memory.max_database_bytes)?;
+        check_answer("blocks.sql.memory", memory.max_rows, memory.max_bytes)?;
+        check_limit_ms("blocks.sql.memory.statement_timeout_ms", memory.statement_timeout_ms)?;
+        for (name, connection) in &self.connections {
+            if !is_name(name) {
+                let rule = "a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'";
+                return Err(SettingError::new("blocks.sql.connections", rule, name));
+            }
+            let key = format!("blocks.sql.connections.{name}");
+            check_answer(&key, connection.max_rows, connection.max_bytes)?;
+            check_limit_ms(&format!("{key}.statement_timeout_ms"), connection.statement_timeout_ms)?;
+            check_limit_ms(&format!("{key}.connect_timeout_ms"), connection.connect_timeout_ms)?;
+            if !(1..=1_000).contains(&connection.pool_size) {
+                let rule = "must be 1 to 1000";
+                return Err(SettingError::new(format!("{key}.pool_size"), rule, connection.pool_size));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Milliseconds as a duration.
+pub(crate) const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && !text.starts_with('.')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+}
+
+/// A limit of zero would fail every job, one beyond the longest deadline would never act.
+fn check_limit_ms(key: &str, value: u64) -> Result<(), SettingError> {
+    if (1..=3_600_000).contains(&value) {
+        return Ok(());
+    }
+    Err(SettingError::new(key, "must be 1 to 3600000 milliseconds", value))
+}
+
+fn check_bytes(key: &str, value: u64) -> Result<(), SettingError> {
+    if (1..=1 << 30).contains(&value) {
+        return Ok(());
+    }
+    Err(SettingError::new(key, "must be 1 to 1073741824 bytes", value))
+}
+
+fn check_answer(key: &str, max_rows: u64, max_bytes: u64) -> Result<(), SettingError> {
+    check_bytes(&format!("{key}.max_bytes"), max_bytes)?;
+    if (1..=10_000_000).contains(&max_rows) {
+        return Ok(());
+    }
+    Err(SettingError::new(format!("{key}.max_rows"), "must be 1 to 10000000", max_rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(value: serde_json::Value) -> Result<BlockSettings, serde_json::Error> {
+        serde_json::from_value(value)
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_are_what_an_empty_section_means() {
+        let settings = read(json!({})).expect("reads");
+        assert_eq!(settings, BlockSettings::default());
+        assert_eq!(settings.validate(), Ok(()));
+        assert_eq!(settings.fs.roots["data"], PathBuf::from("./data"));
+        assert!(settings.http.allow_targets.is_empty());
+    }
+
+    #[test]
+    fn a_connection_is_read_only_unless_it_says_otherwise() {
+        let settings = read(json!({"sql": {"connections": {"main": {"url": "sqlite://x.db"}}}})).expect("reads");
+        assert_eq!(settings.sql.connections["main"], SqlConnectionSettings::new("sqlite://x.db"));
+        assert!(settings.sql.connections["main"].read_only);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        for bad in [
+            json!({"htp": {}}),
+            json!({"http": {"max_redirect": 1}}),
+            json!({"fs": {"root": {}}}),
+            json!({"sql": {"connections": {"a": {"url": "sqlite://x", "readonly": true}}}}),
+        ] {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_broken_rule_names_key_and_value() {
+        for (settings, message) in [
+            (
+                json!({"http": {"connect_timeout_ms": 0}}),
+                "blocks.http.connect_timeout_ms: must be 1 to 3600000 milliseconds, got 0",
+            ),
+            (
+                json!({"http": {"max_redirects": 51}}),
+                "blocks.http.max_redirects: must be at most 50, got 51",
+            ),
+            (
+                json!({"fs": {"roots": {"a": ""}}}),
+                "blocks.fs.roots.a: must be a path, got an empty string",
+            ),
+            (
+                json!({"fs": {"roots": {"a/b": "x"}}}),
+                "blocks.fs.roots: a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.', got a/b",
+            ),
+            (
+                json!({"sql": {"connections": {"a": {"url": "sqlite://x", "pool_size": 0}}}}),
+                "blocks.sql.connections.a.pool_size: must be 1 to 1000, got 0",
+            ),
+        ] {
+            let error = read(settings).expect("reads").validate().expect_err("is refused");
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn debug_shows_neither_address_nor_password() {
+        let mut connection = SqlConnectionSettings::new("postgres://u:hunter2@db.host/x");
+        connection.password = Some("hunter3".to_owned());
+        let shown = format!("{connection:?}");
+        assert!(!shown.contains("hunter") && !shown.contains("db.host"), "{shown}");
+    }
+}

@@ -1,0 +1,84 @@
+//! What the tests of all blocks share, and the tests of the registry.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use caf_protocol::block::{BlockContext, CancellationToken, Inputs, Outputs, Task};
+use caf_protocol::ids::Correlation;
+use caf_protocol::outcome::Failure;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::*;
+use crate::settings::SqlConnectionSettings;
+
+/// Inputs from a JSON object.
+pub(crate) fn inputs(value: Value) -> Inputs {
+    value.as_object().cloned().expect("is an object")
+}
+
+/// A context with half a minute left.
+pub(crate) fn context() -> BlockContext {
+    context_for(Duration::from_secs(30))
+}
+
+/// A context with this much time left.
+pub(crate) fn context_for(left: Duration) -> BlockContext {
+    BlockContext {
+        tenant_id: "acme".to_owned(),
+        assignment_id: "a-1".to_owned(),
+        correlation: Correlation::default(),
+        deadline: Instant::now() + left,
+        attempt: 0,
+        cancel: CancellationToken::new(),
+    }
+}
+
+/// Runs a future as the node does: on a thread with an actix system.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    actix_rt::System::new().block_on(future)
+}
+
+/// Runs one attempt.
+pub(crate) fn run(task: Arc<dyn Task>, context: BlockContext) -> Result<Outputs, Failure> {
+    block_on(task.run(context))
+}
+
+#[test]
+fn every_job_type_is_registered_and_describes_itself() {
+    let registry = registry(&BlockSettings::default(), Extras::default()).expect("builds");
+    let types = [
+        "echo",
+        "fail",
+        "fs.blob_get",
+        "fs.blob_put",
+        "fs.get",
+        "fs.put",
+        "http.request",
+        "sleep",
+        "sql.query",
+    ];
+    assert_eq!(registry.job_types(), types);
+    for job_type in types {
+        let spec = registry.get(job_type).expect("is registered").spec();
+        assert_eq!(spec.inputs.get("type"), Some(&Value::from("object")), "{job_type}");
+        assert_eq!(spec.outputs.get("type"), Some(&Value::from("object")), "{job_type}");
+    }
+}
+
+#[test]
+fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() {
+    let mut settings = BlockSettings::default();
+    settings.http.allow_targets = vec!["10.0.0.0/33".to_owned()];
+    let error = registry(&settings, Extras::default()).expect_err("is refused").to_string();
+    assert!(error.starts_with("blocks.http.allow_targets: ") && error.ends_with("10.0.0.0/33"), "{error}");
+
+    for url in ["mysql://u:hunter2@h/x", "postgres://u:hunter2@h:port/x", "hunter2"] {
+        let mut settings = BlockSettings::default();
+        let connections = &mut settings.sql.connections;
+        connections.insert("main".to_owned(), SqlConnectionSettings::new(url));
+        let error = registry(&settings, Extras::default()).expect_err("is refused");
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("blocks.sql.connections.main.url") && !shown.contains("hunter2"), "{shown}");
+    }
+}
