@@ -138,7 +138,10 @@ pub fn read(payload: &[u8], headers: &Headers) -> Reading {
         } else {
             field.to_owned()
         };
-        document.duplicates.iter().any(|d| d.differs && d.path == path)
+        document
+            .duplicates
+            .iter()
+            .any(|d| d.differs && d.is_at_or_above(&path))
     };
     let identity = match read_identity(&shape, headers, ambiguous) {
         Ok(identity) => identity,
@@ -223,7 +226,10 @@ fn read_identity(
     let decided = object(object(root, "decision"), "metadata");
     let tenant_id = usable(text(root, "tenant_id"), MAX_TENANT_BYTES)
         .or_else(|| usable(headers.get("tenant_id"), MAX_TENANT_BYTES))
-        .or_else(|| usable(text(decided, "tenant_id"), MAX_TENANT_BYTES))
+        .or_else(|| {
+            usable(text(decided, "tenant_id"), MAX_TENANT_BYTES)
+                .filter(|_| !ambiguous("decision.metadata.tenant_id"))
+        })
         .filter(|_| !ambiguous("tenant_id"));
     let Some(tenant_id) = tenant_id else {
         return unusable("tenant_id", MAX_TENANT_BYTES);

@@ -7,6 +7,10 @@ use serde_json::{Map, Number, Value};
 
 /// How many duplicate keys are remembered; one is enough to refuse, a few help to mend.
 const MAX_DUPLICATES: usize = 8;
+/// Keys on the way to the ids that an answer is sent to: a flood of other duplicates must not hide these.
+const ALWAYS_REMEMBERED: [&str; 5] = ["data", "decision", "metadata", "assignment_id", "tenant_id"];
+/// Levels of the deepest of those ids, `data.decision.metadata.tenant_id`; it bounds how many such paths there are.
+const ALWAYS_REMEMBERED_LEVELS: usize = 4;
 
 /// A parsed document. For a duplicate key the last value stands, as in most decoders.
 #[derive(Debug)]
@@ -24,6 +28,14 @@ pub struct DuplicateKey {
     pub path: String,
     /// Whether the two values differ.
     pub differs: bool,
+}
+
+impl DuplicateKey {
+    /// Whether the value at `path` is this key's, or part of it.
+    pub(crate) fn is_at_or_above(&self, path: &str) -> bool {
+        path.strip_prefix(self.path.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
 }
 
 /// Parses one JSON document. Nesting deeper than 127 levels is an error, as is anything after the value.
@@ -59,9 +71,35 @@ impl std::fmt::Display for Path<'_> {
     }
 }
 
+impl Path<'_> {
+    fn is_always_remembered(&self) -> bool {
+        let (mut here, mut levels) = (self, 0);
+        while let Self::Key(parent, key) = here {
+            levels += 1;
+            if levels > ALWAYS_REMEMBERED_LEVELS || !ALWAYS_REMEMBERED.contains(key) {
+                return false;
+            }
+            here = parent;
+        }
+        matches!(here, Self::Root)
+    }
+}
+
 struct Node<'a> {
     path: &'a Path<'a>,
     duplicates: &'a mut Vec<DuplicateKey>,
+}
+
+impl Node<'_> {
+    fn remember(&mut self, path: &Path<'_>, differs: bool) {
+        if self.duplicates.len() < MAX_DUPLICATES || path.is_always_remembered() {
+            let path = path.to_string();
+            let duplicate = DuplicateKey { path, differs };
+            if !self.duplicates.contains(&duplicate) {
+                self.duplicates.push(duplicate);
+            }
+        }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -123,7 +161,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             let path = Path::Key(self.path, &key);
@@ -131,13 +169,8 @@ impl<'de> Visitor<'de> for Node<'_> {
                 path: &path,
                 duplicates: self.duplicates,
             })?;
-            if let Some(earlier) = object.get(&key)
-                && self.duplicates.len() < MAX_DUPLICATES
-            {
-                self.duplicates.push(DuplicateKey {
-                    path: path.to_string(),
-                    differs: *earlier != value,
-                });
+            if let Some(earlier) = object.get(&key) {
+                self.remember(&path, *earlier != value);
             }
             object.insert(key, value);
         }
@@ -203,6 +236,15 @@ mod tests {
         };
         assert_eq!(document.duplicates, [same, other]);
         assert_eq!(document.value, json!({"a": 2, "b": [{"c": 1}]}));
+    }
+
+    #[test]
+    fn a_flood_of_duplicates_is_bounded_and_hides_no_id() {
+        let flood: String = (0..100_000).map(|n| format!("\"k{n}\":1,\"k{n}\":2,")).collect();
+        let ids = "\"tenant_id\":\"a\",\"tenant_id\":\"b\",".repeat(1000);
+        let document = parse(format!("{{{flood}{ids}\"x\":1}}").as_bytes()).expect("parses");
+        assert_eq!(document.duplicates.len(), MAX_DUPLICATES + 1);
+        assert_eq!(document.duplicates[MAX_DUPLICATES].path, "tenant_id");
     }
 
     #[test]

@@ -103,9 +103,14 @@ pub struct ErrorBody {
 
 impl From<&Failure> for ErrorBody {
     fn from(failure: &Failure) -> Self {
+        let message = match failure.message.as_str() {
+            // Nothing travels empty.
+            "" => failure.code.sentence(),
+            message => message,
+        };
         Self {
             code: failure.code,
-            message: failure.message.clone(),
+            message: message.to_owned(),
             retryable: failure.is_retryable(),
             details: failure.details.clone(),
         }

@@ -1,1 +1,40 @@
-//! Placeholder.
+//! Real servers, hostile input and the router's own rules, for the tests of every crate.
+//!
+//! Neighbours: tests only; no crate of the node depends on it outside `[dev-dependencies]`. It never uses the
+//! protocol crate: what it knows of the wire comes from the contract, so that the two can disagree.
+//!
+//! - Servers: [`nats`], [`postgres`], and the node itself as a process in [`worker`]. Each listens on a port of its
+//!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
+//!   is missing is an error that says what to install; nothing is ever skipped.
+//! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
+//!   [`strict`] is harder to please than the router, [`assignment`] builds what the router sends.
+//! - Input: [`mod@malformed`] is hostile, [`fixtures`] is on file.
+//! - Waiting: [`wait`]. It holds the only sleeps of the tests.
+
+pub mod assignment;
+pub mod client;
+pub mod fixtures;
+pub mod http;
+pub mod malformed;
+pub mod nats;
+pub mod ports;
+pub mod postgres;
+pub mod router;
+pub mod strict;
+pub mod tls;
+pub mod wait;
+pub mod worker;
+
+mod process;
+mod programs;
+mod temp;
+
+pub use assignment::AssignmentBuilder;
+pub use client::{Client, Collector};
+pub use malformed::malformed;
+pub use nats::{NatsAuth, NatsOptions, NatsServer};
+pub use postgres::Postgres;
+pub use router::{RouterIntake, Verdict};
+pub use temp::TempDir;
+pub use wait::{wait_until, wait_until_async};
+pub use worker::Worker;

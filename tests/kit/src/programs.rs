@@ -1,0 +1,94 @@
+//! Where the programs of the servers are.
+//!
+//! Neighbours: [`crate::nats`] and [`crate::postgres`]. Never installs anything: `scripts/install-test-tools.sh` does.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Root of the workspace that this crate was built in.
+pub(crate) fn workspace() -> &'static Path {
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR"));
+    kit.ancestors().nth(2).unwrap_or(kit)
+}
+
+/// First directory of `PATH` that holds `name`.
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+}
+
+/// Every `<parent>/*/<rest>` that is a file, sorted by name, last first.
+fn below(parent: &Path, rest: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(parent) else {
+        return Vec::new();
+    };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path().join(rest))
+        .filter(|program| program.is_file())
+        .collect();
+    found.sort_by_key(|program| std::cmp::Reverse(version_in(program)));
+    found
+}
+
+/// The number in a path such as `/usr/lib/postgresql/15/bin/initdb`, so that 15 comes before 9.
+fn version_in(program: &Path) -> u64 {
+    program
+        .components()
+        .filter_map(|part| part.as_os_str().to_str()?.parse().ok())
+        .next_back()
+        .unwrap_or(0)
+}
+
+/// `nats-server`: from `NATS_SERVER_BIN`, `PATH`, or what the install script put under `target/tools`.
+pub(crate) fn nats_server() -> Result<PathBuf> {
+    let tools = workspace().join("target/tools");
+    std::env::var_os("NATS_SERVER_BIN")
+        .map(PathBuf::from)
+        .or_else(|| in_path("nats-server"))
+        .or_else(|| below(&tools, "bin/nats-server").into_iter().next())
+        .or_else(|| below(&tools, "nats-server").into_iter().next())
+        .context(
+            "nats-server is not installed: run scripts/install-test-tools.sh, or name it in NATS_SERVER_BIN",
+        )
+}
+
+/// A program of the PostgreSQL server, from where Debian keeps them, else from `PATH` with links resolved: it finds
+/// its siblings and its shared files by its own place.
+pub(crate) fn postgres(name: &str) -> Result<PathBuf> {
+    let found = below(Path::new("/usr/lib/postgresql"), &format!("bin/{name}"))
+        .into_iter()
+        .next()
+        .or_else(|| in_path(name).and_then(|link| link.canonicalize().ok()));
+    found.with_context(|| {
+        format!(
+            "{name} of PostgreSQL is not installed: run scripts/install-test-tools.sh (Debian package `postgresql`)"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_comes_first_by_number_and_not_by_letter() {
+        let dir = crate::TempDir::new("programs").expect("can be made");
+        for version in ["9", "15"] {
+            let bin = dir.path().join(version).join("bin");
+            std::fs::create_dir_all(&bin).expect("can be made");
+            std::fs::write(bin.join("initdb"), "").expect("can be written");
+        }
+        let found = below(dir.path(), "bin/initdb");
+        assert_eq!(found[0], dir.path().join("15/bin/initdb"));
+        assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn the_workspace_is_where_the_lock_file_is() {
+        assert!(workspace().join("Cargo.lock").is_file());
+    }
+}

@@ -1,0 +1,63 @@
+//! Certificates for tests of encrypted connections, made on the spot and worth nothing elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::TempDir;
+
+/// An authority, a server certificate for `localhost` and 127.0.0.1, and a client certificate, as PEM files that go
+/// away with this value.
+#[derive(Debug)]
+pub struct Certificates {
+    dir: TempDir,
+}
+
+impl Certificates {
+    /// Makes a new authority with both certificates.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn generate() -> Result<Self> {
+        let dir = TempDir::new("tls")?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        write(dir.path(), "ca.pem", &authority.pem())?;
+        for (name, subjects) in [
+            ("server", vec!["localhost".to_owned(), "127.0.0.1".to_owned()]),
+            ("client", vec!["caf-worker-test".to_owned()]),
+        ] {
+            let key = KeyPair::generate()?;
+            let certificate = CertificateParams::new(subjects)?.signed_by(&key, &authority)?;
+            write(dir.path(), &format!("{name}.pem"), &certificate.pem())?;
+            write(dir.path(), &format!("{name}.key"), &key.serialize_pem())?;
+        }
+        Ok(Self { dir })
+    }
+
+    /// The authority's certificate.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// The server's certificate and key.
+    pub fn server(&self) -> (PathBuf, PathBuf) {
+        self.pair("server")
+    }
+
+    /// The client's certificate and key.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        self.pair("client")
+    }
+
+    fn pair(&self, name: &str) -> (PathBuf, PathBuf) {
+        let file = |end: &str| self.dir.path().join(format!("{name}.{end}"));
+        (file("pem"), file("key"))
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    std::fs::write(dir.join(name), text).with_context(|| format!("cannot write {name}"))
+}
