@@ -1,7 +1,7 @@
 //! The log: one JSON object per line, as contract 8.1 has it.
 //!
 //! Neighbours: the command line opens it; the pipeline's event emitter and stray sources write to the logger. Between
-//! the logger and the stream, [`line`] gives a record its form and [`output`] writes it. A line that cannot be written
+//! the logger and the stream, [`mod@line`] gives a record its form and [`output`] writes it. A line that cannot be written
 //! is lost: the log never stops or panics the node.
 
 pub mod line;

@@ -68,6 +68,7 @@ fn the_nearest_key_is_found_across_sections_and_names() {
         ("nats.durabel", "nats.durable"),
         ("nats.ack_wait", "nats.ack_wait_ms"),
         ("url", "nats.url"),
+        ("ttl_s", "idempotency.ttl_s"),
         ("worker.health_addr", "http.health_addr"),
         ("pool.cpu.max_concurrency", "pools.cpu.max_concurrency"),
         (
