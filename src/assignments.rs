@@ -20,7 +20,11 @@ impl FromStr for Input {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == "-" { Self::Stdin } else { Self::File(PathBuf::from(text)) })
+        Ok(if text == "-" {
+            Self::Stdin
+        } else {
+            Self::File(PathBuf::from(text))
+        })
     }
 }
 
@@ -98,7 +102,9 @@ mod tests {
             true
         };
         match split_document(bytes) {
-            Some(documents) => documents.into_iter().for_each(|document| drop(each(Ok(document)))),
+            Some(documents) => documents
+                .into_iter()
+                .for_each(|document| drop(each(Ok(document)))),
             None => read_lines(bytes, &mut each).expect("readable"),
         }
         seen

@@ -116,10 +116,12 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
     let sources = cli.settings.sources(environment);
     match cli.command {
         Command::Serve => settings::with_settings(&sources, cli.output, run::serve),
-        Command::Exec(args) => settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args.file)),
-        Command::Submit(args) => {
-            settings::with_settings(&sources, cli.output, |loaded| run::submit(loaded, args, cli.output))
+        Command::Exec(args) => {
+            settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args.file))
         }
+        Command::Submit(args) => settings::with_settings(&sources, cli.output, |loaded| {
+            run::submit(loaded, args, cli.output)
+        }),
         Command::Config(command) => config::run(command, &sources, cli.output),
         Command::Completions { shell } => completions(shell),
     }

@@ -59,14 +59,27 @@ pub async fn run(
     let health = Health::new(status.clone(), "local", log.worker_id());
     let port = open_health_port(&settings.http.health_addr, &health)?;
     let printer = Arc::new(Printer::default());
-    let sink = Arc::new(LocalSink { printer: Arc::clone(&printer) });
+    let sink = Arc::new(LocalSink {
+        printer: Arc::clone(&printer),
+    });
     let loops = EventLoops::start(settings);
-    let tree = build(settings, registry(port.address)?, sink, loops, status.clone(), log).await;
+    let tree = build(
+        settings,
+        registry(port.address)?,
+        sink,
+        loops,
+        status.clone(),
+        log,
+    )
+    .await;
     health.watch(&tree);
 
     let (stop, is_stop) = watch::channel(false);
     let (stopped, has_stopped) = watch::channel(false);
-    let feed = Feed { stop, stopped: has_stopped };
+    let feed = Feed {
+        stop,
+        stopped: has_stopped,
+    };
     let subject: Arc<str> = settings.nats.subjects.assign.as_str().into();
     let mut feeding = std::pin::pin!(feed_lines(input, &subject, &tree.intake, &status, is_stop));
     let fed = tokio::select! {
@@ -92,7 +105,8 @@ pub async fn run(
 
 /// 0 only when every assignment that went in came out as a success.
 fn verdict(exit: Exit, interrupted: bool, fed: usize, printer: &Printer) -> Exit {
-    let all_succeeded = !interrupted && printer.failed.load(SeqCst) == 0 && printer.succeeded.load(SeqCst) >= fed.min(1);
+    let all_succeeded =
+        !interrupted && printer.failed.load(SeqCst) == 0 && printer.succeeded.load(SeqCst) >= fed.min(1);
     match exit {
         Exit::Ok if all_succeeded && !printer.broken.load(SeqCst) => Exit::Ok,
         Exit::Ok => Exit::SomeFailed,
@@ -102,7 +116,9 @@ fn verdict(exit: Exit, interrupted: bool, fed: usize, printer: &Printer) -> Exit
 
 /// The configured port on this host only, or any when that one is taken.
 fn open_health_port(configured: &str, health: &Health) -> anyhow::Result<HealthPort> {
-    let port = configured.parse::<SocketAddr>().map_or(0, |address| address.port());
+    let port = configured
+        .parse::<SocketAddr>()
+        .map_or(0, |address| address.port());
     let here = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     HealthPort::open(here(port), health.clone())
         .or_else(|_| HealthPort::open(here(0), health.clone()))
@@ -131,7 +147,9 @@ async fn feed_lines(
         let Some(line) = line else { return Ok(count) };
         let payload = Bytes::from(line?);
         count += 1;
-        let Some(permit) = status.held().reserve(1).await.take(payload.len()) else { continue };
+        let Some(permit) = status.held().reserve(1).await.take(payload.len()) else {
+            continue;
+        };
         let arrival = Arrival {
             subject: Arc::clone(subject),
             headers: Arc::new(Headers::default()),
@@ -140,7 +158,14 @@ async fn feed_lines(
             received_at_ms: clock::epoch_ms(),
             received: Instant::now(),
         };
-        if intake.tell(Delivery { arrival, permit, lease: None }).is_err() {
+        if intake
+            .tell(Delivery {
+                arrival,
+                permit,
+                lease: None,
+            })
+            .is_err()
+        {
             anyhow::bail!("the intake is gone");
         }
     }
@@ -173,7 +198,11 @@ impl Printer {
         let refused = |error: &dyn std::fmt::Display| PublishError::Refused(error.to_string());
         let text = std::str::from_utf8(&message.payload).map_err(|error| refused(&error))?;
         let payload: &RawValue = serde_json::from_str(text).map_err(|error| refused(&error))?;
-        let line = Line { subject: &message.subject, headers: &message.headers, payload };
+        let line = Line {
+            subject: &message.subject,
+            headers: &message.headers,
+            payload,
+        };
         let mut line = serde_json::to_vec(&line).map_err(|error| refused(&error))?;
         line.push(b'\n');
         self.count(text);
@@ -191,7 +220,10 @@ impl Printer {
         struct Status {
             status: String,
         }
-        match serde_json::from_str::<Status>(text).map(|body| body.status).as_deref() {
+        match serde_json::from_str::<Status>(text)
+            .map(|body| body.status)
+            .as_deref()
+        {
             Ok("success") => self.succeeded.fetch_add(1, SeqCst),
             Ok("error" | "timeout" | "cancelled") => self.failed.fetch_add(1, SeqCst),
             _ => 0,

@@ -38,13 +38,25 @@ struct Parts {
 impl Health {
     /// A page that knows the node's status, its `mode` and who it is.
     pub fn new(status: NodeStatus, mode: &'static str, worker_id: &str) -> Self {
-        Self { status, mode, worker_id: worker_id.to_owned(), parts: std::sync::Arc::default() }
+        Self {
+            status,
+            mode,
+            worker_id: worker_id.to_owned(),
+            parts: std::sync::Arc::default(),
+        }
     }
 
     /// From now on the page looks at these parts too.
     pub fn watch(&self, tree: &Tree) {
-        let pools = tree.pools.iter().map(|pool| (pool.class.as_str(), pool.look.clone())).collect();
-        let _ = self.parts.set(Parts { pools, publisher: tree.publisher.clone() });
+        let pools = tree
+            .pools
+            .iter()
+            .map(|pool| (pool.class.as_str(), pool.look.clone()))
+            .collect();
+        let _ = self.parts.set(Parts {
+            pools,
+            publisher: tree.publisher.clone(),
+        });
     }
 
     /// The page as JSON (contract 8.3).
@@ -61,7 +73,10 @@ impl Health {
         details.insert("worker_id".to_owned(), json!(self.worker_id));
         details.insert("mode".to_owned(), json!(self.mode));
         if self.mode == "core" {
-            details.insert("delivery".to_owned(), json!("at most once: assignments are lost when the worker dies"));
+            details.insert(
+                "delivery".to_owned(),
+                json!("at most once: assignments are lost when the worker dies"),
+            );
         }
         details.insert("draining".to_owned(), json!(self.status.is_draining()));
         details.insert("jobs_held".to_owned(), json!(self.status.held().held_jobs()));
@@ -92,20 +107,49 @@ impl Health {
             }
             return true;
         };
-        let pools = join_all(parts.pools.iter().map(|(_, route)| route.ask(LookAtPool, LIFE_LIMIT))).await;
+        let pools = join_all(
+            parts
+                .pools
+                .iter()
+                .map(|(_, route)| route.ask(LookAtPool, LIFE_LIMIT)),
+        )
+        .await;
         let publisher = parts.publisher.ask(LookAtPublisher, LIFE_LIMIT).await;
-        let silent: Vec<&str> =
-            parts.pools.iter().zip(&pools).filter(|(_, answer)| answer.is_none()).map(|((name, _), _)| *name).collect();
+        let silent: Vec<&str> = parts
+            .pools
+            .iter()
+            .zip(&pools)
+            .filter(|(_, answer)| answer.is_none())
+            .map(|((name, _), _)| *name)
+            .collect();
         let pools_ok = silent.is_empty();
-        let pools_message = if pools_ok { "running".to_owned() } else { format!("no answer from {}", silent.join(", ")) };
-        let answers = parts.pools.iter().zip(&pools).map(|((name, _), answer)| ((*name).to_owned(), json!(answer)));
+        let pools_message = if pools_ok {
+            "running".to_owned()
+        } else {
+            format!("no answer from {}", silent.join(", "))
+        };
+        let answers = parts
+            .pools
+            .iter()
+            .zip(&pools)
+            .map(|((name, _), answer)| ((*name).to_owned(), json!(answer)));
         details.insert("pools".to_owned(), Value::Object(answers.collect()));
         details.insert("publisher".to_owned(), json!(publisher));
-        let publisher_message = if publisher.is_some() { "running" } else { "no answer" };
+        let publisher_message = if publisher.is_some() {
+            "running"
+        } else {
+            "no answer"
+        };
         let all = pools_ok && publisher.is_some();
-        checks.insert("processor".to_owned(), check(all, if all { "running" } else { "failing" }));
+        checks.insert(
+            "processor".to_owned(),
+            check(all, if all { "running" } else { "failing" }),
+        );
         checks.insert("pools".to_owned(), check(pools_ok, &pools_message));
-        checks.insert("publisher".to_owned(), check(publisher.is_some(), publisher_message));
+        checks.insert(
+            "publisher".to_owned(),
+            check(publisher.is_some(), publisher_message),
+        );
         all
     }
 }
@@ -144,7 +188,10 @@ impl HealthPort {
         let server = server.run();
         let handle = server.handle();
         actix_rt::spawn(server);
-        Ok(Self { address, server: handle })
+        Ok(Self {
+            address,
+            server: handle,
+        })
     }
 
     /// Closes the port.
@@ -171,5 +218,7 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
 }
 
 async fn nothing_here() -> HttpResponse {
-    HttpResponse::NotFound().content_type("text/plain").body("not found\n")
+    HttpResponse::NotFound()
+        .content_type("text/plain")
+        .body("not found\n")
 }

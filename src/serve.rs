@@ -36,11 +36,17 @@ const LAST_FLUSH: Duration = Duration::from_secs(1);
 /// When the health port or the signal handlers cannot be set up.
 pub async fn run(settings: &Settings, registry: Registry, log: &Log) -> anyhow::Result<Exit> {
     let mode = settings.nats.mode;
-    let mode_name = if mode == NatsMode::Core { "core" } else { "jetstream" };
+    let mode_name = if mode == NatsMode::Core {
+        "core"
+    } else {
+        "jetstream"
+    };
     let sizes = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
     log.emit(events::starting(mode_name, sizes, env!("CARGO_PKG_VERSION")));
     if mode == NatsMode::Core {
-        log.emit(events::warning("nats.mode is core: assignments are delivered at most once"));
+        log.emit(events::warning(
+            "nats.mode is core: assignments are delivered at most once",
+        ));
     }
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let status = new_status(settings);
@@ -82,11 +88,17 @@ fn open_health_port(settings: &Settings, health: &Health, log: &Log) -> Result<H
         .and_then(|address| HealthPort::open(address, health.clone()));
     match opened {
         Ok(port) => {
-            log.emit(events::health_started(&port.address.ip().to_string(), port.address.port()));
+            log.emit(events::health_started(
+                &port.address.ip().to_string(),
+                port.address.port(),
+            ));
             Ok(port)
         }
         Err(error) => {
-            log.emit(events::bind_failed(&settings.http.health_addr, &error.to_string()));
+            log.emit(events::bind_failed(
+                &settings.http.health_addr,
+                &error.to_string(),
+            ));
             Err(Exit::Unavailable)
         }
     }
@@ -103,18 +115,23 @@ async fn connect_pipeline(
     let on = pipeline.handle();
     let connected = run_on(&on, move || {
         async move {
-            let connection =
-                connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
+            let connection = connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
             let stored = match settings.mode {
                 NatsMode::Core => Vec::new(),
-                NatsMode::Jetstream => ensure_answer_streams_when_possible(&connection, &settings, &log).await,
+                NatsMode::Jetstream => {
+                    ensure_answer_streams_when_possible(&connection, &settings, &log).await
+                }
             };
             let sink = NatsSink::new(connection.clone(), &settings, stored);
             Ok((connection, sink))
         }
         .boxed_local()
     });
-    connected.await.unwrap_or_else(|| Err(ConnectError::Settings("the pipeline's event loop is gone".to_owned())))
+    connected.await.unwrap_or_else(|| {
+        Err(ConnectError::Settings(
+            "the pipeline's event loop is gone".to_owned(),
+        ))
+    })
 }
 
 /// Starts lease keeper and source, waits for a reason to leave, and drains.
@@ -128,7 +145,10 @@ async fn feed_and_wait(
     let keeper = start_keeper(settings, &tree, log)?;
     let (stop, is_stop) = watch::channel(false);
     let stopped = Arc::new(watch::Sender::new(false));
-    let feed = Feed { stop, stopped: stopped.subscribe() };
+    let feed = Feed {
+        stop,
+        stopped: stopped.subscribe(),
+    };
     let parts = SourceParts {
         connection: connection.clone(),
         settings: Arc::new(settings.nats.clone()),
@@ -176,7 +196,9 @@ fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<L
         gpu: Arc::clone(&tree.pool(ResourceClass::Gpu).slots),
         log: log.clone(),
     };
-    let ended = move || drop(escalate.send(Escalation::LeaseKeeperLost));
+    let ended = move || {
+        let _ = escalate.send(Escalation::LeaseKeeperLost);
+    };
     LeaseKeeper::start(parts, ended).context("cannot start the lease keeper's thread")
 }
 

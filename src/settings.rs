@@ -7,7 +7,6 @@
 //! [`sources`] reads one source into entries, [`environment`] knows the names of variables, [`load`] puts entries on top
 //! of each other, [`show`] prints them, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
 
-pub mod blocks;
 pub mod catalogue;
 pub mod environment;
 pub mod load;
@@ -30,7 +29,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use blocks::BlockSettings;
+use caf_blocks::settings::BlockSettings;
 
 /// The whole tree. `Debug` hides its secrets.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -71,7 +71,11 @@ pub async fn drain(
         }
     }
     let _ = tree.supervisor.send(StopWatching).await;
-    if tree.status.held().held_jobs() == 0 { Exit::Ok } else { Exit::DrainTimedOut }
+    if tree.status.held().held_jobs() == 0 {
+        Exit::Ok
+    } else {
+        Exit::DrainTimedOut
+    }
 }
 
 async fn empty_lines(tree: &Tree, how: EmptyLine) {

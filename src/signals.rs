@@ -16,7 +16,11 @@ impl Signals {
     /// When the system refuses the handlers.
     pub fn listen() -> std::io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, last: "none" })
+        Ok(Self {
+            terminate,
+            interrupt: signal(SignalKind::interrupt())?,
+            last: "none",
+        })
     }
 
     /// Waits for the next one.

@@ -48,7 +48,13 @@ struct Tally {
 ///
 /// # Errors
 /// When the broker cannot be reached or the connection breaks, or the input cannot be read.
-pub async fn run(settings: &Settings, input: Input, limit: Duration, show: Show, log: &Log) -> anyhow::Result<Exit> {
+pub async fn run(
+    settings: &Settings,
+    input: Input,
+    limit: Duration,
+    show: Show,
+    log: &Log,
+) -> anyhow::Result<Exit> {
     let mut nats = settings.nats.clone();
     if nats.connect_deadline_ms == 0 {
         nats.connect_deadline_ms = CONNECT_DEADLINE_MS;
@@ -81,7 +87,12 @@ impl From<RouterSideError> for Conversation {
     }
 }
 
-async fn converse(router: &RouterSide, input: Input, limit: Duration, show: Show) -> Result<Tally, Conversation> {
+async fn converse(
+    router: &RouterSide,
+    input: Input,
+    limit: Duration,
+    show: Show,
+) -> Result<Tally, Conversation> {
     let mut answers = router.answers().await?;
     let mut tally = Tally::default();
     let (lines, mut ready) = tokio::sync::mpsc::channel(16);
@@ -117,7 +128,10 @@ async fn converse(router: &RouterSide, input: Input, limit: Duration, show: Show
 impl Tally {
     fn sent(&mut self, payload: &[u8]) {
         match read(payload, &Headers::default()) {
-            Reading::Valid(assignment) => drop(self.open.insert(assignment.identity.assignment_id, Instant::now())),
+            Reading::Valid(assignment) => drop(
+                self.open
+                    .insert(assignment.identity.assignment_id, Instant::now()),
+            ),
             Reading::Invalid(identity, _) => drop(self.open.insert(identity.assignment_id, Instant::now())),
             Reading::Unanswerable(failure) => {
                 self.unreadable += 1;
@@ -127,12 +141,19 @@ impl Tally {
     }
 
     fn came_back(&mut self, answer: &Outgoing, show: Show) {
-        let Ok(body) = serde_json::from_slice::<Value>(&answer.payload) else { return };
+        let Ok(body) = serde_json::from_slice::<Value>(&answer.payload) else {
+            return;
+        };
         let text = |key: &str| body[key].as_str().unwrap_or_default();
         let (id, status) = (text("assignment_id"), text("status"));
         // Others may be talking on these subjects.
         let is_result = body.get("job").is_some() || body.get("latency_ms").is_some();
-        let Some(sent) = self.open.get(id).copied().or_else(|| self.answered.contains(id).then(Instant::now)) else {
+        let Some(sent) = self
+            .open
+            .get(id)
+            .copied()
+            .or_else(|| self.answered.contains(id).then(Instant::now))
+        else {
             return;
         };
         print_answer(answer, &body, is_result, show);
@@ -154,9 +175,16 @@ impl Tally {
             let (p50, p99) = (percentile(&self.latencies, 50), percentile(&self.latencies, 99));
             let sent = self.open.len() + self.answered.len() + self.unreadable;
             let counts = |map: &BTreeMap<String, usize>| {
-                map.iter().map(|(status, count)| format!("{count} {status}")).collect::<Vec<_>>().join(", ")
+                map.iter()
+                    .map(|(status, count)| format!("{count} {status}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             };
-            println!("sent {sent}; acks: {}; results: {}", counts(&self.acks), counts(&self.by_status));
+            println!(
+                "sent {sent}; acks: {}; results: {}",
+                counts(&self.acks),
+                counts(&self.by_status)
+            );
             println!("missing {}; unreadable {}", self.open.len(), self.unreadable);
             println!("latency p50 {} ms, p99 {} ms", p50.as_millis(), p99.as_millis());
         }
@@ -176,11 +204,23 @@ fn print_answer(answer: &Outgoing, body: &Value, is_result: bool, show: Show) {
             let latency = body["latency_ms"].as_u64().unwrap_or(0);
             let failure = match text("error_code") {
                 "" => String::new(),
-                code => format!("  {code}: {}", body["error"]["message"].as_str().unwrap_or_default()),
+                code => format!(
+                    "  {code}: {}",
+                    body["error"]["message"].as_str().unwrap_or_default()
+                ),
             };
-            format!("result  {}  {}  {latency} ms{failure}", text("assignment_id"), text("status"))
+            format!(
+                "result  {}  {}  {latency} ms{failure}",
+                text("assignment_id"),
+                text("status")
+            )
         }
-        Show::Text => format!("ack     {}  {}  {}", text("assignment_id"), text("status"), text("message")),
+        Show::Text => format!(
+            "ack     {}  {}  {}",
+            text("assignment_id"),
+            text("status"),
+            text("message")
+        ),
     };
     // A reader that has gone away ends the printing, not the waiting.
     let _ = writeln!(std::io::stdout(), "{}", line.trim_end());

@@ -37,8 +37,13 @@ pub struct EventLoops {
 impl EventLoops {
     /// Starts the threads.
     pub fn start(settings: &Settings) -> Self {
-        let blocks = (0..settings.worker.io_threads.max(1)).map(|_| EventLoop::start()).collect();
-        Self { pipeline: EventLoop::start(), blocks }
+        let blocks = (0..settings.worker.io_threads.max(1))
+            .map(|_| EventLoop::start())
+            .collect();
+        Self {
+            pipeline: EventLoop::start(),
+            blocks,
+        }
     }
 }
 
@@ -102,7 +107,11 @@ pub async fn build(
 
     let publisher = PublisherRoutes::default();
     let look_at_publisher = Route::default();
-    adopt(&supervisor, publisher_child(&loops, &publisher, &look_at_publisher, sink, &answers, log)).await;
+    adopt(
+        &supervisor,
+        publisher_child(&loops, &publisher, &look_at_publisher, sink, &answers, log),
+    )
+    .await;
 
     let mut pools = Vec::new();
     let mut doors = Vec::new();
@@ -200,14 +209,26 @@ async fn start_pool(
     for index in 0..pool.max_concurrency {
         let worker = Route::default();
         let on = &loops.blocks[index % loops.blocks.len()];
-        adopt(supervisor, worker_child(class, index, on, &worker, publisher, log)).await;
+        adopt(
+            supervisor,
+            worker_child(class, index, on, &worker, publisher, log),
+        )
+        .await;
         workers.push(worker);
     }
     let slots_returned = Route::default();
     let slots = Slots::new(pool.max_concurrency, slots_returned.clone());
     let queue = settings.worker.queue.v2.enabled.then_some(pool.max_queue_size);
-    let door = PoolDoor { places: Places::new(pool.max_concurrency, queue), enqueue: Route::default() };
-    let handle = PoolHandle { class, empty: Route::default(), look: Route::default(), slots: Arc::clone(&slots) };
+    let door = PoolDoor {
+        places: Places::new(pool.max_concurrency, queue),
+        enqueue: Route::default(),
+    };
+    let handle = PoolHandle {
+        class,
+        empty: Route::default(),
+        look: Route::default(),
+        slots: Arc::clone(&slots),
+    };
 
     let (on, publisher, log) = (loops.pipeline.handle(), publisher.clone(), log.clone());
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
@@ -251,7 +272,13 @@ fn worker_child(
             let (on, route, publisher, log) = (on.clone(), route.clone(), publisher.clone(), log.clone());
             async move {
                 let make = move || BlockWorker::new(publisher, log);
-                spawn_actor(&on, make, move |address: &Addr<BlockWorker>| route.connect(address), ended).await;
+                spawn_actor(
+                    &on,
+                    make,
+                    move |address: &Addr<BlockWorker>| route.connect(address),
+                    ended,
+                )
+                .await;
             }
             .boxed()
         }),
@@ -266,7 +293,13 @@ fn intake_child(loops: &EventLoops, route: &Route<Delivery>, parts: IntakeParts)
             let (on, route, parts) = (on.clone(), route.clone(), parts.clone());
             async move {
                 let make = move || Intake::new(parts);
-                spawn_actor(&on, make, move |address: &Addr<Intake>| route.connect(address), ended).await;
+                spawn_actor(
+                    &on,
+                    make,
+                    move |address: &Addr<Intake>| route.connect(address),
+                    ended,
+                )
+                .await;
             }
             .boxed()
         }),

@@ -20,7 +20,10 @@ use serde_json::json;
 fn bytes_that_nobody_can_answer_are_buried_with_their_original() {
     in_system(async {
         let rig = Rig::start().await;
-        for (sequence, bytes) in [&b"\xff\xfenot json"[..], b"{}", b"[]", b""].into_iter().enumerate() {
+        for (sequence, bytes) in [&b"\xff\xfenot json"[..], b"{}", b"[]", b""]
+            .into_iter()
+            .enumerate()
+        {
             rig.deliver_bytes(bytes.to_vec(), sequence as u64).await;
         }
         rig.settled(4).await;
@@ -48,16 +51,25 @@ fn an_invalid_assignment_is_rejected_answered_and_buried() {
         .into_iter()
         .enumerate()
         {
-            rig.deliver(assignment(&format!("bad-{n}"), &patch), n as u64).await;
+            rig.deliver(assignment(&format!("bad-{n}"), &patch), n as u64)
+                .await;
         }
         rig.settled(5).await;
         assert_eq!(rig.counts(), (5, 5, 5));
         let reasons: Vec<_> = rig.acks().iter().map(|ack| ack["message"].clone()).collect();
-        let expected =
-            ["unsupported_version", "missing_field", "unsupported_job_type", "invalid_inputs", "invalid_inputs"];
+        let expected = [
+            "unsupported_version",
+            "missing_field",
+            "unsupported_job_type",
+            "invalid_inputs",
+            "invalid_inputs",
+        ];
         assert_eq!(reasons, expected);
         for (ack, result) in rig.acks().iter().zip(rig.results()) {
-            assert_eq!((&ack["status"], &result["status"]), (&json!("rejected"), &json!("error")));
+            assert_eq!(
+                (&ack["status"], &result["status"]),
+                (&json!("rejected"), &json!("error"))
+            );
         }
         assert_eq!(rig.results()[2]["error"]["details"]["field"], "job.type");
         rig.stop().await;
@@ -90,16 +102,29 @@ fn a_bounded_pool_accepts_exactly_its_places_and_refuses_the_rest() {
         settings.pools.cpu.max_queue_size = 3;
         let rig = Rig::start_with(settings).await;
         for n in 0..9 {
-            rig.deliver(assignment(&format!("a-{n}"), &rig::waiting()), n).await;
+            rig.deliver(assignment(&format!("a-{n}"), &rig::waiting()), n)
+                .await;
         }
         rig.published(|counts| counts.0 == 9).await;
         let statuses = rig.ack_statuses();
         assert_eq!((statuses["accepted"], statuses["rejected"]), (5, 4));
-        let refused = rig.acks().into_iter().find(|ack| ack["status"] == "rejected").expect("one");
-        assert_eq!((&refused["message"], &refused["overload_status"]), (&json!("queue_full"), &json!("critical")));
+        let refused = rig
+            .acks()
+            .into_iter()
+            .find(|ack| ack["status"] == "rejected")
+            .expect("one");
+        assert_eq!(
+            (&refused["message"], &refused["overload_status"]),
+            (&json!("queue_full"), &json!("critical"))
+        );
         rig.release();
         rig.settled(9).await;
-        let codes: Vec<_> = rig.results().iter().filter(|r| r["error_code"] == "SYSTEM_OVERLOAD").cloned().collect();
+        let codes: Vec<_> = rig
+            .results()
+            .iter()
+            .filter(|r| r["error_code"] == "SYSTEM_OVERLOAD")
+            .cloned()
+            .collect();
         assert_eq!(codes.len(), 4);
         assert!(codes.iter().all(|result| result["error"]["retryable"] == true));
         assert_eq!(rig.counts(), (9, 9, 0));
@@ -129,12 +154,19 @@ fn success_is_answered_and_a_failure_is_answered_and_buried() {
     in_system(async {
         let rig = Rig::start().await;
         rig.deliver(assignment("good", &json!({})), 1).await;
-        rig.deliver(assignment("bad", &rig::failing("EXECUTION_FAILED", 2)), 2).await;
+        rig.deliver(assignment("bad", &rig::failing("EXECUTION_FAILED", 2)), 2)
+            .await;
         rig.settled(2).await;
         assert_eq!(rig.counts(), (2, 2, 1));
         let (good, bad) = (rig.result_of("good"), rig.result_of("bad"));
-        assert_eq!((&good["status"], &good["outputs"]["ok"]), (&json!("success"), &json!(true)));
-        assert_eq!((&bad["status"], &bad["error_code"]), (&json!("error"), &json!("EXECUTION_FAILED")));
+        assert_eq!(
+            (&good["status"], &good["outputs"]["ok"]),
+            (&json!("success"), &json!(true))
+        );
+        assert_eq!(
+            (&bad["status"], &bad["error_code"]),
+            (&json!("error"), &json!("EXECUTION_FAILED"))
+        );
         assert_eq!(bad["retries_used"], 1, "two calls in all");
         assert_eq!(rig.dead_letters()[0]["stream_sequence"], 2);
         rig.stop().await;
@@ -147,7 +179,8 @@ fn nothing_is_settled_before_everything_is_confirmed() {
     in_system(async {
         let rig = Rig::start().await;
         rig.sink.refuse_publishes(true);
-        rig.deliver(assignment("bad", &rig::failing("EXECUTION_FAILED", 1)), 1).await;
+        rig.deliver(assignment("bad", &rig::failing("EXECUTION_FAILED", 1)), 1)
+            .await;
         rig.wait("several tries", |rig| rig.sink.tries() >= 4).await;
         assert!(rig.verdicts().is_empty());
         assert_eq!(rig.tree().status.held().held_jobs(), 1);
@@ -174,10 +207,21 @@ fn a_deadline_ends_a_job_whether_it_runs_or_waits() {
         assert_eq!(rig.counts(), (2, 2, 0));
         for id in ["running", "queued"] {
             let result = rig.result_of(id);
-            assert_eq!((&result["status"], &result["error_code"]), (&json!("timeout"), &json!("CANCELLED_BY_TIMEOUT")));
+            assert_eq!(
+                (&result["status"], &result["error_code"]),
+                (&json!("timeout"), &json!("CANCELLED_BY_TIMEOUT"))
+            );
         }
-        let order: Vec<_> = rig.results().iter().map(|result| result["assignment_id"].clone()).collect();
-        assert_eq!(order, ["queued", "running"], "nobody waits past a deadline for a slot");
+        let order: Vec<_> = rig
+            .results()
+            .iter()
+            .map(|result| result["assignment_id"].clone())
+            .collect();
+        assert_eq!(
+            order,
+            ["queued", "running"],
+            "nobody waits past a deadline for a slot"
+        );
         rig.release();
         rig.stop().await;
     });
@@ -197,15 +241,31 @@ fn an_assignment_that_expired_before_it_could_start_is_timed_out_with_its_first_
         rig.fail_at("Step execution started");
         rig.deliver(assignment("trigger", &rig::in_pool("cpu")), 3).await;
         rig.release();
-        rig.wait("the waiting jobs are gone", |rig| rig.tree().status.held().held_jobs() == 0).await;
+        rig.wait("the waiting jobs are gone", |rig| {
+            rig.tree().status.held().held_jobs() == 0
+        })
+        .await;
         rig.alive().await;
         rig.pass(Duration::from_millis(200)).await;
         rig.deliver(assignment("late", &short), 2).await;
-        rig.wait("an answer", |rig| rig.results().iter().any(|r| r["assignment_id"] == "late")).await;
+        rig.wait("an answer", |rig| {
+            rig.results().iter().any(|r| r["assignment_id"] == "late")
+        })
+        .await;
         let result = rig.result_of("late");
-        assert_eq!((&result["status"], &result["error_code"]), (&json!("timeout"), &json!("CANCELLED_BY_TIMEOUT")));
-        let acks: Vec<_> = rig.raw_acks().into_iter().filter(|ack| ack.contains("\"late\"")).collect();
-        assert!(acks.iter().all(|ack| *ack == acks[0]), "the first ack, byte for byte");
+        assert_eq!(
+            (&result["status"], &result["error_code"]),
+            (&json!("timeout"), &json!("CANCELLED_BY_TIMEOUT"))
+        );
+        let acks: Vec<_> = rig
+            .raw_acks()
+            .into_iter()
+            .filter(|ack| ack.contains("\"late\""))
+            .collect();
+        assert!(
+            acks.iter().all(|ack| *ack == acks[0]),
+            "the first ack, byte for byte"
+        );
         rig.stop().await;
     });
 }
@@ -217,15 +277,24 @@ fn a_held_assignment_is_renewed_and_a_copy_of_it_is_dropped() {
         let rig = Rig::start().await;
         rig.deliver(assignment("a", &rig::waiting()), 1).await;
         rig.published(|counts| counts.0 == 1).await;
-        rig.deliver_again(assignment("a", &rig::waiting()), 1, "second").await;
-        rig.deliver_again(assignment("a", &rig::waiting()), 7, "copy").await;
+        rig.deliver_again(assignment("a", &rig::waiting()), 1, "second")
+            .await;
+        rig.deliver_again(assignment("a", &rig::waiting()), 7, "copy")
+            .await;
         rig.settled(2).await;
-        let expected = [("second".to_owned(), Verdict::InProgress), ("copy".to_owned(), Verdict::Ack)];
+        let expected = [
+            ("second".to_owned(), Verdict::InProgress),
+            ("copy".to_owned(), Verdict::Ack),
+        ];
         assert_eq!(rig.verdicts(), expected);
         assert_eq!(rig.counts(), (1, 0, 0));
         rig.release();
         rig.settled(3).await;
-        assert_eq!(rig.verdicts()[2], ("second".to_owned(), Verdict::Ack), "the newest delivery is settled");
+        assert_eq!(
+            rig.verdicts()[2],
+            ("second".to_owned(), Verdict::Ack),
+            "the newest delivery is settled"
+        );
         assert_eq!(rig.counts(), (1, 1, 0));
         rig.stop().await;
     });
@@ -261,8 +330,16 @@ fn while_draining_what_has_not_started_is_handed_back() {
         rig.settled(1).await;
         rig.empty_lines(EmptyLine::HandBack).await;
         rig.settled(2).await;
-        assert!(rig.verdicts().iter().all(|(_, verdict)| *verdict == Verdict::Nak { delay_ms: 100 }));
-        assert_eq!(rig.counts(), (2, 0, 0), "nothing is said about what is handed back");
+        assert!(
+            rig.verdicts()
+                .iter()
+                .all(|(_, verdict)| *verdict == Verdict::Nak { delay_ms: 100 })
+        );
+        assert_eq!(
+            rig.counts(),
+            (2, 0, 0),
+            "nothing is said about what is handed back"
+        );
         rig.release();
         rig.settled(3).await;
         assert_eq!(rig.result_of("running")["status"], "success");
@@ -280,7 +357,10 @@ fn a_result_larger_than_the_server_takes_is_an_error_with_size_and_hash() {
         rig.deliver(assignment("small", &rig::yielding(500)), 2).await;
         rig.settled(2).await;
         let (big, small) = (rig.result_of("big"), rig.result_of("small"));
-        assert_eq!((&big["status"], &big["error_code"]), (&json!("error"), &json!("RESOURCE_UNAVAILABLE")));
+        assert_eq!(
+            (&big["status"], &big["error_code"]),
+            (&json!("error"), &json!("RESOURCE_UNAVAILABLE"))
+        );
         assert!(big["error"]["details"]["outputs_bytes"].as_u64() > Some(5_000));
         assert_eq!(small["status"], "success");
         rig.stop().await;
@@ -296,12 +376,16 @@ fn a_panicking_block_ends_as_internal_error_frees_its_slot_and_its_neighbours_ne
                 "job": {"type": "probe", "payload": {"panic": mode}},
                 "options": {"retry": {"max_attempts": 1}},
             });
-            rig.deliver(assignment(&format!("panics-{mode}"), &panicking), n as u64).await;
+            rig.deliver(assignment(&format!("panics-{mode}"), &panicking), n as u64)
+                .await;
         }
         rig.deliver(assignment("neighbour", &json!({})), 9).await;
         rig.settled(3).await;
         for mode in ["loop", "thread"] {
-            assert_eq!(rig.result_of(&format!("panics-{mode}"))["error_code"], "INTERNAL_ERROR");
+            assert_eq!(
+                rig.result_of(&format!("panics-{mode}"))["error_code"],
+                "INTERNAL_ERROR"
+            );
         }
         assert_eq!(rig.result_of("neighbour")["status"], "success");
         assert_eq!(rig.restarts(), 0, "no actor ended");
@@ -335,16 +419,26 @@ fn each_station_is_re_created_after_a_panic_and_the_redelivered_message_is_answe
         ] {
             let rig = Rig::start().await;
             rig.fail_at(line);
-            let patch = if station == "intake" { json!({"version": "2"}) } else { json!({}) };
+            let patch = if station == "intake" {
+                json!({"version": "2"})
+            } else {
+                json!({})
+            };
             rig.deliver(assignment("a", &patch), 1).await;
             rig.wait("the restart", |rig| rig.restarts() == 1).await;
-            rig.wait("the lost message is let go", |rig| rig.tree().status.held().held_jobs() == 0).await;
+            rig.wait("the lost message is let go", |rig| {
+                rig.tree().status.held().held_jobs() == 0
+            })
+            .await;
             rig.alive().await;
             rig.deliver(assignment("a", &patch), 1).await;
             rig.settled(1).await;
             assert_eq!(rig.results().len(), 1, "{station}");
             let acks = rig.raw_acks();
-            assert!(acks.iter().all(|ack| *ack == acks[0]), "{station}: one ack, byte for byte");
+            assert!(
+                acks.iter().all(|ack| *ack == acks[0]),
+                "{station}: one ack, byte for byte"
+            );
             rig.stop().await;
         }
     });
@@ -357,8 +451,12 @@ fn a_station_that_keeps_failing_spends_the_restart_budget_and_the_node_is_told_t
         rig.always_fail_at("Assignment rejected");
         // Several messages may be lost with one failure: deliver until the budget is spent.
         for n in 0.. {
-            rig.deliver(assignment(&format!("a-{n}"), &json!({"version": "2"})), n).await;
-            rig.wait("the message is lost", |rig| rig.tree().status.held().held_jobs() == 0).await;
+            rig.deliver(assignment(&format!("a-{n}"), &json!({"version": "2"})), n)
+                .await;
+            rig.wait("the message is lost", |rig| {
+                rig.tree().status.held().held_jobs() == 0
+            })
+            .await;
             if rig.escalated() {
                 break;
             }
@@ -373,17 +471,29 @@ fn a_station_that_keeps_failing_spends_the_restart_budget_and_the_node_is_told_t
 fn what_a_worker_holds_is_bounded_and_returns() {
     in_system(async {
         let mut settings = Settings::default();
-        settings.limits = LimitSettings { max_held: 3, max_held_bytes: 1_000_000 };
+        settings.limits = LimitSettings {
+            max_held: 3,
+            max_held_bytes: 1_000_000,
+        };
         let rig = Rig::start_with(settings).await;
         for n in 0..3 {
-            rig.deliver(assignment(&format!("a-{n}"), &rig::waiting()), n).await;
+            rig.deliver(assignment(&format!("a-{n}"), &rig::waiting()), n)
+                .await;
         }
         let held = rig.tree().status.held().clone();
-        assert!(tokio::time::timeout(Duration::from_millis(50), held.reserve(1)).await.is_err(), "no room for a fourth");
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), held.reserve(1))
+                .await
+                .is_err(),
+            "no room for a fourth"
+        );
         rig.release();
         rig.settled(3).await;
         assert_eq!(held.reserve(10).await.remaining(), 3);
-        assert!(rig.tree().leases.tokens().is_empty(), "nothing is renewed any more");
+        assert!(
+            rig.tree().leases.tokens().is_empty(),
+            "nothing is renewed any more"
+        );
         rig.stop().await;
     });
 }

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use caf_protocol::ack::RejectReason;
 use caf_protocol::assignment::Identity;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
-
 
 /// How loud a line is: error pages someone, warn is looked at in the morning, info is a change of state (and one
 /// line per job), debug is everything else about a job.
@@ -64,8 +63,16 @@ impl Log {
 
     /// Writes one line.
     pub fn emit(&self, event: Event) {
-        let Event { level, message, top, context } = event;
-        let fields = Fields { top, context: Value::Object(context) };
+        let Event {
+            level,
+            message,
+            top,
+            context,
+        } = event;
+        let fields = Fields {
+            top,
+            context: Value::Object(context),
+        };
         match level {
             Level::Error => slog::error!(self.logger, "{}", message; fields),
             Level::Warn => slog::warn!(self.logger, "{}", message; fields),
@@ -141,9 +148,9 @@ impl Event {
     fn because(self, failure: &Failure) -> Self {
         let event = self
             .with("error_code", failure.code.as_str())
-            .with("error", &failure.message);
+            .with("error", failure.message.as_str());
         match &failure.internal {
-            Some(internal) => event.with("error_internal", internal),
+            Some(internal) => event.with("error_internal", internal.as_str()),
             None => event,
         }
     }

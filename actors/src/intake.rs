@@ -104,7 +104,10 @@ impl Intake {
         let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
         let task = prepared
             .unwrap_or_else(|_| Err(panicked()))
-            .map_err(|failure| Refusal { reason: RejectReason::InvalidInputs, failure })?;
+            .map_err(|failure| Refusal {
+                reason: RejectReason::InvalidInputs,
+                failure,
+            })?;
         Ok(Runnable {
             task,
             class: assignment.resource_class.unwrap_or(block.spec().class),
@@ -206,6 +209,7 @@ impl Intake {
                         retries_used: 0,
                     },
                     dead_letter: dead_letter.then_some(reason.as_str()),
+                    rejected: true,
                     load: None,
                     arrival,
                     identity,
@@ -223,6 +227,7 @@ impl Intake {
                         retries_used: 0,
                     },
                     dead_letter: None,
+                    rejected: false,
                     load: None,
                     arrival,
                     identity,

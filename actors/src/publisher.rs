@@ -92,6 +92,8 @@ pub struct Answer {
     pub step: StepResult,
     /// Why a dead letter is kept, if one is.
     pub dead_letter: Option<&'static str>,
+    /// Whether it was rejected: then intake has said so in the log, and nothing ran.
+    pub rejected: bool,
     /// Load of the pool when the job came.
     pub load: Option<PoolLoad>,
     /// The message.
@@ -124,6 +126,7 @@ impl Conclude {
             ack: AckState::Sent(job.ack),
             step,
             dead_letter,
+            rejected: false,
             load: job.load,
             arrival: job.arrival,
             identity: job.identity,
@@ -195,6 +198,7 @@ impl Publisher {
                     ack,
                     step,
                     dead_letter,
+                    rejected,
                     load,
                     arrival,
                     identity,
@@ -205,7 +209,9 @@ impl Publisher {
                         .log
                         .emit(events::result_too_large(&identity, bytes, limit));
                 }
-                self.sender.log.emit(events::step_ended(&identity, &step));
+                if !rejected {
+                    self.sender.log.emit(events::step_ended(&identity, &step));
+                }
                 let result = Arc::new(written.message);
                 if let Some(claim) = &holdings.claim {
                     claim.record_result(&result);

@@ -42,7 +42,9 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
     let quiet = quiet(loaded);
     with_log(settings, &quiet, Streams::StandardError, |log| {
         let registry = |health| {
-            let extras = Extras { health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)) };
+            let extras = Extras {
+                health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
+            };
             Ok(caf_blocks::registry(&settings.blocks, extras)?)
         };
         on_event_loop(log, exec_command::run(settings, input, registry, log))
@@ -75,7 +77,12 @@ fn quiet(loaded: &Loaded) -> LogSettings {
     log
 }
 
-fn with_log(settings: &Settings, log: &LogSettings, streams: Streams, run: impl FnOnce(&Log) -> Exit) -> Exit {
+fn with_log(
+    settings: &Settings,
+    log: &LogSettings,
+    streams: Streams,
+    run: impl FnOnce(&Log) -> Exit,
+) -> Exit {
     let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
     match logger(log, streams, &worker_id) {
         Ok(logger) => run(&Log::new(logger, &worker_id)),

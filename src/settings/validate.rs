@@ -6,14 +6,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use caf_actors::settings::rules::Rules;
+use caf_blocks::settings::BlockSettings;
 
-use super::blocks::BlockSettings;
 use super::{HttpSettings, Settings, WorkerSettings, worker_id};
 
-/// Longest time limit of a block: longer than the longest deadline would mean nothing.
+/// Longest time between heartbeats: longer than the longest deadline would mean nothing.
 const MAX_LIMIT_MS: u64 = 3_600_000;
-/// Most bytes that one block may bring or read at once.
-const MAX_BLOCK_BYTES: usize = 1 << 30;
 
 impl Settings {
     /// Checks every rule that types cannot express; reports all that are broken.
@@ -90,67 +88,18 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || any(a.ip()) || any(b.ip()))
 }
 
+/// The blocks know their own rules and name the first that is broken, by its full key.
 fn check_blocks(blocks: &BlockSettings, rules: &mut Rules) {
-    let http = &blocks.http;
-    rules.section("http", |rules| {
-        for (key, limit_ms) in [
-            ("connect_timeout_ms", http.connect_timeout_ms),
-            ("response_head_timeout_ms", http.response_head_timeout_ms),
-            ("body_timeout_ms", http.body_timeout_ms),
-        ] {
-            rules.range(key, limit_ms, 1..=MAX_LIMIT_MS);
-        }
-        rules.range("max_response_bytes", http.max_response_bytes, 1..=MAX_BLOCK_BYTES);
-        rules.range("max_request_bytes", http.max_request_bytes, 1..=MAX_BLOCK_BYTES);
-        rules.range("max_redirects", http.max_redirects, 0..=20);
-        let targets = http.allow_targets.iter();
-        let usable = targets
-            .clone()
-            .all(|target| !target.is_empty() && !target.contains(char::is_whitespace));
-        rules.require(
-            "allow_targets",
-            usable,
-            "each entry must be a network such as 10.0.0.0/8 or a host",
-        );
-    });
-    rules.section("fs", |rules| {
-        rules.range("max_bytes", blocks.fs.max_bytes, 1..=MAX_BLOCK_BYTES as u64);
-        rules.section("roots", |rules| {
-            for (name, path) in &blocks.fs.roots {
-                let rule = "must be a directory under a name without '/' and without spaces";
-                rules.require(name, is_name(name) && !path.as_os_str().is_empty(), rule);
-            }
-        });
-    });
-    rules.section("sql", |rules| {
-        rules.section("connections", |rules| check_connections(blocks, rules))
-    });
-}
-
-fn check_connections(blocks: &BlockSettings, rules: &mut Rules) {
-    for (name, connection) in &blocks.sql.connections {
-        rules.require(
-            name,
-            is_name(name),
-            "must be a name without '/' and without spaces",
-        );
-        rules.section(name, |rules| {
-            rules.require("url", !connection.url.trim().is_empty(), "must not be empty");
-            rules.range("max_rows", connection.max_rows, 1..=1_000_000);
-            rules.range("max_bytes", connection.max_bytes, 1..=MAX_BLOCK_BYTES);
-            rules.range(
-                "statement_timeout_ms",
-                connection.statement_timeout_ms,
-                1..=MAX_LIMIT_MS,
-            );
-            rules.range("pool_size", connection.pool_size, 1..=256);
-        });
+    if let Err(error) = blocks.validate() {
+        let path: Vec<&str> = error.key.split('.').skip(1).collect();
+        report(&path, &error.rule, rules);
     }
 }
 
-fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && !name
-            .chars()
-            .any(|c| c == '/' || c.is_whitespace() || c.is_control())
+fn report(path: &[&str], rule: &str, rules: &mut Rules) {
+    match path {
+        [] => {}
+        [key] => rules.require(key, false, rule),
+        [section, rest @ ..] => rules.section(section, |rules| report(rest, rule, rules)),
+    }
 }

@@ -31,12 +31,12 @@ use tokio::time::Instant;
 /// Longest wait for anything: far beyond what a loaded machine needs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub fn in_system(test: impl Future<Output = ()>) {
+pub(crate) fn in_system(test: impl Future<Output = ()>) {
     actix_rt::System::new().block_on(test);
 }
 
 /// An assignment for the probe block; `patch` replaces top-level fields, null removes one.
-pub fn assignment(id: &str, patch: &Value) -> Value {
+pub(crate) fn assignment(id: &str, patch: &Value) -> Value {
     let mut value = json!({
         "version": "1", "assignment_id": id, "request_id": "r-1", "tenant_id": "acme",
         "executor": {"provider_id": "prov-a"}, "job": {"type": "probe", "payload": {}},
@@ -50,26 +50,26 @@ pub fn assignment(id: &str, patch: &Value) -> Value {
     value
 }
 
-pub fn waiting() -> Value {
+pub(crate) fn waiting() -> Value {
     json!({"job": {"type": "probe", "payload": {"wait": true}}})
 }
 
-pub fn failing(code: &str, attempts: u32) -> Value {
+pub(crate) fn failing(code: &str, attempts: u32) -> Value {
     json!({
         "job": {"type": "probe", "payload": {"fail": code}},
         "options": {"retry": {"max_attempts": attempts}},
     })
 }
 
-pub fn yielding(bytes: usize) -> Value {
+pub(crate) fn yielding(bytes: usize) -> Value {
     json!({"job": {"type": "probe", "payload": {"yield": bytes}}})
 }
 
-pub fn in_pool(class: &str) -> Value {
+pub(crate) fn in_pool(class: &str) -> Value {
     json!({"resources": {"class": class}})
 }
 
-pub fn settings_with_one_slot() -> Settings {
+pub(crate) fn settings_with_one_slot() -> Settings {
     let mut settings = Settings::default();
     settings.pools.cpu.max_concurrency = 1;
     settings
@@ -97,9 +97,17 @@ impl Block for Probe {
     fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
         assert!(!inputs.contains_key("panic_in_prepare"), "asked to panic");
         if inputs.contains_key("refuse") {
-            return Err(Failure::of_field(ErrorCode::InvalidInput, "refuse", "must be absent"));
+            return Err(Failure::of_field(
+                ErrorCode::InvalidInput,
+                "refuse",
+                "must be absent",
+            ));
         }
-        Ok(Arc::new(ProbeTask { inputs, runs: Arc::clone(&self.runs), released: self.released.clone() }))
+        Ok(Arc::new(ProbeTask {
+            inputs,
+            runs: Arc::clone(&self.runs),
+            released: self.released.clone(),
+        }))
     }
 }
 
@@ -107,7 +115,11 @@ impl Task for ProbeTask {
     fn mode(&self) -> RunMode {
         let on_thread = self.inputs.contains_key("block_thread")
             || self.inputs.get("panic").is_some_and(|mode| mode == "thread");
-        if on_thread { RunMode::Thread } else { RunMode::Async }
+        if on_thread {
+            RunMode::Thread
+        } else {
+            RunMode::Async
+        }
     }
 
     fn run(self: Arc<Self>, _: BlockContext) -> BlockFuture {
@@ -126,7 +138,10 @@ impl Task for ProbeTask {
             }
             let size = self.inputs.get("yield").and_then(Value::as_u64).unwrap_or(0);
             let text = "x".repeat(usize::try_from(size).expect("small"));
-            Ok(Outputs::from_iter([("ok".to_owned(), json!(true)), ("text".to_owned(), json!(text))]))
+            Ok(Outputs::from_iter([
+                ("ok".to_owned(), json!(true)),
+                ("text".to_owned(), json!(text)),
+            ]))
         }
         .boxed_local()
     }
@@ -134,7 +149,7 @@ impl Task for ProbeTask {
 
 // ---- The fake sink ----
 
-pub struct FakeSink {
+pub(crate) struct FakeSink {
     published: Mutex<Vec<Outgoing>>,
     verdicts: Mutex<Vec<(String, Verdict)>>,
     refusing: AtomicBool,
@@ -143,15 +158,15 @@ pub struct FakeSink {
 }
 
 impl FakeSink {
-    pub fn refuse_publishes(&self, refuse: bool) {
+    pub(crate) fn refuse_publishes(&self, refuse: bool) {
         self.refusing.store(refuse, SeqCst);
     }
 
-    pub fn tries(&self) -> usize {
+    pub(crate) fn tries(&self) -> usize {
         self.tries.load(SeqCst)
     }
 
-    pub fn set_max_message_bytes(&self, bytes: usize) {
+    pub(crate) fn set_max_message_bytes(&self, bytes: usize) {
         self.max_message_bytes.store(bytes, SeqCst);
     }
 }
@@ -162,14 +177,20 @@ impl Sink for FakeSink {
         let answer = if self.refusing.load(SeqCst) {
             Err(PublishError::Unconfirmed("asked to refuse".to_owned()))
         } else {
-            self.published.lock().expect("no panic holds it").push(message.clone());
+            self.published
+                .lock()
+                .expect("no panic holds it")
+                .push(message.clone());
             Ok(())
         };
         std::future::ready(answer).boxed()
     }
 
     fn settle(&self, token: LeaseToken, verdict: Verdict) -> BoxFuture<'static, ()> {
-        self.verdicts.lock().expect("no panic holds it").push((token.to_string(), verdict));
+        self.verdicts
+            .lock()
+            .expect("no panic holds it")
+            .push((token.to_string(), verdict));
         std::future::ready(()).boxed()
     }
 
@@ -210,20 +231,20 @@ impl slog::Drain for SaboteurDrain {
 
 // ---- The rig ----
 
-pub struct Rig {
+pub(crate) struct Rig {
     tree: Tree,
-    pub sink: Arc<FakeSink>,
+    pub(crate) sink: Arc<FakeSink>,
     runs: Arc<AtomicUsize>,
     released: watch::Sender<bool>,
     log: Arc<Saboteur>,
 }
 
 impl Rig {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(Settings::default()).await
     }
 
-    pub async fn start_with(settings: Settings) -> Self {
+    pub(crate) async fn start_with(settings: Settings) -> Self {
         let (released, is_released) = watch::channel(false);
         let runs = Arc::new(AtomicUsize::new(0));
         let spec = BlockSpec {
@@ -233,8 +254,11 @@ impl Rig {
             inputs: true.into(),
             outputs: true.into(),
         };
-        let registry =
-            Registry::default().with(Arc::new(Probe { spec, runs: Arc::clone(&runs), released: is_released }));
+        let registry = Registry::default().with(Arc::new(Probe {
+            spec,
+            runs: Arc::clone(&runs),
+            released: is_released,
+        }));
         let sink = Arc::new(FakeSink {
             published: Mutex::default(),
             verdicts: Mutex::default(),
@@ -254,36 +278,55 @@ impl Rig {
             &Log::new(logger, "worker-under-test"),
         )
         .await;
-        Self { tree, sink, runs, released, log }
+        Self {
+            tree,
+            sink,
+            runs,
+            released,
+            log,
+        }
     }
 
-    pub fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &Tree {
         &self.tree
     }
 
     /// Ends the tree; fails when something is still held.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.release();
-        self.wait("nothing is held at the end", |rig| rig.tree.status.held().held_jobs() == 0).await;
+        self.wait("nothing is held at the end", |rig| {
+            rig.tree.status.held().held_jobs() == 0
+        })
+        .await;
         let _ = self.tree.supervisor.send(StopWatching).await;
     }
 
     // Deliveries.
 
-    pub async fn deliver(&self, assignment: Value, sequence: u64) {
-        self.deliver_bytes(assignment.to_string().into_bytes(), sequence).await;
+    pub(crate) async fn deliver(&self, assignment: Value, sequence: u64) {
+        self.deliver_bytes(assignment.to_string().into_bytes(), sequence)
+            .await;
     }
 
-    pub async fn deliver_bytes(&self, bytes: Vec<u8>, sequence: u64) {
-        self.deliver_as(bytes, sequence, &format!("delivery-{sequence}")).await;
+    pub(crate) async fn deliver_bytes(&self, bytes: Vec<u8>, sequence: u64) {
+        self.deliver_as(bytes, sequence, &format!("delivery-{sequence}"))
+            .await;
     }
 
-    pub async fn deliver_again(&self, assignment: Value, sequence: u64, token: &str) {
-        self.deliver_as(assignment.to_string().into_bytes(), sequence, token).await;
+    pub(crate) async fn deliver_again(&self, assignment: Value, sequence: u64, token: &str) {
+        self.deliver_as(assignment.to_string().into_bytes(), sequence, token)
+            .await;
     }
 
     async fn deliver_as(&self, bytes: Vec<u8>, sequence: u64, token: &str) {
-        let permit = self.tree.status.held().reserve(1).await.take(bytes.len()).expect("just reserved");
+        let permit = self
+            .tree
+            .status
+            .held()
+            .reserve(1)
+            .await
+            .take(bytes.len())
+            .expect("just reserved");
         let arrival = Arrival {
             subject: "caf.exec.assign.v1".into(),
             headers: Arc::new(Headers::default()),
@@ -293,7 +336,11 @@ impl Rig {
             received: Instant::now(),
         };
         let lease = Some(Arc::new(self.tree.leases.hold(token.into(), sequence)));
-        let mut delivery = Delivery { arrival, permit, lease };
+        let mut delivery = Delivery {
+            arrival,
+            permit,
+            lease,
+        };
         let start = Instant::now();
         while let Err(Undelivered(back)) = self.tree.intake.tell(delivery) {
             if self.escalated() {
@@ -306,11 +353,11 @@ impl Rig {
     }
 
     /// Lets every waiting probe finish, now and from now on.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.released.send_replace(true);
     }
 
-    pub async fn empty_lines(&self, how: EmptyLine) {
+    pub(crate) async fn empty_lines(&self, how: EmptyLine) {
         for pool in &self.tree.pools {
             pool.empty.ask(how, PATIENCE).await.expect("the pool answers");
         }
@@ -319,55 +366,69 @@ impl Rig {
     // Faults.
 
     /// Whoever logs this line next panics.
-    pub fn fail_at(&self, line: &str) {
+    pub(crate) fn fail_at(&self, line: &str) {
         *self.log.fail_at.lock().expect("no panic holds it") = Some((line.to_owned(), false));
     }
 
-    pub fn always_fail_at(&self, line: &str) {
+    pub(crate) fn always_fail_at(&self, line: &str) {
         *self.log.fail_at.lock().expect("no panic holds it") = Some((line.to_owned(), true));
     }
 
     fn lines(&self, message: &str) -> usize {
-        self.log.lines.lock().expect("no panic holds it").iter().filter(|line| *line == message).count()
+        self.log
+            .lines
+            .lock()
+            .expect("no panic holds it")
+            .iter()
+            .filter(|line| *line == message)
+            .count()
     }
 
-    pub fn restarts(&self) -> usize {
+    pub(crate) fn restarts(&self) -> usize {
         self.lines("Actor failed, restarting")
     }
 
-    pub fn escalated(&self) -> bool {
+    pub(crate) fn escalated(&self) -> bool {
         self.lines("Restart budget spent") > 0
     }
 
-    pub async fn escalation(&mut self) -> Escalation {
-        tokio::time::timeout(PATIENCE, self.tree.escalations.recv()).await.expect("in time").expect("one")
+    pub(crate) async fn escalation(&mut self) -> Escalation {
+        tokio::time::timeout(PATIENCE, self.tree.escalations.recv())
+            .await
+            .expect("in time")
+            .expect("one")
     }
 
     // Waiting.
 
-    pub async fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(crate) async fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !done(self) {
-            assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}; published {:?}", self.counts());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "waited in vain for: {what}; published {:?}",
+                self.counts()
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     /// Lets time pass that a deadline is measured by.
-    pub async fn pass(&self, time: Duration) {
+    pub(crate) async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
 
-    pub async fn settled(&self, count: usize) {
-        self.wait(&format!("{count} verdicts"), |rig| rig.verdicts().len() >= count).await;
+    pub(crate) async fn settled(&self, count: usize) {
+        self.wait(&format!("{count} verdicts"), |rig| rig.verdicts().len() >= count)
+            .await;
     }
 
-    pub async fn published(&self, done: impl Fn((usize, usize, usize)) -> bool) {
+    pub(crate) async fn published(&self, done: impl Fn((usize, usize, usize)) -> bool) {
         self.wait("publications", |rig| done(rig.counts())).await;
     }
 
     /// Waits until every station answers.
-    pub async fn alive(&self) {
+    pub(crate) async fn alive(&self) {
         let start = Instant::now();
         loop {
             let mut silent = self.tree.publisher.ask(LookAtPublisher, PATIENCE).await.is_none();
@@ -394,52 +455,60 @@ impl Rig {
     }
 
     fn values(&self, subject: &str) -> Vec<Value> {
-        self.payloads(subject).iter().map(|text| serde_json::from_str(text).expect("json")).collect()
+        self.payloads(subject)
+            .iter()
+            .map(|text| serde_json::from_str(text).expect("json"))
+            .collect()
     }
 
-    pub fn acks(&self) -> Vec<Value> {
+    pub(crate) fn acks(&self) -> Vec<Value> {
         self.values("caf.exec.assign.v1.ack")
     }
 
-    pub fn raw_acks(&self) -> Vec<String> {
+    pub(crate) fn raw_acks(&self) -> Vec<String> {
         self.payloads("caf.exec.assign.v1.ack")
     }
 
-    pub fn results(&self) -> Vec<Value> {
+    pub(crate) fn results(&self) -> Vec<Value> {
         self.values("caf.exec.result.v1")
     }
 
-    pub fn raw_results(&self) -> Vec<String> {
+    pub(crate) fn raw_results(&self) -> Vec<String> {
         self.payloads("caf.exec.result.v1")
     }
 
-    pub fn dead_letters(&self) -> Vec<Value> {
+    pub(crate) fn dead_letters(&self) -> Vec<Value> {
         self.values("caf.exec.dlq.v1")
     }
 
     /// Acks, results, dead letters.
-    pub fn counts(&self) -> (usize, usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.acks().len(), self.results().len(), self.dead_letters().len())
     }
 
-    pub fn ack_statuses(&self) -> BTreeMap<String, usize> {
+    pub(crate) fn ack_statuses(&self) -> BTreeMap<String, usize> {
         let mut statuses = BTreeMap::new();
         for ack in self.acks() {
-            *statuses.entry(ack["status"].as_str().expect("text").to_owned()).or_default() += 1;
+            *statuses
+                .entry(ack["status"].as_str().expect("text").to_owned())
+                .or_default() += 1;
         }
         statuses
     }
 
-    pub fn result_of(&self, id: &str) -> Value {
-        let found = self.results().into_iter().find(|result| result["assignment_id"] == id);
+    pub(crate) fn result_of(&self, id: &str) -> Value {
+        let found = self
+            .results()
+            .into_iter()
+            .find(|result| result["assignment_id"] == id);
         found.unwrap_or_else(|| panic!("no result of {id}"))
     }
 
-    pub fn verdicts(&self) -> Vec<(String, Verdict)> {
+    pub(crate) fn verdicts(&self) -> Vec<(String, Verdict)> {
         self.sink.verdicts.lock().expect("no panic holds it").clone()
     }
 
-    pub fn runs(&self) -> usize {
+    pub(crate) fn runs(&self) -> usize {
         self.runs.load(SeqCst)
     }
 }

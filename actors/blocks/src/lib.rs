@@ -54,7 +54,7 @@ pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, Se
         .with(Arc::new(http::HttpRequest::new(&settings.http, extras)?))
         .with(Arc::new(fs::BlobPut::new(&settings.fs)))
         .with(Arc::new(fs::BlobGet::new(&settings.fs))))
-//        .with(Arc::new(sql::SqlQuery::new(&settings.sql)?)))
+    //        .with(Arc::new(sql::SqlQuery::new(&settings.sql)?)))
 }
 
 #[cfg(test)]

@@ -237,7 +237,10 @@ pub async fn ensure_answer_streams_when_possible(
             Err(error) => {
                 let wait = delay(attempt);
                 if attempt % 10 == 0 {
-                    log.emit(events::pull_rebuilt(&error.to_string(), u64::try_from(wait.as_millis()).unwrap_or(0)));
+                    log.emit(events::pull_rebuilt(
+                        &error.to_string(),
+                        u64::try_from(wait.as_millis()).unwrap_or(0),
+                    ));
                 }
                 tokio::time::sleep(wait).await;
             }

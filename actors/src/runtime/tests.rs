@@ -42,14 +42,26 @@ fn in_system(test: impl Future<Output = ()>) {
     actix_rt::System::new().block_on(test);
 }
 
-async fn start(on: &EventLoop, count: &Route<Count>, fail: &Route<Fail>) -> tokio::sync::oneshot::Receiver<EndReason> {
+async fn start(
+    on: &EventLoop,
+    count: &Route<Count>,
+    fail: &Route<Fail>,
+) -> tokio::sync::oneshot::Receiver<EndReason> {
     let (count, fail) = (count.clone(), fail.clone());
     let (ended, has_ended) = tokio::sync::oneshot::channel();
     let connect = move |address: &Addr<Counter>| {
         count.connect(address);
         fail.connect(address);
     };
-    spawn_actor(&on.handle(), Counter::default, connect, Box::new(|reason| drop(ended.send(reason)))).await;
+    spawn_actor(
+        &on.handle(),
+        Counter::default,
+        connect,
+        Box::new(|reason| {
+            let _ = ended.send(reason);
+        }),
+    )
+    .await;
     has_ended
 }
 
@@ -63,9 +75,16 @@ fn a_panic_ends_the_actor_is_noticed_and_the_route_leads_to_the_next_one() {
         assert_eq!(count.ask(Count, LIMIT).await, Some(2));
         fail.tell(Fail).expect("somebody is there");
         assert_eq!(ended.await, Ok(EndReason::Panicked));
-        assert!(count.tell(Count).is_err(), "nobody is there, and the sender learns it");
+        assert!(
+            count.tell(Count).is_err(),
+            "nobody is there, and the sender learns it"
+        );
         let _ended = start(&on, &count, &fail).await;
-        assert_eq!(count.ask(Count, LIMIT).await, Some(1), "a new value, with nothing of the old one");
+        assert_eq!(
+            count.ask(Count, LIMIT).await,
+            Some(1),
+            "a new value, with nothing of the old one"
+        );
     });
 }
 
@@ -109,7 +128,9 @@ fn a_task_that_panics_is_noticed_too() {
                 seen.fetch_add(1, SeqCst);
                 async { panic!("asked to fail") }.boxed_local()
             },
-            Box::new(|reason| drop(ended.send(reason))),
+            Box::new(|reason| {
+                let _ = ended.send(reason);
+            }),
         );
         assert_eq!(has_ended.await, Ok(EndReason::Panicked));
         assert_eq!(runs.load(SeqCst), 1);
