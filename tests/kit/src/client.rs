@@ -99,14 +99,18 @@ impl Client {
     /// Connects to a server of this crate, with whatever it asks for; it reconnects for ever when the server restarts.
     ///
     /// # Errors
-    /// When the server lets nobody in. A server that wants an nkey needs [`Client::connect_with`].
+    /// When no connection comes about.
     pub fn connect(server: &NatsServer) -> Result<Self> {
         let options = match server.auth() {
             NatsAuth::User { user, password } => {
                 ConnectOptions::with_user_and_password(user.clone(), password.clone())
             }
             NatsAuth::Token(token) => ConnectOptions::with_token(token.clone()),
-            NatsAuth::None | NatsAuth::Nkey(_) => ConnectOptions::new(),
+            NatsAuth::Nkey { seed, .. } => ConnectOptions::with_nkey(seed.clone()),
+            NatsAuth::Credentials(credentials) => {
+                ConnectOptions::with_credentials(&std::fs::read_to_string(credentials.file())?)?
+            }
+            NatsAuth::None => ConnectOptions::new(),
         };
         let options = match server.certificates() {
             Some(certificates) => {

@@ -13,6 +13,7 @@
 
 pub mod assignment;
 pub mod client;
+pub mod credentials;
 pub mod fixtures;
 pub mod http;
 pub mod malformed;

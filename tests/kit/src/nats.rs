@@ -6,11 +6,13 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::Signal;
 
+use crate::credentials::Credentials;
 use crate::process::Process;
 use crate::tls::Certificates;
 use crate::wait::poll;
@@ -37,8 +39,38 @@ pub enum NatsAuth {
     },
     /// Whoever knows the token.
     Token(String),
-    /// Whoever can sign for this public user nkey (`U…`).
-    Nkey(String),
+    /// Whoever can sign for a user nkey, see [`NatsAuth::nkey`].
+    Nkey {
+        /// Secret (`SU…`).
+        seed: String,
+        /// Public key (`U…`).
+        public: String,
+    },
+    /// Whoever holds a `.creds` file of this operator.
+    Credentials(Arc<Credentials>),
+}
+
+impl NatsAuth {
+    /// A new user nkey.
+    ///
+    /// # Errors
+    /// When the key has no seed.
+    pub fn nkey() -> Result<Self> {
+        let pair = nkeys::KeyPair::new_user();
+        let seed = pair.seed().context("a new key pair has a seed")?;
+        Ok(Self::Nkey {
+            seed,
+            public: pair.public_key(),
+        })
+    }
+
+    /// A new operator, account and user.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn credentials() -> Result<Self> {
+        Ok(Self::Credentials(Arc::new(Credentials::generate()?)))
+    }
 }
 
 /// How the server is set up.
@@ -255,9 +287,10 @@ impl NatsServer {
                 ));
             }
             NatsAuth::Token(token) => lines.push(format!("authorization {{ token: \"{token}\" }}")),
-            NatsAuth::Nkey(public) => {
-                lines.push(format!("authorization {{ users: [ {{ nkey: {public} }} ] }}"))
+            NatsAuth::Nkey { public, .. } => {
+                lines.push(format!("authorization {{ users: [ {{ nkey: {public} }} ] }}"));
             }
+            NatsAuth::Credentials(credentials) => lines.push(credentials.config().to_owned()),
         }
         if let Some(certificates) = &self.options.tls {
             let (certificate, key) = certificates.server();
@@ -343,6 +376,26 @@ mod tests {
         client.stream("x").expect_err("there is no jetstream");
         let nobody = Client::connect_with(&server.url(), async_nats::ConnectOptions::new());
         nobody.expect_err("a stranger is not let in");
+    }
+
+    #[test]
+    fn every_way_to_show_who_one_is_opens_its_own_server_only() {
+        let ways = [
+            NatsAuth::Token("s3cret".to_owned()),
+            NatsAuth::nkey().expect("can be made"),
+            NatsAuth::credentials().expect("can be made"),
+        ];
+        for auth in ways {
+            let server = NatsServer::start_with(NatsOptions {
+                auth,
+                ..NatsOptions::jetstream()
+            })
+            .expect("starts");
+            let client = Client::connect(&server).expect("connects");
+            assert_eq!(client.stream_count("none").expect("jetstream answers"), 0);
+            let stranger = Client::connect_with(&server.url(), async_nats::ConnectOptions::new());
+            stranger.expect_err("a stranger is not let in");
+        }
     }
 
     #[test]

@@ -43,14 +43,15 @@ fn version_in(program: &Path) -> u64 {
         .unwrap_or(0)
 }
 
-/// `nats-server`: from `NATS_SERVER_BIN`, `PATH`, or what the install script put under `target/tools`.
+/// `nats-server`: from `NATS_SERVER_BIN`, `PATH`, what the install script put under `target/tools`, or Debian's package,
+/// whose directory is not on everybody's `PATH`.
 pub(crate) fn nats_server() -> Result<PathBuf> {
     let tools = workspace().join("target/tools");
     std::env::var_os("NATS_SERVER_BIN")
         .map(PathBuf::from)
         .or_else(|| in_path("nats-server"))
         .or_else(|| below(&tools, "bin/nats-server").into_iter().next())
-        .or_else(|| below(&tools, "nats-server").into_iter().next())
+        .or_else(|| Some(PathBuf::from("/usr/sbin/nats-server")).filter(|program| program.is_file()))
         .context(
             "nats-server is not installed: run scripts/install-test-tools.sh, or name it in NATS_SERVER_BIN",
         )

@@ -82,7 +82,7 @@ pub enum BreakerCount {
     Ignored,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Ack,
     Result,
@@ -95,12 +95,6 @@ pub struct RouterIntake {
     seen: HashMap<(Kind, String), Duration>,
     allowed_tenants: Option<Vec<String>>,
     usage: Vec<Value>,
-}
-
-impl std::hash::Hash for Kind {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        (*self as u8).hash(state);
-    }
 }
 
 impl RouterIntake {

