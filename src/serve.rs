@@ -206,6 +206,7 @@ fn source_child(pipeline: &EventLoop, parts: SourceParts) -> Child {
     let on = pipeline.handle();
     Child {
         name: "source".to_owned(),
+        may_finish: true,
         start: Box::new(move |ended| {
             let (on, parts) = (on.clone(), parts.clone());
             async move {

@@ -178,6 +178,7 @@ fn publisher_child(
     let (routes, look, answers, log) = (routes.clone(), look.clone(), answers.clone(), log.clone());
     Child {
         name: "publisher".to_owned(),
+        may_finish: false,
         start: Box::new(move |ended| {
             let (on, routes, look) = (on.clone(), routes.clone(), look.clone());
             let (sink, answers, log) = (Arc::clone(&sink), answers.clone(), log.clone());
@@ -234,6 +235,7 @@ async fn start_pool(
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
     let child = Child {
         name: format!("pool.{}", class.as_str()),
+        may_finish: false,
         start: Box::new(move |ended| {
             let on = on.clone();
             let (slots, workers) = (Arc::clone(&slots), workers.clone());
@@ -268,6 +270,7 @@ fn worker_child(
     let (on, route, publisher, log) = (on.handle(), route.clone(), publisher.clone(), log.clone());
     Child {
         name: format!("block_worker.{}.{index}", class.as_str()),
+        may_finish: false,
         start: Box::new(move |ended| {
             let (on, route, publisher, log) = (on.clone(), route.clone(), publisher.clone(), log.clone());
             async move {
@@ -289,6 +292,7 @@ fn intake_child(loops: &EventLoops, route: &Route<Delivery>, parts: IntakeParts)
     let (on, route) = (loops.pipeline.handle(), route.clone());
     Child {
         name: "intake".to_owned(),
+        may_finish: false,
         start: Box::new(move |ended| {
             let (on, route, parts) = (on.clone(), route.clone(), parts.clone());
             async move {

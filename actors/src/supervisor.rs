@@ -29,6 +29,8 @@ pub type StartChild = Box<dyn Fn(Ended) -> BoxFuture<'static, ()> + Send>;
 pub struct Child {
     /// For logs, such as `pool.io`.
     pub name: String,
+    /// Whether its work has an end: then it is re-created only after a panic.
+    pub may_finish: bool,
     /// Starts it, again and again if need be.
     pub start: StartChild,
 }
@@ -102,8 +104,9 @@ impl Supervisor {
     }
 
     fn child_ended(&mut self, name: &str, reason: EndReason, context: &mut Context<Self>) {
-        // A part of the pipeline has no end of its own: one that finished is as gone as one that panicked.
-        if !self.watching {
+        let done =
+            reason == EndReason::Finished && self.children.get(name).is_some_and(|child| child.may_finish);
+        if !self.watching || done {
             return;
         }
         let within_budget = self.budget.spend(Instant::now());

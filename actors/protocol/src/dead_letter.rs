@@ -108,9 +108,7 @@ impl DeadLetter {
             tenant_id: identity.map(|i| i.tenant_id.clone()),
             status: Status::Error,
             provider_id: identity.and_then(|i| i.provider_id.clone()),
-            job: identity
-                .and_then(|i| i.job_type.clone())
-                .map(|job_type| JobRef { job_type }),
+            job: identity.map(JobRef::from),
             error_code: failure.code,
             error_type: failure.error_type(),
             error_message: breaker_safe_message(failure),

@@ -33,8 +33,7 @@ pub struct ExecResult {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider_id: Option<String>,
     /// The job's type; the router makes it the event type of the usage record.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub job: Option<JobRef>,
+    pub job: JobRef,
     /// From the first start of handling to the end, in milliseconds.
     pub latency_ms: u64,
     /// In the provider's currency; 0.0 when unknown.
@@ -82,9 +81,18 @@ pub struct ExecResult {
 /// The job, as far as the router looks at it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct JobRef {
-    /// The job's type.
+    /// The job's type; `unknown` when the assignment names no usable one, because a result without a job becomes a
+    /// usage record without an event type.
     #[serde(rename = "type")]
     pub job_type: String,
+}
+
+impl From<&Identity> for JobRef {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            job_type: identity.job_type.clone().unwrap_or_else(|| "unknown".to_owned()),
+        }
+    }
 }
 
 /// A failure, as it travels.
@@ -155,7 +163,7 @@ impl ExecResult {
             tenant_id: identity.tenant_id.clone(),
             status,
             provider_id: identity.provider_id.clone(),
-            job: identity.job_type.clone().map(|job_type| JobRef { job_type }),
+            job: JobRef::from(identity),
             latency_ms: step.latency_ms,
             cost: 0.0,
             trace_id: identity.correlation.trace_id.clone(),

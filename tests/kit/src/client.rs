@@ -484,9 +484,7 @@ impl Collector {
             let key = (message.subject.clone(), json["assignment_id"].to_string());
             let first = first_copies.entry(key).or_insert_with(|| message.payload.clone());
             let repeated = verdict == Verdict::DuplicateDropped && *first == message.payload;
-            // A job without a type cannot be given one.
-            let unnamed = verdict == Verdict::AcceptedUndefinedEventType && json["error_code"].is_string();
-            if verdict != Verdict::Accepted && !repeated && !unnamed {
+            if verdict != Verdict::Accepted && !repeated {
                 objections.push(format!("{}: {}: {json}", message.subject, verdict.name()));
             }
             let faults = strict::faults(&json);
