@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn it_ends_with_any_code_but_those_of_a_cancellation() {
         for code in ErrorCode::ALL {
-            let prepared = Fail::new().prepare(inputs(json!({"error_code": code.as_str(), "message": "drill"})));
+            let prepared =
+                Fail::new().prepare(inputs(json!({"error_code": code.as_str(), "message": "drill"})));
             if code.category() == Category::Cancellation {
                 assert_eq!(prepared.err().expect("is refused").code, ErrorCode::InvalidInput);
             } else {
@@ -106,10 +107,19 @@ mod tests {
             (json!({}), ErrorCode::MissingRequiredField),
             (json!({"error_code": "NONE"}), ErrorCode::InvalidInput),
             (json!({"error_code": "http_error"}), ErrorCode::InvalidInput),
-            (json!({"error_code": "HTTP_ERROR", "message": 1}), ErrorCode::InvalidFormat),
-            (json!({"error_code": "HTTP_ERROR", "message": "x".repeat(1_025)}), ErrorCode::InvalidInput),
+            (
+                json!({"error_code": "HTTP_ERROR", "message": 1}),
+                ErrorCode::InvalidFormat,
+            ),
+            (
+                json!({"error_code": "HTTP_ERROR", "message": "x".repeat(1_025)}),
+                ErrorCode::InvalidInput,
+            ),
         ] {
-            let failure = Fail::new().prepare(inputs(given.clone())).err().expect("is refused");
+            let failure = Fail::new()
+                .prepare(inputs(given.clone()))
+                .err()
+                .expect("is refused");
             assert_eq!(failure.code, code, "{given}");
         }
     }

@@ -148,23 +148,40 @@ fn failure_of(error: io::Error, doing: &str) -> Failure {
     use io::ErrorKind as Kind;
     let (code, rule) = match error.kind() {
         Kind::NotFound => (ErrorCode::ResourceUnavailable, "there is no such file"),
-        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => (ErrorCode::PermissionDenied, "access is not permitted"),
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+            (ErrorCode::PermissionDenied, "access is not permitted")
+        }
         Kind::StorageFull => (ErrorCode::ResourceUnavailable, "the disk is full"),
         Kind::QuotaExceeded => (ErrorCode::ResourceUnavailable, "the disk quota is used up"),
-        Kind::FileTooLarge => (ErrorCode::ResourceUnavailable, "the file is too large for the disk"),
-        Kind::AlreadyExists => (ErrorCode::ExecutionFailed, "the file exists, and overwrite is not set"),
+        Kind::FileTooLarge => (
+            ErrorCode::ResourceUnavailable,
+            "the file is too large for the disk",
+        ),
+        Kind::AlreadyExists => (
+            ErrorCode::ExecutionFailed,
+            "the file exists, and overwrite is not set",
+        ),
         Kind::IsADirectory => (ErrorCode::ExecutionFailed, "is a directory"),
-        Kind::NotADirectory => (ErrorCode::ExecutionFailed, "a part of it is a file, not a directory"),
-        Kind::InvalidFilename => (ErrorCode::InvalidInput, "a part of it is too long for the file system"),
+        Kind::NotADirectory => (
+            ErrorCode::ExecutionFailed,
+            "a part of it is a file, not a directory",
+        ),
+        Kind::InvalidFilename => (
+            ErrorCode::InvalidInput,
+            "a part of it is too long for the file system",
+        ),
         _ => (ErrorCode::ExecutionFailed, doing),
     };
     Failure::of_field(code, "path", rule).internally(format!("{doing}: {error}"))
 }
 
 fn too_large(size: u64, limit: u64) -> Failure {
-    Failure::new(ErrorCode::ResourceUnavailable, "the content is larger than the limit")
-        .with("size_bytes", size.into())
-        .with("limit_bytes", limit.into())
+    Failure::new(
+        ErrorCode::ResourceUnavailable,
+        "the content is larger than the limit",
+    )
+    .with("size_bytes", size.into())
+    .with("limit_bytes", limit.into())
 }
 
 #[cfg(test)]

@@ -36,9 +36,9 @@ use tokio_rustls::rustls::ClientConfig;
 use self::dial::Dial;
 use self::guard::Guard;
 use self::request::Request;
+use crate::Extras;
 use crate::settings::{HttpSettings, SettingError, ms};
 use crate::watch::{attempt_limit, until_stopped};
-use crate::Extras;
 
 /// Inputs of `http.request`.
 #[derive(JsonSchema, Serialize)]
@@ -211,7 +211,9 @@ impl Shared {
         }
         match &hop.body {
             Some(body) => outgoing.send_body(body.clone()).await,
-            None if matches!(hop.method, Method::POST | Method::PUT | Method::PATCH) => outgoing.send_body("").await,
+            None if matches!(hop.method, Method::POST | Method::PUT | Method::PATCH) => {
+                outgoing.send_body("").await
+            }
             None => outgoing.send().await,
         }
     }
@@ -263,7 +265,9 @@ impl Shared {
         } else {
             let receive = body::receive(response, coding, self.settings.max_response_bytes);
             let limit = ms(self.settings.body_timeout_ms);
-            attempt_limit(context, limit, "receiving the answer's body", receive).await.flatten()
+            attempt_limit(context, limit, "receiving the answer's body", receive)
+                .await
+                .flatten()
         };
         let failure = failure_of_status(status, refused);
         match received {
@@ -347,12 +351,16 @@ fn failure_of(error: SendRequestError) -> Failure {
             Failure::new(ErrorCode::NetworkError, "connection refused")
         }
         SendRequestError::Connect(ConnectError::Io(io)) if io.kind() == io::ErrorKind::InvalidData => {
-            Failure::new(ErrorCode::NetworkError, "no encrypted connection: the TLS handshake failed")
+            Failure::new(
+                ErrorCode::NetworkError,
+                "no encrypted connection: the TLS handshake failed",
+            )
         }
         SendRequestError::Connect(_) => Failure::new(ErrorCode::NetworkError, "no connection to the server"),
-        SendRequestError::Response(_) => {
-            Failure::new(ErrorCode::NetworkError, "the connection broke off, or the answer is not HTTP")
-        }
+        SendRequestError::Response(_) => Failure::new(
+            ErrorCode::NetworkError,
+            "the connection broke off, or the answer is not HTTP",
+        ),
         _ => Failure::new(ErrorCode::NetworkError, "the connection broke off"),
     };
     failure.internally(error)

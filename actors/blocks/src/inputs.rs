@@ -101,10 +101,12 @@ impl<'a> Fields<'a> {
         match self.value(names) {
             None => Ok(None),
             Some((_, Value::Array(items))) => Ok(Some(items.clone())),
-            Some((name, Value::String(text))) => match json::parse(text.as_bytes()).map(|parsed| parsed.value) {
-                Ok(Value::Array(items)) => Ok(Some(items)),
-                _ => Err(invalid_format(name, "must be a JSON array")),
-            },
+            Some((name, Value::String(text))) => {
+                match json::parse(text.as_bytes()).map(|parsed| parsed.value) {
+                    Ok(Value::Array(items)) => Ok(Some(items)),
+                    _ => Err(invalid_format(name, "must be a JSON array")),
+                }
+            }
             Some((name, _)) => Err(invalid_format(name, "must be a JSON array")),
         }
     }
@@ -177,19 +179,45 @@ mod tests {
 
     #[test]
     fn wrong_types_are_format_errors_and_wrong_values_are_input_errors() {
-        let inputs = inputs(json!({"t": 1, "e": " ", "b": "yes", "n": 1.5, "big": 10, "neg": -1, "s": "x", "dup": "{\"a\":1,\"a\":2}"}));
+        let inputs = inputs(
+            json!({"t": 1, "e": " ", "b": "yes", "n": 1.5, "big": 10, "neg": -1, "s": "x", "dup": "{\"a\":1,\"a\":2}"}),
+        );
         let fields = Fields(&inputs);
         let code = |failure: Failure| (failure.code, failure.details["field"].clone());
-        assert_eq!(code(fields.text(&["t"]).expect_err("t")), (ErrorCode::InvalidFormat, json!("t")));
-        assert_eq!(code(fields.required_text(&["e"]).expect_err("e")), (ErrorCode::InvalidInput, json!("e")));
-        assert_eq!(code(fields.flag(&["b"], false).expect_err("b")), (ErrorCode::InvalidFormat, json!("b")));
+        assert_eq!(
+            code(fields.text(&["t"]).expect_err("t")),
+            (ErrorCode::InvalidFormat, json!("t"))
+        );
+        assert_eq!(
+            code(fields.required_text(&["e"]).expect_err("e")),
+            (ErrorCode::InvalidInput, json!("e"))
+        );
+        assert_eq!(
+            code(fields.flag(&["b"], false).expect_err("b")),
+            (ErrorCode::InvalidFormat, json!("b"))
+        );
         for name in ["n", "big", "neg"] {
-            assert_eq!(code(fields.whole(&[name], 0..=9).expect_err(name)).0, ErrorCode::InvalidInput, "{name}");
+            assert_eq!(
+                code(fields.whole(&[name], 0..=9).expect_err(name)).0,
+                ErrorCode::InvalidInput,
+                "{name}"
+            );
         }
-        assert_eq!(code(fields.whole(&["s"], 0..=9).expect_err("s")).0, ErrorCode::InvalidFormat);
+        assert_eq!(
+            code(fields.whole(&["s"], 0..=9).expect_err("s")).0,
+            ErrorCode::InvalidFormat
+        );
         for name in ["s", "dup", "t"] {
-            assert_eq!(code(fields.object(&[name]).expect_err(name)).0, ErrorCode::InvalidFormat, "{name}");
-            assert_eq!(code(fields.array(&[name]).expect_err(name)).0, ErrorCode::InvalidFormat, "{name}");
+            assert_eq!(
+                code(fields.object(&[name]).expect_err(name)).0,
+                ErrorCode::InvalidFormat,
+                "{name}"
+            );
+            assert_eq!(
+                code(fields.array(&[name]).expect_err(name)).0,
+                ErrorCode::InvalidFormat,
+                "{name}"
+            );
         }
     }
 

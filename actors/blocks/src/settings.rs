@@ -108,7 +108,11 @@ impl HttpSettings {
         check_bytes("blocks.http.max_request_bytes", self.max_request_bytes)?;
         if self.max_redirects > 50 {
             let rule = "must be at most 50";
-            return Err(SettingError::new("blocks.http.max_redirects", rule, self.max_redirects));
+            return Err(SettingError::new(
+                "blocks.http.max_redirects",
+                rule,
+                self.max_redirects,
+            ));
         }
         Ok(())
     }
@@ -289,7 +293,10 @@ impl SqlSettings {
         let memory = &self.memory;
         check_bytes("blocks.sql.memory.max_database_bytes", memory.max_database_bytes)?;
         check_answer("blocks.sql.memory", memory.max_rows, memory.max_bytes)?;
-        check_limit_ms("blocks.sql.memory.statement_timeout_ms", memory.statement_timeout_ms)?;
+        check_limit_ms(
+            "blocks.sql.memory.statement_timeout_ms",
+            memory.statement_timeout_ms,
+        )?;
         for (name, connection) in &self.connections {
             if !is_name(name) {
                 let rule = "a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'";
@@ -297,11 +304,21 @@ impl SqlSettings {
             }
             let key = format!("blocks.sql.connections.{name}");
             check_answer(&key, connection.max_rows, connection.max_bytes)?;
-            check_limit_ms(&format!("{key}.statement_timeout_ms"), connection.statement_timeout_ms)?;
-            check_limit_ms(&format!("{key}.connect_timeout_ms"), connection.connect_timeout_ms)?;
+            check_limit_ms(
+                &format!("{key}.statement_timeout_ms"),
+                connection.statement_timeout_ms,
+            )?;
+            check_limit_ms(
+                &format!("{key}.connect_timeout_ms"),
+                connection.connect_timeout_ms,
+            )?;
             if !(1..=1_000).contains(&connection.pool_size) {
                 let rule = "must be 1 to 1000";
-                return Err(SettingError::new(format!("{key}.pool_size"), rule, connection.pool_size));
+                return Err(SettingError::new(
+                    format!("{key}.pool_size"),
+                    rule,
+                    connection.pool_size,
+                ));
             }
         }
         Ok(())
@@ -316,7 +333,9 @@ pub(crate) const fn ms(milliseconds: u64) -> Duration {
 fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && !text.starts_with('.')
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
 /// A limit of zero would fail every job, one beyond the longest deadline would never act.
@@ -339,7 +358,11 @@ fn check_answer(key: &str, max_rows: u64, max_bytes: u64) -> Result<(), SettingE
     if (1..=10_000_000).contains(&max_rows) {
         return Ok(());
     }
-    Err(SettingError::new(format!("{key}.max_rows"), "must be 1 to 10000000", max_rows))
+    Err(SettingError::new(
+        format!("{key}.max_rows"),
+        "must be 1 to 10000000",
+        max_rows,
+    ))
 }
 
 #[cfg(test)]
@@ -362,8 +385,12 @@ mod tests {
 
     #[test]
     fn a_connection_is_read_only_unless_it_says_otherwise() {
-        let settings = read(json!({"sql": {"connections": {"main": {"url": "sqlite://x.db"}}}})).expect("reads");
-        assert_eq!(settings.sql.connections["main"], SqlConnectionSettings::new("sqlite://x.db"));
+        let settings =
+            read(json!({"sql": {"connections": {"main": {"url": "sqlite://x.db"}}}})).expect("reads");
+        assert_eq!(
+            settings.sql.connections["main"],
+            SqlConnectionSettings::new("sqlite://x.db")
+        );
         assert!(settings.sql.connections["main"].read_only);
     }
 

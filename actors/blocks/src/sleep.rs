@@ -94,7 +94,11 @@ mod tests {
 
     #[test]
     fn it_sleeps_as_long_as_it_is_told() {
-        for given in [json!({"duration_ms": 30}), json!({"ms": "30"}), json!({"duration_ms": 30.0, "x": 1})] {
+        for given in [
+            json!({"duration_ms": 30}),
+            json!({"ms": "30"}),
+            json!({"duration_ms": 30.0, "x": 1}),
+        ] {
             let task = Sleep::new().prepare(inputs(given)).expect("is accepted");
             let begin = std::time::Instant::now();
             assert_eq!(run(task, context()), Ok(inputs(json!({"slept_ms": 30}))));
@@ -113,14 +117,19 @@ mod tests {
             (json!({"duration_ms": "soon"}), ErrorCode::InvalidFormat),
             (json!({"duration_ms": [1]}), ErrorCode::InvalidFormat),
         ] {
-            let failure = Sleep::new().prepare(inputs(given.clone())).err().expect("is refused");
+            let failure = Sleep::new()
+                .prepare(inputs(given.clone()))
+                .err()
+                .expect("is refused");
             assert_eq!(failure.code, code, "{given}");
         }
     }
 
     #[test]
     fn cancelling_ends_it_early() {
-        let task = Sleep::new().prepare(inputs(json!({"ms": 3_600_000}))).expect("is accepted");
+        let task = Sleep::new()
+            .prepare(inputs(json!({"ms": 3_600_000})))
+            .expect("is accepted");
         let context = context();
         let cancel = context.cancel.clone();
         let result = block_on(async move {

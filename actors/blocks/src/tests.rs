@@ -61,8 +61,16 @@ fn every_job_type_is_registered_and_describes_itself() {
     assert_eq!(registry.job_types(), types);
     for job_type in types {
         let spec = registry.get(job_type).expect("is registered").spec();
-        assert_eq!(spec.inputs.get("type"), Some(&Value::from("object")), "{job_type}");
-        assert_eq!(spec.outputs.get("type"), Some(&Value::from("object")), "{job_type}");
+        assert_eq!(
+            spec.inputs.get("type"),
+            Some(&Value::from("object")),
+            "{job_type}"
+        );
+        assert_eq!(
+            spec.outputs.get("type"),
+            Some(&Value::from("object")),
+            "{job_type}"
+        );
     }
 }
 
@@ -70,15 +78,27 @@ fn every_job_type_is_registered_and_describes_itself() {
 fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() {
     let mut settings = BlockSettings::default();
     settings.http.allow_targets = vec!["10.0.0.0/33".to_owned()];
-    let error = registry(&settings, Extras::default()).expect_err("is refused").to_string();
-    assert!(error.starts_with("blocks.http.allow_targets: ") && error.ends_with("10.0.0.0/33"), "{error}");
+    let error = registry(&settings, Extras::default())
+        .expect_err("is refused")
+        .to_string();
+    assert!(
+        error.starts_with("blocks.http.allow_targets: ") && error.ends_with("10.0.0.0/33"),
+        "{error}"
+    );
 
-    for url in ["mysql://u:hunter2@h/x", "postgres://u:hunter2@h:port/x", "hunter2"] {
+    for url in [
+        "mysql://u:hunter2@h/x",
+        "postgres://u:hunter2@h:port/x",
+        "hunter2",
+    ] {
         let mut settings = BlockSettings::default();
         let connections = &mut settings.sql.connections;
         connections.insert("main".to_owned(), SqlConnectionSettings::new(url));
         let error = registry(&settings, Extras::default()).expect_err("is refused");
         let shown = format!("{error} {error:?}");
-        assert!(shown.contains("blocks.sql.connections.main.url") && !shown.contains("hunter2"), "{shown}");
+        assert!(
+            shown.contains("blocks.sql.connections.main.url") && !shown.contains("hunter2"),
+            "{shown}"
+        );
     }
 }

@@ -5,11 +5,11 @@
 
 use std::io::Read;
 
-use cap_std::fs::{OpenOptions, OpenOptionsExt};
 use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use caf_protocol::timestamp::iso_micros;
+use cap_std::fs::{OpenOptions, OpenOptionsExt};
 use rustix::fs::OFlags;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -60,7 +60,9 @@ impl Get {
         watch.check()?;
         let place = roots.find(&self.path)?;
         let mut options = OpenOptions::new();
-        options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        options
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
         let mut file = place.dir.open_with(&place.path, &options).map_err(|error| {
             match error.raw_os_error() {
                 // What a socket says to being opened.
@@ -68,12 +70,16 @@ impl Get {
                 _ => failure_of(error, "opening"),
             }
         })?;
-        let metadata = file.metadata().map_err(|error| failure_of(error, "reading its kind"))?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| failure_of(error, "reading its kind"))?;
         if !metadata.is_file() {
             return Err(not_regular());
         }
         let bytes = read(&mut file, metadata.len(), max_bytes, watch)?;
-        let modified = metadata.modified().map_err(|error| failure_of(error, "reading the time"))?;
+        let modified = metadata
+            .modified()
+            .map_err(|error| failure_of(error, "reading the time"))?;
         let size = bytes.len();
         let (content, encoding) = match String::from_utf8(bytes) {
             Ok(text) => (text, "text"),

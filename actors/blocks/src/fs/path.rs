@@ -74,11 +74,28 @@ mod tests {
         let long_part = format!("data/{}", "x".repeat(256));
         let long = "x/".repeat(2_048) + "x";
         for bad in [
-            ".", "./", "./.", "/", "//", "..", "data/..", "data/../x", "/../x", "data/x/../../y", "data/", "data/.",
-            "data/a\0b", &long_part, &long,
+            ".",
+            "./",
+            "./.",
+            "/",
+            "//",
+            "..",
+            "data/..",
+            "data/../x",
+            "/../x",
+            "data/x/../../y",
+            "data/",
+            "data/.",
+            "data/a\0b",
+            &long_part,
+            &long,
         ] {
             let failure = JobPath::parse(bad).expect_err(bad);
-            assert_eq!((failure.code, failure.details["field"].as_str()), (ErrorCode::InvalidInput, Some("path")), "{bad:?}");
+            assert_eq!(
+                (failure.code, failure.details["field"].as_str()),
+                (ErrorCode::InvalidInput, Some("path")),
+                "{bad:?}"
+            );
         }
     }
 
@@ -92,7 +109,11 @@ mod tests {
             ("data/a\\..\\b", false, &["data", "a\\..\\b"]),
         ] {
             let path = JobPath::parse(text).expect(text);
-            assert_eq!((path.is_absolute, path.parts), (is_absolute, parts.iter().map(|p| (*p).to_owned()).collect()), "{text}");
+            assert_eq!(
+                (path.is_absolute, path.parts),
+                (is_absolute, parts.iter().map(|p| (*p).to_owned()).collect()),
+                "{text}"
+            );
         }
         assert!(JobPath::parse(&format!("data/{}", "x".repeat(255))).is_ok());
     }

@@ -7,11 +7,11 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cap_std::fs::{Dir, OpenOptions};
 use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use caf_protocol::timestamp::iso_micros;
+use cap_std::fs::{Dir, OpenOptions};
 use rustix::fs::{RenameFlags, renameat_with};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -81,7 +81,10 @@ impl Put {
             _ => return Err(invalid_input("encoding", "must be text or base64")),
         };
         let content_type = fields.text(&["content_type"])?.map(str::to_owned);
-        if content_type.as_ref().is_some_and(|text| text.len() > MAX_CONTENT_TYPE_BYTES) {
+        if content_type
+            .as_ref()
+            .is_some_and(|text| text.len() > MAX_CONTENT_TYPE_BYTES)
+        {
             return Err(invalid_input("content_type", "must be at most 256 bytes"));
         }
         let overwrite = fields.flag(&["overwrite"], false)?;
@@ -101,7 +104,10 @@ impl Put {
         watch.check()?;
         let (parent, name) = open_parent(roots.find(&self.path)?)?;
         if !self.overwrite && parent.symlink_metadata(&name).is_ok() {
-            return Err(failure_of(io::ErrorKind::AlreadyExists.into(), "looking for the file"));
+            return Err(failure_of(
+                io::ErrorKind::AlreadyExists.into(),
+                "looking for the file",
+            ));
         }
         let created = self.write(&parent, &name, watch)?;
         let mut outputs = Map::new();
@@ -132,12 +138,15 @@ impl Put {
             watch.check()?;
             file.write_all(chunk).map_err(in_step("writing"))?;
         }
-        file.sync_all().map_err(in_step("bringing the content to the disk"))?;
+        file.sync_all()
+            .map_err(in_step("bringing the content to the disk"))?;
         let written = file.metadata().and_then(|metadata| metadata.modified());
         let written = written.map_err(in_step("reading the time"))?;
         watch.check()?;
         if self.overwrite {
-            parent.rename(&temporary, parent, name).map_err(in_step("giving the file its name"))?;
+            parent
+                .rename(&temporary, parent, name)
+                .map_err(in_step("giving the file its name"))?;
             guard.name = None;
         } else if name_if_free(parent, &temporary, name).map_err(in_step("giving the file its name"))? {
             guard.name = None;
@@ -178,7 +187,11 @@ fn open_parent(place: Place) -> Result<(Dir, PathBuf), Failure> {
         },
     };
     if name.as_os_str().is_empty() {
-        return Err(Failure::of_field(ErrorCode::InvalidInput, "path", "must name a file"));
+        return Err(Failure::of_field(
+            ErrorCode::InvalidInput,
+            "path",
+            "must name a file",
+        ));
     }
     Ok((parent, name))
 }

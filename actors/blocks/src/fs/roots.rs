@@ -10,10 +10,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use cap_std::ambient_authority;
-use cap_std::fs::Dir;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 
 use super::path::{JobPath, join};
 
@@ -49,9 +49,16 @@ impl Roots {
         if path.is_absolute {
             return self.find_absolute(path);
         }
-        let root = self.0.iter().find(|root| root.name == path.parts[0]).ok_or_else(outside)?;
+        let root = self
+            .0
+            .iter()
+            .find(|root| root.name == path.parts[0])
+            .ok_or_else(outside)?;
         if path.parts.len() == 1 {
-            return Err(crate::inputs::invalid_input("path", "must name a file in the directory, not the directory"));
+            return Err(crate::inputs::invalid_input(
+                "path",
+                "must name a file in the directory, not the directory",
+            ));
         }
         let (dir, _) = root.open()?;
         Ok(Place {
@@ -124,7 +131,8 @@ fn leads_into(directory: &Path, parts: &[String]) -> Option<usize> {
             _ => None,
         })
         .collect();
-    let inside = directory.len() < parts.len() && directory.iter().zip(parts).all(|(a, b)| *a == OsStr::new(b));
+    let inside =
+        directory.len() < parts.len() && directory.iter().zip(parts).all(|(a, b)| *a == OsStr::new(b));
     inside.then_some(directory.len())
 }
 

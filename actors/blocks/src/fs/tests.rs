@@ -36,7 +36,10 @@ impl Place {
     }
 
     fn get(&self, path: &str) -> Result<Outputs, Failure> {
-        run(BlobGet::new(&self.settings).prepare(inputs(json!({"path": path})))?, context())
+        run(
+            BlobGet::new(&self.settings).prepare(inputs(json!({"path": path})))?,
+            context(),
+        )
     }
 
     /// Every file below, so that a leftover shows.
@@ -47,7 +50,12 @@ impl Place {
                 if path.is_dir() && !path.is_symlink() {
                     walk(&path, found);
                 } else {
-                    found.push(path.file_name().expect("has a name").to_string_lossy().into_owned());
+                    found.push(
+                        path.file_name()
+                            .expect("has a name")
+                            .to_string_lossy()
+                            .into_owned(),
+                    );
                 }
             }
         }
@@ -76,11 +84,22 @@ fn what_is_put_can_be_got() {
         .put(json!({"path": "data/a/b/c.txt", "content": "grüß", "content_type": "text/plain"}))
         .expect("is written");
     assert_eq!((&put["size"], &put["size_bytes"]), (&json!(6), &json!(6)));
-    assert_eq!((&put["path"], &put["content_type"]), (&json!("data/a/b/c.txt"), &json!("text/plain")));
-    assert!(put["created"].as_str().is_some_and(|text| text.ends_with('Z') && text.len() == 27), "{put:?}");
+    assert_eq!(
+        (&put["path"], &put["content_type"]),
+        (&json!("data/a/b/c.txt"), &json!("text/plain"))
+    );
+    assert!(
+        put["created"]
+            .as_str()
+            .is_some_and(|text| text.ends_with('Z') && text.len() == 27),
+        "{put:?}"
+    );
 
     let got = place.get("data/a/b/c.txt").expect("is read");
-    assert_eq!((&got["content"], &got["encoding"]), (&json!("grüß"), &json!("text")));
+    assert_eq!(
+        (&got["content"], &got["encoding"]),
+        (&json!("grüß"), &json!("text"))
+    );
     assert_eq!((&got["size"], &got["size_bytes"]), (&json!(6), &json!(6)));
     assert_eq!(got["modified"], put["created"]);
     assert!(!got.contains_key("content_type"));
@@ -105,7 +124,10 @@ fn content_is_text_base64_or_any_json_value() {
         assert_eq!(fs::read(place.data(name)).expect(name), bytes, "{name}");
     }
     let got = place.get("data/f").expect("is read");
-    assert_eq!((&got["content"], &got["encoding"]), (&json!("/wA="), &json!("base64")));
+    assert_eq!(
+        (&got["content"], &got["encoding"]),
+        (&json!("/wA="), &json!("base64"))
+    );
 }
 
 #[test]
@@ -120,13 +142,32 @@ fn inputs_that_break_a_rule_are_refused() {
         (json!({"path": 5, "content": "x"}), InvalidFormat),
         (json!({"path": "data", "content": "x"}), InvalidInput),
         (json!({"path": "data/../a", "content": "x"}), InvalidInput),
-        (json!({"path": "data/a", "content": "x", "encoding": "rot13"}), InvalidInput),
-        (json!({"path": "data/a", "content": "!", "encoding": "base64"}), InvalidFormat),
-        (json!({"path": "data/a", "content": 5, "encoding": "base64"}), InvalidFormat),
-        (json!({"path": "data/a", "content": "x", "overwrite": "maybe"}), InvalidFormat),
-        (json!({"path": "data/a", "content": "x", "content_type": "x".repeat(257)}), InvalidInput),
+        (
+            json!({"path": "data/a", "content": "x", "encoding": "rot13"}),
+            InvalidInput,
+        ),
+        (
+            json!({"path": "data/a", "content": "!", "encoding": "base64"}),
+            InvalidFormat,
+        ),
+        (
+            json!({"path": "data/a", "content": 5, "encoding": "base64"}),
+            InvalidFormat,
+        ),
+        (
+            json!({"path": "data/a", "content": "x", "overwrite": "maybe"}),
+            InvalidFormat,
+        ),
+        (
+            json!({"path": "data/a", "content": "x", "content_type": "x".repeat(257)}),
+            InvalidInput,
+        ),
     ] {
-        assert_eq!(place.put(given.clone()).expect_err("is refused").code, code, "{given}");
+        assert_eq!(
+            place.put(given.clone()).expect_err("is refused").code,
+            code,
+            "{given}"
+        );
     }
     assert_eq!(place.get("data").expect_err("is a root").code, InvalidInput);
     assert_eq!(place.files(), [""; 0]);
@@ -135,11 +176,17 @@ fn inputs_that_break_a_rule_are_refused() {
 #[test]
 fn a_file_is_replaced_only_when_told_to() {
     let place = Place::new();
-    place.put(json!({"path": "data/a", "content": "1"})).expect("is written");
-    let failure = place.put(json!({"path": "data/a", "content": "2"})).expect_err("exists");
+    place
+        .put(json!({"path": "data/a", "content": "1"}))
+        .expect("is written");
+    let failure = place
+        .put(json!({"path": "data/a", "content": "2"}))
+        .expect_err("exists");
     assert_eq!(failure.code, ErrorCode::ExecutionFailed);
     assert_eq!(place.get("data/a").expect("is read")["content"], json!("1"));
-    place.put(json!({"path": "data/a", "content": "3", "overwrite": "true"})).expect("is replaced");
+    place
+        .put(json!({"path": "data/a", "content": "3", "overwrite": "true"}))
+        .expect("is replaced");
     assert_eq!(place.get("data/a").expect("is read")["content"], json!("3"));
     assert_eq!(place.files(), ["a"]);
 }
@@ -158,7 +205,10 @@ fn of_many_that_write_at_once_exactly_one_wins() {
                 scope.spawn(move || run(task, context()))
             })
             .collect();
-        let results: Vec<_> = writers.into_iter().map(|writer| writer.join().expect("ends")).collect();
+        let results: Vec<_> = writers
+            .into_iter()
+            .map(|writer| writer.join().expect("ends"))
+            .collect();
         for failure in results.iter().filter_map(|result| result.as_ref().err()) {
             assert_eq!(failure.code, ErrorCode::ExecutionFailed, "{failure:?}");
         }
@@ -174,7 +224,8 @@ fn of_many_that_write_at_once_exactly_one_wins() {
 fn a_name_that_is_taken_meanwhile_is_not_replaced() {
     let place = Place::new();
     fs::create_dir(place.home.join("data")).expect("creates");
-    let dir = cap_std::fs::Dir::open_ambient_dir(place.home.join("data"), cap_std::ambient_authority()).expect("opens");
+    let dir = cap_std::fs::Dir::open_ambient_dir(place.home.join("data"), cap_std::ambient_authority())
+        .expect("opens");
     fs::write(place.data("t"), "new").expect("writes");
     fs::write(place.data("taken"), "old").expect("writes");
     let refused = super::put::name_if_free(&dir, Path::new("t"), Path::new("taken")).expect_err("is taken");
@@ -191,21 +242,35 @@ fn paths_outside_of_the_roots_are_denied() {
     let absolute = place.home.join("secret").display().to_string();
     for path in ["/etc/passwd", "other/a", "etc/passwd", absolute.as_str()] {
         denied(place.get(path), path);
-        denied(place.put(json!({"path": path, "content": "x", "overwrite": true})), path);
+        denied(
+            place.put(json!({"path": path, "content": "x", "overwrite": true})),
+            path,
+        );
     }
     let beside = place.home.join("data-2/x").display().to_string();
-    denied(place.put(json!({"path": beside, "content": "x"})), "a root's name is no prefix of other names");
+    denied(
+        place.put(json!({"path": beside, "content": "x"})),
+        "a root's name is no prefix of other names",
+    );
     assert_eq!(fs::read(place.home.join("secret")).expect("is read"), b"s");
 }
 
 #[test]
 fn an_absolute_path_inside_a_root_works_and_the_innermost_root_wins() {
     let mut place = Place::new();
-    place.settings.roots.insert("inner".to_owned(), place.data("inner"));
+    place
+        .settings
+        .roots
+        .insert("inner".to_owned(), place.data("inner"));
     let absolute = place.data("inner/a").display().to_string();
-    place.put(json!({"path": absolute, "content": "x"})).expect("is written");
+    place
+        .put(json!({"path": absolute, "content": "x"}))
+        .expect("is written");
     assert_eq!(place.get("inner/a").expect("is read")["content"], json!("x"));
-    assert_eq!(place.get("data/inner/a").expect("is read")["path"], json!("data/inner/a"));
+    assert_eq!(
+        place.get("data/inner/a").expect("is read")["path"],
+        json!("data/inner/a")
+    );
     assert_eq!(place.get(&absolute).expect("is read")["content"], json!("x"));
 }
 
@@ -222,30 +287,54 @@ fn a_symbolic_link_does_not_lead_out_of_its_root() {
     for path in ["data/absolute", "data/relative", "data/up/secret"] {
         denied(place.get(path), path);
     }
-    denied(place.put(json!({"path": "data/up/new", "content": "x"})), "through a link");
-    denied(place.put(json!({"path": "data/up/a/new", "content": "x"})), "creating directories through a link");
+    denied(
+        place.put(json!({"path": "data/up/new", "content": "x"})),
+        "through a link",
+    );
+    denied(
+        place.put(json!({"path": "data/up/a/new", "content": "x"})),
+        "creating directories through a link",
+    );
     assert!(!place.home.join("new").exists() && !place.home.join("a").exists());
-    assert_eq!(place.get("data/fine").expect("stays inside")["content"], json!("i"));
+    assert_eq!(
+        place.get("data/fine").expect("stays inside")["content"],
+        json!("i")
+    );
 
-    place.put(json!({"path": "data/absolute", "content": "x", "overwrite": true})).expect("replaces the link");
-    assert_eq!(fs::read(place.home.join("secret")).expect("is read"), b"s", "what it pointed to is untouched");
+    place
+        .put(json!({"path": "data/absolute", "content": "x", "overwrite": true}))
+        .expect("replaces the link");
+    assert_eq!(
+        fs::read(place.home.join("secret")).expect("is read"),
+        b"s",
+        "what it pointed to is untouched"
+    );
 }
 
 #[test]
 fn what_is_no_regular_file_is_refused_without_waiting() {
     let place = Place::new();
     fs::create_dir_all(place.data("dir")).expect("creates");
-    let made = std::process::Command::new("mkfifo").arg(place.data("fifo")).status().expect("runs");
+    let made = std::process::Command::new("mkfifo")
+        .arg(place.data("fifo"))
+        .status()
+        .expect("runs");
     assert!(made.success());
     let _listening = std::os::unix::net::UnixListener::bind(place.data("socket")).expect("binds");
     for path in ["data/dir", "data/fifo", "data/socket"] {
         let failure = place.get(path).expect_err(path);
         assert_eq!(failure.code, ErrorCode::ExecutionFailed, "{path}: {failure:?}");
     }
-    let failure = place.put(json!({"path": "data/dir", "content": "x", "overwrite": true})).expect_err("is a directory");
+    let failure = place
+        .put(json!({"path": "data/dir", "content": "x", "overwrite": true}))
+        .expect_err("is a directory");
     assert_eq!(failure.code, ErrorCode::ExecutionFailed);
-    place.put(json!({"path": "data/file", "content": "x"})).expect("is written");
-    let failure = place.put(json!({"path": "data/file/x", "content": "x"})).expect_err("is no directory");
+    place
+        .put(json!({"path": "data/file", "content": "x"}))
+        .expect("is written");
+    let failure = place
+        .put(json!({"path": "data/file/x", "content": "x"}))
+        .expect_err("is no directory");
     assert_eq!(failure.code, ErrorCode::ExecutionFailed, "{failure:?}");
     assert_eq!(place.files(), ["fifo", "file", "socket"]);
 }
@@ -265,11 +354,18 @@ fn a_missing_file_is_unavailable_and_its_place_on_the_host_is_not_told() {
 fn content_over_the_limit_is_refused_both_ways() {
     let mut place = Place::new();
     place.settings.max_bytes = 3;
-    place.put(json!({"path": "data/a", "content": "abc"})).expect("fits");
+    place
+        .put(json!({"path": "data/a", "content": "abc"}))
+        .expect("fits");
     assert_eq!(place.get("data/a").expect("fits")["size"], json!(3));
-    let failure = place.put(json!({"path": "data/b", "content": "abcd"})).expect_err("is too large");
+    let failure = place
+        .put(json!({"path": "data/b", "content": "abcd"}))
+        .expect_err("is too large");
     assert_eq!(failure.code, ErrorCode::ResourceUnavailable);
-    assert_eq!((&failure.details["size_bytes"], &failure.details["limit_bytes"]), (&json!(4), &json!(3)));
+    assert_eq!(
+        (&failure.details["size_bytes"], &failure.details["limit_bytes"]),
+        (&json!(4), &json!(3))
+    );
     fs::write(place.data("c"), "abcd").expect("writes");
     let failure = place.get("data/c").expect_err("is too large");
     assert_eq!(failure.code, ErrorCode::ResourceUnavailable);
@@ -284,7 +380,10 @@ fn nothing_is_left_of_a_write_that_was_stopped() {
         .expect("is accepted");
     let cancelled = context();
     cancelled.cancel.cancel();
-    assert_eq!(run(task.clone(), cancelled).expect_err("stops").code, ErrorCode::CancelledByUser);
+    assert_eq!(
+        run(task.clone(), cancelled).expect_err("stops").code,
+        ErrorCode::CancelledByUser
+    );
     let late = run(task, context_for(Duration::ZERO)).expect_err("stops");
     assert_eq!(late, Failure::timeout("deadline"));
     assert_eq!(place.files(), [""; 0]);
@@ -316,7 +415,9 @@ fn a_root_that_cannot_be_opened_fails_the_job_and_not_the_start() {
         roots: [("data".to_owned(), place.home.join("file/data"))].into(),
         ..FsSettings::default()
     };
-    let task = BlobGet::new(&settings).prepare(inputs(json!({"path": "data/a"}))).expect("is accepted");
+    let task = BlobGet::new(&settings)
+        .prepare(inputs(json!({"path": "data/a"})))
+        .expect("is accepted");
     let failure = run(task, context()).expect_err("cannot be opened");
     assert_eq!(failure.code, ErrorCode::ResourceUnavailable);
     assert!(!failure.message.contains("file/data"), "{}", failure.message);
@@ -325,7 +426,9 @@ fn a_root_that_cannot_be_opened_fails_the_job_and_not_the_start() {
 #[test]
 fn the_systems_own_permissions_count() {
     let place = Place::new();
-    place.put(json!({"path": "data/a", "content": "x"})).expect("is written");
+    place
+        .put(json!({"path": "data/a", "content": "x"}))
+        .expect("is written");
     fs::set_permissions(place.data("a"), fs::Permissions::from_mode(0)).expect("sets");
     // The superuser may read everything, so only the translation is tested then.
     if let Err(failure) = place.get("data/a") {

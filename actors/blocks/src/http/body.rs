@@ -47,7 +47,11 @@ where
     let mut any = false;
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| {
-            Failure::new(ErrorCode::NetworkError, "the connection broke off in the answer's body").internally(error)
+            Failure::new(
+                ErrorCode::NetworkError,
+                "the connection broke off in the answer's body",
+            )
+            .internally(error)
         })?;
         any = any || !chunk.is_empty();
         sink.write_all(&chunk).map_err(|error| sink.failure(error))?;
@@ -114,10 +118,17 @@ impl Decoder {
     fn failure(&self, error: io::Error) -> Failure {
         let bounded = self.bounded();
         if bounded.overflowed {
-            return Failure::new(ErrorCode::ResourceUnavailable, "the answer's body is larger than the limit")
-                .with("limit_bytes", json!(bounded.max_bytes));
+            return Failure::new(
+                ErrorCode::ResourceUnavailable,
+                "the answer's body is larger than the limit",
+            )
+            .with("limit_bytes", json!(bounded.max_bytes));
         }
-        Failure::new(ErrorCode::NetworkError, "the answer's body cannot be decompressed").internally(error)
+        Failure::new(
+            ErrorCode::NetworkError,
+            "the answer's body cannot be decompressed",
+        )
+        .internally(error)
     }
 }
 
@@ -170,7 +181,10 @@ mod tests {
     }
 
     fn read(bytes: &[u8], coding: Coding, max_bytes: u64) -> Result<Vec<u8>, Failure> {
-        let chunks: Vec<_> = bytes.chunks(1_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        let chunks: Vec<_> = bytes
+            .chunks(1_000)
+            .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+            .collect();
         block_on(receive(futures_util::stream::iter(chunks), coding, max_bytes))
     }
 
@@ -204,7 +218,10 @@ mod tests {
     fn a_compressed_body_that_is_cut_off_or_broken_is_no_body() {
         let whole = gzip(&(0..200_u8).collect::<Vec<_>>());
         for bytes in [&whole[..whole.len() - 1], &whole[..20], b"not gzip at all"] {
-            assert_eq!(read(bytes, Coding::Gzip, 1_000).expect_err("is refused").code, ErrorCode::NetworkError);
+            assert_eq!(
+                read(bytes, Coding::Gzip, 1_000).expect_err("is refused").code,
+                ErrorCode::NetworkError
+            );
         }
         assert_eq!(read(b"", Coding::Gzip, 1_000), Ok(Vec::new()));
     }

@@ -50,7 +50,11 @@ impl Guard {
     /// The addresses that a request to `url` may be sent to, in the order in which to try them.
     pub(super) async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, Failure> {
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
-            return Err(Failure::of_field(ErrorCode::InvalidInput, "url", "must have a host"));
+            return Err(Failure::of_field(
+                ErrorCode::InvalidInput,
+                "url",
+                "must have a host",
+            ));
         };
         if let Some(address) = self.health_address(&host, port) {
             return Ok(vec![address]);
@@ -98,7 +102,10 @@ impl Target {
         }
         if let Ok(address) = entry.parse::<SocketAddr>() {
             let port = Some(address.port());
-            return Some(Self::Address { ip: address.ip(), port });
+            return Some(Self::Address {
+                ip: address.ip(),
+                port,
+            });
         }
         let bare = entry.trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = bare.parse() {
@@ -123,7 +130,9 @@ impl Target {
         let port_fits = |port: &Option<u16>| port.is_none_or(|port| port == address.port());
         let ip = address.ip().to_canonical();
         match self {
-            Self::Range { base, prefix } => in_range(ip, *base, *prefix) || in_range(address.ip(), *base, *prefix),
+            Self::Range { base, prefix } => {
+                in_range(ip, *base, *prefix) || in_range(address.ip(), *base, *prefix)
+            }
             Self::Address { ip: allowed, port } => port_fits(port) && ip == allowed.to_canonical(),
             Self::Name { host, port } => port_fits(port) && name == Some(host.as_str()),
         }
@@ -210,8 +219,16 @@ const REFUSED_V6: &[(Ipv6Addr, u8, &str)] = &[
     (Ipv6Addr::UNSPECIFIED, 96, "IPv4-compatible"),
     (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, "NAT64"),
     (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "local NAT64"),
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "protocol assignments"),
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "documentation"),
+    (
+        Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0),
+        23,
+        "protocol assignments",
+    ),
+    (
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0),
+        32,
+        "documentation",
+    ),
     (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16, "6to4"),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "documentation"),
     (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "unique local"),

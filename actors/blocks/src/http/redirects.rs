@@ -35,7 +35,11 @@ pub(super) fn next_hop(
             next.method = Method::GET;
         }
         next.body = None;
-        for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LANGUAGE] {
+        for name in [
+            header::CONTENT_TYPE,
+            header::CONTENT_ENCODING,
+            header::CONTENT_LANGUAGE,
+        ] {
             next.headers.remove(name);
         }
     }
@@ -87,8 +91,16 @@ mod tests {
             ("PATCH", 308, Method::PATCH, true),
         ] {
             let next = next(method, status, "/y");
-            assert_eq!((next.method, next.body.is_some()), (expected, has_body), "{method} {status}");
-            assert_eq!(next.headers.contains_key("content-type"), has_body, "{method} {status}");
+            assert_eq!(
+                (next.method, next.body.is_some()),
+                (expected, has_body),
+                "{method} {status}"
+            );
+            assert_eq!(
+                next.headers.contains_key("content-type"),
+                has_body,
+                "{method} {status}"
+            );
         }
     }
 
@@ -113,13 +125,27 @@ mod tests {
 
     #[test]
     fn what_cannot_be_followed_is_told_and_what_is_no_redirect_is_final() {
-        for location in ["ftp://a.example/", "file:///etc/passwd", "http://u:p@a.example/", "http://", "javascript:1"] {
+        for location in [
+            "ftp://a.example/",
+            "file:///etc/passwd",
+            "http://u:p@a.example/",
+            "http://",
+            "javascript:1",
+        ] {
             let hop = next_hop(&request("GET"), StatusCode::FOUND, Some(location));
             assert!(matches!(hop, Some(Err(_))), "{location}");
         }
         assert!(next_hop(&request("GET"), StatusCode::FOUND, None).is_none());
-        for status in [StatusCode::OK, StatusCode::NOT_MODIFIED, StatusCode::MULTIPLE_CHOICES, StatusCode::NOT_FOUND] {
-            assert!(next_hop(&request("GET"), status, Some("/y")).is_none(), "{status}");
+        for status in [
+            StatusCode::OK,
+            StatusCode::NOT_MODIFIED,
+            StatusCode::MULTIPLE_CHOICES,
+            StatusCode::NOT_FOUND,
+        ] {
+            assert!(
+                next_hop(&request("GET"), status, Some("/y")).is_none(),
+                "{status}"
+            );
         }
     }
 }

@@ -3,8 +3,8 @@
 //! Neighbours: [`super`] prepares a [`Request`] from inputs and sends it; `redirects` derives the next one from it. Does
 //! no I/O and knows no addresses.
 
-use awc::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use awc::http::Method;
+use awc::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use caf_protocol::block::Inputs;
 use caf_protocol::outcome::Failure;
@@ -72,7 +72,11 @@ impl Request {
         }
         default(&mut headers, header::ACCEPT, "*/*");
         default(&mut headers, header::ACCEPT_ENCODING, "gzip, deflate");
-        default(&mut headers, header::USER_AGENT, concat!("caf-worker/", env!("CARGO_PKG_VERSION")));
+        default(
+            &mut headers,
+            header::USER_AGENT,
+            concat!("caf-worker/", env!("CARGO_PKG_VERSION")),
+        );
         Ok(Self {
             url,
             method,
@@ -92,7 +96,8 @@ fn parse_url(text: &str) -> Result<Url, Failure> {
     if text.len() > MAX_URL_BYTES {
         return Err(invalid_input("url", "must be at most 16384 bytes"));
     }
-    let url = Url::parse(text.trim()).map_err(|error| invalid_format("url", "must be a URL").internally(error))?;
+    let url =
+        Url::parse(text.trim()).map_err(|error| invalid_format("url", "must be a URL").internally(error))?;
     check_url(&url).map_err(|rule| invalid_input("url", rule))?;
     Ok(url)
 }
@@ -126,7 +131,8 @@ pub(super) fn target(url: &Url) -> String {
 /// The value of the `Host` header.
 pub(super) fn host_header(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn parse_method(text: &str) -> Result<Method, Failure> {
@@ -138,9 +144,15 @@ fn parse_method(text: &str) -> Result<Method, Failure> {
 }
 
 fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
-    let bytes: usize = map.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    let bytes: usize = map
+        .iter()
+        .map(|(name, value)| name.len() + value.to_string().len())
+        .sum();
     if map.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-        return Err(invalid_input("headers", "must be at most 100, and 65536 bytes in all"));
+        return Err(invalid_input(
+            "headers",
+            "must be at most 100, and 65536 bytes in all",
+        ));
     }
     let mut headers = HeaderMap::new();
     for (name, value) in map {
@@ -149,7 +161,10 @@ fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
             Value::String(text) => text.trim().to_owned(),
             Value::Number(_) | Value::Bool(_) => value.to_string(),
             Value::Array(_) | Value::Object(_) => {
-                return Err(invalid_format("headers", "values must be strings, numbers or booleans"));
+                return Err(invalid_format(
+                    "headers",
+                    "values must be strings, numbers or booleans",
+                ));
             }
         };
         let name = HeaderName::try_from(name.as_str())

@@ -41,7 +41,11 @@ fn answer(text: impl Into<Vec<u8>>, then: Then) -> Answer {
 
 /// An answer with a length.
 fn sized(status: &str, headers: &str, body: &[u8]) -> Answer {
-    let mut bytes = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+    let mut bytes = format!(
+        "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
     bytes.extend_from_slice(body);
     answer(bytes, Then::Keep)
 }
@@ -152,7 +156,10 @@ fn an_answer_becomes_status_headers_body_and_latency() {
 #[test]
 fn a_body_that_is_not_text_comes_as_base64() {
     let outputs = ask(&settings(), sized("200 OK", "", &[0xff, 0x00])).expect("succeeds");
-    assert_eq!((&outputs["body"], &outputs["encoding"]), (&json!("/wA="), &json!("base64")));
+    assert_eq!(
+        (&outputs["body"], &outputs["encoding"]),
+        (&json!("/wA="), &json!("base64"))
+    );
 }
 
 #[test]
@@ -161,13 +168,29 @@ fn every_way_to_end_a_body_is_understood() {
     for (name, given) in [
         ("length", sized("200 OK", "", b"hello")),
         ("chunks", answer(chunked, Then::Keep)),
-        ("end of connection", answer("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello", Then::Close)),
-        ("end of connection, unannounced", answer("HTTP/1.1 200 OK\r\n\r\nhello", Then::Close)),
+        (
+            "end of connection",
+            answer("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello", Then::Close),
+        ),
+        (
+            "end of connection, unannounced",
+            answer("HTTP/1.1 200 OK\r\n\r\nhello", Then::Close),
+        ),
         ("HTTP/1.0", answer("HTTP/1.0 200 OK\r\n\r\nhello", Then::Close)),
-        ("interim answers before", answer("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Then::Keep)),
+        (
+            "interim answers before",
+            answer(
+                "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                Then::Keep,
+            ),
+        ),
     ] {
         let outputs = ask(&settings(), given).expect(name);
-        assert_eq!((&outputs["status_code"], &outputs["body"]), (&json!(200), &json!("hello")), "{name}");
+        assert_eq!(
+            (&outputs["status_code"], &outputs["body"]),
+            (&json!(200), &json!("hello")),
+            "{name}"
+        );
     }
 }
 
@@ -197,7 +220,11 @@ fn answers_without_a_body_do_not_wait_for_one() {
     ] {
         let outputs = block_on(async {
             let server = serve(vec![answer(given, Then::Hang)]).await;
-            send(&block(&settings()), json!({"url": server.url("/"), "method": method})).await
+            send(
+                &block(&settings()),
+                json!({"url": server.url("/"), "method": method}),
+            )
+            .await
         });
         assert_eq!(outputs.expect(given)["body"], json!(""), "{method} {given:?}");
     }
@@ -213,17 +240,29 @@ fn the_request_on_the_wire_is_the_one_asked_for() {
             "headers": {"X-Trace": "t", "Content-Length": "999"},
         });
         send(&block, given).await.expect("succeeds");
-        send(&block, json!({"url": server.url("/"), "method": "POST"})).await.expect("succeeds");
+        send(&block, json!({"url": server.url("/"), "method": "POST"}))
+            .await
+            .expect("succeeds");
         (server.requests(), server.address.to_string())
     });
     let first = requests[0].to_lowercase();
-    assert!(first.starts_with("post /p%20q?x=1&y=%c3%bc http/1.1\r\n"), "{first}");
+    assert!(
+        first.starts_with("post /p%20q?x=1&y=%c3%bc http/1.1\r\n"),
+        "{first}"
+    );
     assert!(first.contains(&format!("\r\nhost: {host}\r\n")), "{first}");
-    assert!(first.contains("\r\nx-trace: t\r\n") && first.contains("\r\ncontent-type: application/json\r\n"), "{first}");
+    assert!(
+        first.contains("\r\nx-trace: t\r\n") && first.contains("\r\ncontent-type: application/json\r\n"),
+        "{first}"
+    );
     assert_eq!(first.matches("content-length: ").count(), 1, "{first}");
     assert_eq!(first.matches("\r\nuser-agent: caf-worker/").count(), 1, "{first}");
     assert!(first.ends_with("\r\n\r\n{\"a\":[1]}"), "{first}");
-    assert!(requests[1].to_lowercase().contains("\r\ncontent-length: 0\r\n"), "{}", requests[1]);
+    assert!(
+        requests[1].to_lowercase().contains("\r\ncontent-length: 0\r\n"),
+        "{}",
+        requests[1]
+    );
 }
 
 #[test]
@@ -231,10 +270,16 @@ fn connections_are_reused_and_lost_ones_replaced() {
     block_on(async {
         let block = block(&settings());
         let keeping = serve(vec![sized("200 OK", "", b"x")]).await;
-        let closing = serve(vec![answer("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", Then::Close)]).await;
+        let closing = serve(vec![answer(
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+            Then::Close,
+        )])
+        .await;
         for (server, connections) in [(&keeping, 1), (&closing, 3)] {
             for _ in 0..3 {
-                send(&block, json!({"url": server.url("/"), "method": "GET"})).await.expect("succeeds");
+                send(&block, json!({"url": server.url("/"), "method": "GET"}))
+                    .await
+                    .expect("succeeds");
                 tokio::task::yield_now().await;
                 // Lets the end of the connection arrive: the server closes before the next request begins.
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -265,15 +310,26 @@ fn a_failure_status_is_an_http_error_that_keeps_the_answer() {
         assert_eq!(failure.details["status_code"], json!(code), "{status}");
         assert_eq!(failure.outputs["status_code"], json!(code), "{status}");
         assert_eq!(failure.outputs["headers"]["x-a"], json!("b"), "{status}");
-        assert_eq!(failure.outputs["body"], json!(String::from_utf8_lossy(body)), "{status}");
+        assert_eq!(
+            failure.outputs["body"],
+            json!(String::from_utf8_lossy(body)),
+            "{status}"
+        );
         assert_eq!(failure.blames_provider(), blames_provider, "{status}");
-        assert_eq!(caf_protocol::outcome::trips_breaker(&failure.message), blames_provider, "{status}");
+        assert_eq!(
+            caf_protocol::outcome::trips_breaker(&failure.message),
+            blames_provider,
+            "{status}"
+        );
     }
 }
 
 #[test]
 fn a_failure_status_with_a_broken_body_is_still_that_failure_status() {
-    let given = answer("HTTP/1.1 500 Oops\r\nContent-Length: 10\r\n\r\nhello", Then::Close);
+    let given = answer(
+        "HTTP/1.1 500 Oops\r\nContent-Length: 10\r\n\r\nhello",
+        Then::Close,
+    );
     let failure = ask(&settings(), given).expect_err("fails");
     assert_eq!(failure.code, ErrorCode::HttpError);
     assert!(!failure.outputs.contains_key("body"));
@@ -296,9 +352,16 @@ fn bodies_over_the_limit_are_refused_also_when_compressed() {
         assert_eq!(failure.code, ErrorCode::ResourceUnavailable);
         assert_eq!(failure.details["limit_bytes"], json!(1_000));
     }
-    let outputs = ask(&settings(), sized("200 OK", "Content-Encoding: gzip\r\n", &zipped)).expect("fits");
+    let outputs = ask(
+        &settings(),
+        sized("200 OK", "Content-Encoding: gzip\r\n", &zipped),
+    )
+    .expect("fits");
     assert_eq!(outputs["body"], json!("x".repeat(1_001)));
-    assert!(outputs["headers"].get("content-encoding").is_none(), "the body is not encoded any more");
+    assert!(
+        outputs["headers"].get("content-encoding").is_none(),
+        "the body is not encoded any more"
+    );
 }
 
 #[test]
@@ -316,7 +379,11 @@ fn slow_heads_and_slow_bodies_are_timeouts_of_one_attempt() {
     ] {
         let failure = ask(&quick, answer(given, Then::Hang)).expect_err(given);
         assert_eq!(failure.code, ErrorCode::ConnectionTimeout, "{given:?}");
-        assert!(failure.message.contains(step) && !failure.total_limit, "{given:?}: {}", failure.message);
+        assert!(
+            failure.message.contains(step) && !failure.total_limit,
+            "{given:?}: {}",
+            failure.message
+        );
     }
 }
 
@@ -327,7 +394,9 @@ fn the_deadline_cuts_an_attempt_short_and_cancelling_ends_it() {
         let task = block(&settings())
             .prepare(inputs(json!({"url": server.url("/"), "method": "GET"})))
             .expect("is accepted");
-        let late = Arc::clone(&task).run(context_for(Duration::from_millis(50))).await;
+        let late = Arc::clone(&task)
+            .run(context_for(Duration::from_millis(50)))
+            .await;
         assert_eq!(late, Err(Failure::timeout("deadline")));
 
         let context = context();
@@ -353,7 +422,10 @@ fn refused_connections_unknown_hosts_and_failed_handshakes_are_network_errors() 
         let plain_address = plain.local_addr().expect("is bound");
         tokio::task::spawn_local(async move {
             let (mut stream, _) = plain.accept().await.expect("accepts");
-            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("writes");
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .expect("writes");
             std::future::pending::<()>().await;
         });
         for url in [
@@ -363,7 +435,11 @@ fn refused_connections_unknown_hosts_and_failed_handshakes_are_network_errors() 
         ] {
             let failure = get(&settings(), url.clone()).await.expect_err(&url);
             assert_eq!(failure.code, ErrorCode::NetworkError, "{url}: {failure:?}");
-            assert!(!failure.message.contains("127.0.0.1"), "hosts stay inside: {}", failure.message);
+            assert!(
+                !failure.message.contains("127.0.0.1"),
+                "hosts stay inside: {}",
+                failure.message
+            );
         }
     });
 }
@@ -374,7 +450,10 @@ fn a_host_with_several_addresses_is_tried_at_each() {
         let server = serve(vec![sized("200 OK", "", b"here")]).await;
         // Where the name has ::1 as well, nobody listens there.
         let url = format!("http://localhost:{}/", server.address.port());
-        assert_eq!(get(&settings(), url).await.expect("succeeds")["body"], json!("here"));
+        assert_eq!(
+            get(&settings(), url).await.expect("succeeds")["body"],
+            json!("here")
+        );
     });
 }
 
@@ -382,9 +461,15 @@ fn a_host_with_several_addresses_is_tried_at_each() {
 fn a_target_that_is_not_public_is_refused_before_anything_is_sent() {
     block_on(async {
         let server = serve(vec![sized("200 OK", "", b"secret")]).await;
-        let failure = get(&HttpSettings::default(), server.url("/")).await.expect_err("is refused");
+        let failure = get(&HttpSettings::default(), server.url("/"))
+            .await
+            .expect_err("is refused");
         assert_eq!(failure.code, ErrorCode::PermissionDenied);
-        assert!(failure.message.contains("blocks.http.allow_targets"), "{}", failure.message);
+        assert!(
+            failure.message.contains("blocks.http.allow_targets"),
+            "{}",
+            failure.message
+        );
         assert_eq!(server.connections.load(Ordering::Relaxed), 0);
     });
 }
@@ -394,7 +479,9 @@ fn a_pooled_connection_does_not_open_the_guard_for_another_block() {
     block_on(async {
         let server = serve(vec![sized("200 OK", "", b"x")]).await;
         get(&settings(), server.url("/")).await.expect("is let through");
-        let failure = get(&HttpSettings::default(), server.url("/")).await.expect_err("is refused");
+        let failure = get(&HttpSettings::default(), server.url("/"))
+            .await
+            .expect_err("is refused");
         assert_eq!(failure.code, ErrorCode::PermissionDenied);
         assert_eq!(server.requests().len(), 1);
     });
@@ -408,11 +495,20 @@ fn the_nodes_own_health_endpoint_is_reached_under_its_symbolic_name() {
             health_target: Some(("health.worker.internal".to_owned(), server.address)),
         };
         let block = HttpRequest::new(&HttpSettings::default(), extras).expect("builds");
-        for url in ["http://health.worker.internal/_health".to_owned(), server.url("/_health")] {
-            let outputs = send(&block, json!({"url": url, "method": "GET"})).await.expect("succeeds");
+        for url in [
+            "http://health.worker.internal/_health".to_owned(),
+            server.url("/_health"),
+        ] {
+            let outputs = send(&block, json!({"url": url, "method": "GET"}))
+                .await
+                .expect("succeeds");
             assert_eq!(outputs["body"], json!("healthy"));
         }
-        assert!(server.requests()[0].to_lowercase().contains("\r\nhost: health.worker.internal\r\n"));
+        assert!(
+            server.requests()[0]
+                .to_lowercase()
+                .contains("\r\nhost: health.worker.internal\r\n")
+        );
     });
 }
 
@@ -433,7 +529,14 @@ fn redirects_are_followed_to_the_final_answer() {
             .iter()
             .map(|request| request.lines().next().unwrap_or_default().to_owned())
             .collect();
-        assert_eq!(lines, ["POST /a/first HTTP/1.1", "GET /second HTTP/1.1", "GET /third?x=1 HTTP/1.1"]);
+        assert_eq!(
+            lines,
+            [
+                "POST /a/first HTTP/1.1",
+                "GET /second HTTP/1.1",
+                "GET /third?x=1 HTTP/1.1"
+            ]
+        );
     });
 }
 
@@ -445,15 +548,26 @@ fn a_redirect_to_another_host_leaves_credentials_behind() {
         let server = serve(vec![sized("307 Temporary Redirect", &location, b"")]).await;
         let given = json!({"url": server.url("/"), "method": "GET", "headers": {"Authorization": "Bearer t", "X-A": "b"}});
         send(&block(&settings()), given).await.expect("succeeds");
-        assert!(server.requests()[0].to_lowercase().contains("authorization: bearer t"));
+        assert!(
+            server.requests()[0]
+                .to_lowercase()
+                .contains("authorization: bearer t")
+        );
         let second = other.requests()[0].to_lowercase();
-        assert!(!second.contains("authorization") && second.contains("x-a: b"), "{second}");
+        assert!(
+            !second.contains("authorization") && second.contains("x-a: b"),
+            "{second}"
+        );
     });
 }
 
 #[test]
 fn a_redirect_to_a_target_that_is_not_public_is_refused() {
-    for target in ["http://169.254.169.254/latest/meta-data/", "http://[::ffff:169.254.169.254]/", "http://10.0.0.1/"] {
+    for target in [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://10.0.0.1/",
+    ] {
         let given = sized("302 Found", &format!("Location: {target}\r\n"), b"");
         let failure = ask(&settings(), given).expect_err(target);
         assert_eq!(failure.code, ErrorCode::PermissionDenied, "{target}");
@@ -467,11 +581,19 @@ fn redirects_without_end_or_aim_are_http_errors() {
         let failure = get(&settings(), server.url("/")).await.expect_err("has no end");
         assert_eq!((failure.code, server.requests().len()), (ErrorCode::HttpError, 6));
         assert_eq!(failure.outputs["status_code"], json!(302));
-        assert!(failure.message.contains("too many redirects"), "{}", failure.message);
+        assert!(
+            failure.message.contains("too many redirects"),
+            "{}",
+            failure.message
+        );
         assert!(!failure.blames_provider());
     });
     for headers in ["", "Location: ftp://x/\r\n", "Location: http://u:p@x/\r\n"] {
         let failure = ask(&settings(), sized("302 Found", headers, b"")).expect_err(headers);
-        assert_eq!((failure.code, &failure.details["status_code"]), (ErrorCode::HttpError, &json!(302)), "{headers}");
+        assert_eq!(
+            (failure.code, &failure.details["status_code"]),
+            (ErrorCode::HttpError, &json!(302)),
+            "{headers}"
+        );
     }
 }

@@ -55,7 +55,9 @@ impl Wire {
     pub(super) fn new(io: Io) -> Self {
         Self {
             io,
-            state: State::Request { is_head_method: false },
+            state: State::Request {
+                is_head_method: false,
+            },
             held: Vec::new(),
             ready: Vec::new(),
             handed_out: 0,
@@ -119,7 +121,8 @@ fn judge(held: &mut Vec<u8>, is_head_method: bool) -> Option<bool> {
             continue;
         }
         let has_length = answer.headers.iter().any(|header| {
-            header.name.eq_ignore_ascii_case("content-length") || header.name.eq_ignore_ascii_case("transfer-encoding")
+            header.name.eq_ignore_ascii_case("content-length")
+                || header.name.eq_ignore_ascii_case("transfer-encoding")
         });
         let has_no_body = is_head_method || matches!(status, 101 | 204 | 304);
         let until_close = !has_length && !has_no_body;
@@ -158,7 +161,9 @@ impl AsyncWrite for Wire {
         let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
         // awc reads an answer to its end before it writes again, so a write after a head begins a request.
         if let State::Body { .. } = this.state {
-            this.state = State::Request { is_head_method: false };
+            this.state = State::Request {
+                is_head_method: false,
+            };
             this.held.clear();
         }
         if let State::Request { is_head_method } = &mut this.state
@@ -231,15 +236,50 @@ mod tests {
     #[test]
     fn a_head_is_put_right_only_where_awc_would_misread_it() {
         for (given, is_head_method, expected, until_close) in [
-            ("HTTP/1.1 200 OK\r\n\r\nbody", false, "HTTP/1.0 200 OK\r\n\r\nbody", true),
-            ("HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n", false, "HTTP/1.0 404 Not Found\r\nConnection: close\r\n\r\n", true),
+            (
+                "HTTP/1.1 200 OK\r\n\r\nbody",
+                false,
+                "HTTP/1.0 200 OK\r\n\r\nbody",
+                true,
+            ),
+            (
+                "HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n",
+                false,
+                "HTTP/1.0 404 Not Found\r\nConnection: close\r\n\r\n",
+                true,
+            ),
             ("HTTP/1.0 200 OK\r\n\r\n", false, "HTTP/1.0 200 OK\r\n\r\n", true),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false),
-            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                false,
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                false,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+                false,
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+                false,
+            ),
             ("HTTP/1.1 200 OK\r\n\r\n", true, "HTTP/1.1 200 OK\r\n\r\n", false),
-            ("HTTP/1.1 204 No Content\r\n\r\n", false, "HTTP/1.1 204 No Content\r\n\r\n", false),
-            ("HTTP/1.1 304 Not Modified\r\n\r\n", false, "HTTP/1.1 304 Not Modified\r\n\r\n", false),
-            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", false, "HTTP/1.0 200 OK\r\n\r\n", true),
+            (
+                "HTTP/1.1 204 No Content\r\n\r\n",
+                false,
+                "HTTP/1.1 204 No Content\r\n\r\n",
+                false,
+            ),
+            (
+                "HTTP/1.1 304 Not Modified\r\n\r\n",
+                false,
+                "HTTP/1.1 304 Not Modified\r\n\r\n",
+                false,
+            ),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+                false,
+                "HTTP/1.0 200 OK\r\n\r\n",
+                true,
+            ),
             ("nonsense\r\n\r\n", false, "nonsense\r\n\r\n", false),
         ] {
             let mut held = given.as_bytes().to_vec();
@@ -250,8 +290,16 @@ mod tests {
 
     #[test]
     fn an_incomplete_head_is_waited_for_up_to_a_bound() {
-        for partial in ["", "HTTP/1.1 200 OK\r\nA: b\r\n", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2"] {
-            assert_eq!(judge(&mut partial.as_bytes().to_vec(), false), None, "{partial:?}");
+        for partial in [
+            "",
+            "HTTP/1.1 200 OK\r\nA: b\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2",
+        ] {
+            assert_eq!(
+                judge(&mut partial.as_bytes().to_vec(), false),
+                None,
+                "{partial:?}"
+            );
         }
         let mut endless = format!("HTTP/1.1 200 OK\r\nA: {}", "b".repeat(MAX_HEAD_BYTES)).into_bytes();
         assert_eq!(judge(&mut endless, false), Some(false));

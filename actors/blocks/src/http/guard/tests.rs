@@ -103,14 +103,24 @@ fn every_spelling_of_a_loopback_address_is_refused() {
         let failure = addresses(&guard(&[]), url).expect_err(url);
         assert_eq!(failure.code, ErrorCode::PermissionDenied, "{url}");
         assert!(failure.message.contains(ALLOW_KEY), "{url}: {}", failure.message);
-        assert!(!failure.message.contains("127"), "the address stays inside: {}", failure.message);
+        assert!(
+            !failure.message.contains("127"),
+            "the address stays inside: {}",
+            failure.message
+        );
     }
 }
 
 #[test]
 fn a_public_literal_passes_with_its_port() {
-    assert_eq!(addresses(&guard(&[]), "https://1.1.1.1/"), Ok(vec!["1.1.1.1:443".parse().expect("is one")]));
-    assert_eq!(addresses(&guard(&[]), "http://1.1.1.1:81/"), Ok(vec!["1.1.1.1:81".parse().expect("is one")]));
+    assert_eq!(
+        addresses(&guard(&[]), "https://1.1.1.1/"),
+        Ok(vec!["1.1.1.1:443".parse().expect("is one")])
+    );
+    assert_eq!(
+        addresses(&guard(&[]), "http://1.1.1.1:81/"),
+        Ok(vec!["1.1.1.1:81".parse().expect("is one")])
+    );
 }
 
 #[test]
@@ -143,7 +153,17 @@ fn entries_let_through_what_they_say_and_nothing_else() {
 
 #[test]
 fn entries_that_say_nothing_are_refused_by_name() {
-    for entry in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "a b", "host:port", "*.internal", "0x7f000001", "http://x/"] {
+    for entry in [
+        "",
+        "10.0.0.0/33",
+        "::/129",
+        "10.0.0/8",
+        "a b",
+        "host:port",
+        "*.internal",
+        "0x7f000001",
+        "http://x/",
+    ] {
         let error = Guard::new(&[entry.to_owned()], Extras::default()).expect_err(entry);
         assert_eq!(error.key, ALLOW_KEY, "{entry}");
     }
@@ -152,7 +172,10 @@ fn entries_that_say_nothing_are_refused_by_name() {
 #[test]
 fn the_nodes_own_health_endpoint_passes_under_both_names() {
     let extras = |address: &str| Extras {
-        health_target: Some(("health.worker.internal".to_owned(), address.parse().expect("is one"))),
+        health_target: Some((
+            "health.worker.internal".to_owned(),
+            address.parse().expect("is one"),
+        )),
     };
     let guard = Guard::new(&[], extras("0.0.0.0:9091")).expect("builds");
     let own = Ok(vec!["127.0.0.1:9091".parse().expect("is one")]);
@@ -164,7 +187,12 @@ fn the_nodes_own_health_endpoint_passes_under_both_names() {
     ] {
         assert_eq!(addresses(&guard, url), own, "{url}");
     }
-    for url in ["http://127.0.0.1:9093/", "http://localhost/", "http://127.0.0.2:9091/", "http://[::1]:9091/"] {
+    for url in [
+        "http://127.0.0.1:9093/",
+        "http://localhost/",
+        "http://127.0.0.2:9091/",
+        "http://[::1]:9091/",
+    ] {
         assert!(addresses(&guard, url).is_err(), "{url}");
     }
 }

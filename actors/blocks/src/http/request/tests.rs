@@ -13,7 +13,11 @@ fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 
 #[test]
 fn methods_are_read_in_any_case_and_others_are_refused() {
-    for (text, method) in [("get", Method::GET), (" Patch ", Method::PATCH), ("OPTIONS", Method::OPTIONS)] {
+    for (text, method) in [
+        ("get", Method::GET),
+        (" Patch ", Method::PATCH),
+        ("OPTIONS", Method::OPTIONS),
+    ] {
         let request = read(json!({"url": "http://a.example/", "method": text})).expect("reads");
         assert_eq!(request.method, method);
     }
@@ -39,30 +43,114 @@ fn inputs_that_break_a_rule_are_refused_with_field_and_code() {
         (json!({"url": 7, "method": "GET"}), InvalidFormat, "url"),
         (json!({"url": "/relative", "method": "GET"}), InvalidFormat, "url"),
         (json!({"url": "http://", "method": "GET"}), InvalidFormat, "url"),
-        (json!({"url": "http://a.example:99999/", "method": "GET"}), InvalidFormat, "url"),
-        (json!({"url": "http://a.example:0/", "method": "GET"}), InvalidInput, "url"),
-        (json!({"url": "ftp://a.example/", "method": "GET"}), InvalidInput, "url"),
-        (json!({"url": "file:///etc/passwd", "method": "GET"}), InvalidInput, "url"),
-        (json!({"url": "http://u:p@a.example/", "method": "GET"}), InvalidInput, "url"),
-        (json!({"url": "http://u@a.example/", "method": "GET"}), InvalidInput, "url"),
-        (json!({"url": format!("{url}{}", "x".repeat(MAX_URL_BYTES)), "method": "GET"}), InvalidInput, "url"),
+        (
+            json!({"url": "http://a.example:99999/", "method": "GET"}),
+            InvalidFormat,
+            "url",
+        ),
+        (
+            json!({"url": "http://a.example:0/", "method": "GET"}),
+            InvalidInput,
+            "url",
+        ),
+        (
+            json!({"url": "ftp://a.example/", "method": "GET"}),
+            InvalidInput,
+            "url",
+        ),
+        (
+            json!({"url": "file:///etc/passwd", "method": "GET"}),
+            InvalidInput,
+            "url",
+        ),
+        (
+            json!({"url": "http://u:p@a.example/", "method": "GET"}),
+            InvalidInput,
+            "url",
+        ),
+        (
+            json!({"url": "http://u@a.example/", "method": "GET"}),
+            InvalidInput,
+            "url",
+        ),
+        (
+            json!({"url": format!("{url}{}", "x".repeat(MAX_URL_BYTES)), "method": "GET"}),
+            InvalidInput,
+            "url",
+        ),
         (json!({"url": url, "method": 1}), InvalidFormat, "method"),
-        (json!({"url": url, "method": "GET", "headers": "nonsense"}), InvalidFormat, "headers"),
-        (json!({"url": url, "method": "GET", "headers": [1]}), InvalidFormat, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"a": {"b": 1}}}), InvalidFormat, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"a b": "c"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"": "c"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"a\r\nb": "c"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"a": "b\r\nc: d"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"a": "b\u{0}c"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"Host": "b.example"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"transfer-encoding": "chunked"}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "GET", "headers": {"a": "b".repeat(MAX_HEADER_BYTES)}}), InvalidInput, "headers"),
-        (json!({"url": url, "method": "POST", "body_base64": "!!"}), InvalidFormat, "body_base64"),
-        (json!({"url": url, "method": "POST", "body": "a", "body_base64": "YQ=="}), InvalidInput, "body_base64"),
+        (
+            json!({"url": url, "method": "GET", "headers": "nonsense"}),
+            InvalidFormat,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": [1]}),
+            InvalidFormat,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"a": {"b": 1}}}),
+            InvalidFormat,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"a b": "c"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"": "c"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"a\r\nb": "c"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"a": "b\r\nc: d"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"a": "b\u{0}c"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"Host": "b.example"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"transfer-encoding": "chunked"}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "GET", "headers": {"a": "b".repeat(MAX_HEADER_BYTES)}}),
+            InvalidInput,
+            "headers",
+        ),
+        (
+            json!({"url": url, "method": "POST", "body_base64": "!!"}),
+            InvalidFormat,
+            "body_base64",
+        ),
+        (
+            json!({"url": url, "method": "POST", "body": "a", "body_base64": "YQ=="}),
+            InvalidInput,
+            "body_base64",
+        ),
     ] {
         let failure = read(given.clone()).expect_err(&given.to_string());
-        assert_eq!((failure.code, failure.details["field"].as_str()), (code, Some(field)), "{given}");
+        assert_eq!(
+            (failure.code, failure.details["field"].as_str()),
+            (code, Some(field)),
+            "{given}"
+        );
     }
 }
 
@@ -77,13 +165,20 @@ fn a_body_over_the_limit_is_refused_before_anything_is_sent() {
         Request::from_inputs(&inputs(given), &settings)
     };
     assert!(read("abc").is_ok());
-    assert_eq!(read("abcd").expect_err("is too large").code, ErrorCode::InvalidInput);
+    assert_eq!(
+        read("abcd").expect_err("is too large").code,
+        ErrorCode::InvalidInput
+    );
 }
 
 #[test]
 fn headers_are_read_from_an_object_or_its_string_form() {
-    for headers in [json!({"X-A": "b", "n": 1, "t": true, "z": null}), json!("{\"X-A\":\"b\",\"n\":1,\"t\":true}")] {
-        let request = read(json!({"url": "http://a.example/", "method": "GET", "headers": headers})).expect("reads");
+    for headers in [
+        json!({"X-A": "b", "n": 1, "t": true, "z": null}),
+        json!("{\"X-A\":\"b\",\"n\":1,\"t\":true}"),
+    ] {
+        let request =
+            read(json!({"url": "http://a.example/", "method": "GET", "headers": headers})).expect("reads");
         assert_eq!(header(&request, "x-a"), Some("b"));
         assert_eq!(header(&request, "n"), Some("1"));
         assert_eq!(header(&request, "t"), Some("true"));
@@ -94,8 +189,10 @@ fn headers_are_read_from_an_object_or_its_string_form() {
 
 #[test]
 fn headers_of_one_hop_are_dropped() {
-    let headers = json!({"Content-Length": 999, "Connection": "upgrade", "TE": "trailers", "Accept": "text/css"});
-    let request = read(json!({"url": "http://a.example/", "method": "GET", "headers": headers})).expect("reads");
+    let headers =
+        json!({"Content-Length": 999, "Connection": "upgrade", "TE": "trailers", "Accept": "text/css"});
+    let request =
+        read(json!({"url": "http://a.example/", "method": "GET", "headers": headers})).expect("reads");
     for name in ["content-length", "connection", "te"] {
         assert_eq!(header(&request, name), None, "{name}");
     }
@@ -106,10 +203,22 @@ fn headers_of_one_hop_are_dropped() {
 fn a_body_is_text_json_or_base64() {
     for (given, body, content_type) in [
         (json!({"body": "{\"a\":1}"}), Some("{\"a\":1}"), None),
-        (json!({"body": {"a": 1}}), Some("{\"a\":1}"), Some("application/json")),
-        (json!({"body": [1, null]}), Some("[1,null]"), Some("application/json")),
+        (
+            json!({"body": {"a": 1}}),
+            Some("{\"a\":1}"),
+            Some("application/json"),
+        ),
+        (
+            json!({"body": [1, null]}),
+            Some("[1,null]"),
+            Some("application/json"),
+        ),
         (json!({"body": 5}), Some("5"), Some("application/json")),
-        (json!({"body": {"a": 1}, "headers": {"content-type": "x/y"}}), Some("{\"a\":1}"), Some("x/y")),
+        (
+            json!({"body": {"a": 1}, "headers": {"content-type": "x/y"}}),
+            Some("{\"a\":1}"),
+            Some("x/y"),
+        ),
         (json!({"body_base64": "aGk="}), Some("hi"), None),
         (json!({"body": null}), None, None),
         (json!({}), None, None),
@@ -125,12 +234,23 @@ fn a_body_is_text_json_or_base64() {
 #[test]
 fn the_host_header_names_a_port_only_when_it_is_not_the_schemes_own() {
     for (url, host, target_text) in [
-        ("http://a.example/x?y=1#z", "a.example", "http://a.example:80/x?y=1"),
+        (
+            "http://a.example/x?y=1#z",
+            "a.example",
+            "http://a.example:80/x?y=1",
+        ),
         ("https://a.example", "a.example", "http://a.example:443/"),
         ("http://a.example:443/", "a.example:443", "http://a.example:443/"),
-        ("https://[2606:4700::1]:8443/", "[2606:4700::1]:8443", "http://[2606:4700::1]:8443/"),
+        (
+            "https://[2606:4700::1]:8443/",
+            "[2606:4700::1]:8443",
+            "http://[2606:4700::1]:8443/",
+        ),
     ] {
         let url = Url::parse(url).expect("is a URL");
-        assert_eq!((host_header(&url).as_str(), target(&url).as_str()), (host, target_text));
+        assert_eq!(
+            (host_header(&url).as_str(), target(&url).as_str()),
+            (host, target_text)
+        );
     }
 }
