@@ -301,23 +301,30 @@ fn failure_to_connect(error: Error) -> Failure {
 
 fn failure_of(error: Error) -> Failure {
     let Some(told) = error.as_db_error() else {
-        let failure = Failure::new(
-            ErrorCode::NetworkError,
-            "the connection to the database broke off",
-        );
+        let failure = if error.is_closed() || io_kind(&error).is_some() {
+            Failure::new(
+                ErrorCode::NetworkError,
+                "the connection to the database broke off",
+            )
+        } else {
+            // Such as a COPY, which talks another way than queries do.
+            Failure::new(
+                ErrorCode::ExecutionFailed,
+                "the statement's answer is none that a query has",
+            )
+        };
         return failure.internally(whole_text(&error));
     };
+    if let Some(index) = parameter_at_fault(told) {
+        return with_state(param_failure(index, told.message()), &error).internally(whole_text(&error));
+    }
     let state = told.code().code();
-    let failure = match told.code() {
+    let failure = match *told.code() {
         _ if is_going_away(told) => {
             Failure::new(ErrorCode::NetworkError, "the database ended the connection")
         }
-        _ if parameter_at_fault(told).is_some() => {
-            let index = parameter_at_fault(told).unwrap_or_default();
-            param_failure(index, told.message())
-        }
-        &SqlState::INSUFFICIENT_PRIVILEGE => Failure::new(ErrorCode::PermissionDenied, told.message()),
-        &SqlState::READ_ONLY_SQL_TRANSACTION => {
+        SqlState::INSUFFICIENT_PRIVILEGE => Failure::new(ErrorCode::PermissionDenied, told.message()),
+        SqlState::READ_ONLY_SQL_TRANSACTION => {
             Failure::new(ErrorCode::PermissionDenied, "the connection is read-only")
         }
         // Class 53: insufficient resources.

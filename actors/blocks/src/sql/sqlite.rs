@@ -139,10 +139,9 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
                 Authorization::Deny
             }
         }
-        AuthAction::Function { function_name } => match function_name {
-            "load_extension" | "fts3_tokenizer" => Authorization::Deny,
-            _ => Authorization::Allow,
-        },
+        AuthAction::Function {
+            function_name: "load_extension" | "fts3_tokenizer",
+        } => Authorization::Deny,
         _ => Authorization::Allow,
     }
 }
