@@ -112,7 +112,7 @@ impl HttpRequest {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
             guard: Guard::new(&settings.allow_targets, extras)?,
-            tls: dial::tls_config(),
+            tls: dial::tls_config(dial::public_roots()),
         });
         Ok(Self { spec, shared })
     }

@@ -14,7 +14,7 @@ mod http;
 mod inputs;
 pub mod settings;
 mod sleep;
-//mod sql;
+mod sql;
 mod watch;
 
 use std::net::SocketAddr;
@@ -53,8 +53,8 @@ pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, Se
         .with(Arc::new(fail::Fail::new()))
         .with(Arc::new(http::HttpRequest::new(&settings.http, extras)?))
         .with(Arc::new(fs::BlobPut::new(&settings.fs)))
-        .with(Arc::new(fs::BlobGet::new(&settings.fs))))
-    //        .with(Arc::new(sql::SqlQuery::new(&settings.sql)?)))
+        .with(Arc::new(fs::BlobGet::new(&settings.fs)))
+        .with(Arc::new(sql::SqlQuery::new(&settings.sql)?)))
 }
 
 #[cfg(test)]

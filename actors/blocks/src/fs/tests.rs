@@ -429,7 +429,7 @@ fn the_systems_own_permissions_count() {
     place
         .put(json!({"path": "data/a", "content": "x"}))
         .expect("is written");
-    fs::set_permissions(place.data("a"), fs::Permissions::from_mode(0)).expect("sets");
+    fs::set_permissions(place.data("a"), fs::Permissions::from_mode(0o000)).expect("sets");
     // The superuser may read everything, so only the translation is tested then.
     if let Err(failure) = place.get("data/a") {
         assert_eq!(failure.code, ErrorCode::PermissionDenied);

@@ -38,9 +38,13 @@ impl Dial {
     }
 }
 
-/// Trusts the public authorities and speaks HTTP/1.1 only.
-pub(super) fn tls_config() -> Arc<ClientConfig> {
-    let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+/// The public authorities.
+pub(super) fn public_roots() -> RootCertStore {
+    RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
+}
+
+/// Trusts these authorities and speaks HTTP/1.1 only.
+pub(super) fn tls_config(roots: RootCertStore) -> Arc<ClientConfig> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring implements the default protocol versions")

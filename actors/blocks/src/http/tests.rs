@@ -597,3 +597,77 @@ fn redirects_without_end_or_aim_are_http_errors() {
         );
     }
 }
+
+/// A server for `localhost` with a certificate of its own, and a block that trusts it. Every answer leaves the body cut off
+/// unless `whole`.
+async fn serve_tls(whole: bool) -> (HttpRequest, SocketAddr) {
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("makes a certificate");
+    let certificate = made.cert.der().clone();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("has versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key.into())
+        .expect("key and certificate belong together");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+    let address = listener.local_addr().expect("is bound");
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let mut request = [0; 4_096];
+            let _ = stream.read(&mut request).await;
+            let length = if whole { 6 } else { 7 };
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nsecret");
+            stream.write_all(head.as_bytes()).await.expect("writes");
+            // Says goodbye properly, which must not make a cut body whole.
+            let _ = stream.shutdown().await;
+        }
+    });
+    let mut block = block(&settings());
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("is a certificate");
+    let shared = Arc::get_mut(&mut block.shared).expect("is not in use");
+    shared.tls = dial::tls_config(roots);
+    (block, address)
+}
+
+#[test]
+fn an_encrypted_answer_is_read_when_the_certificate_fits_the_host() {
+    block_on(async {
+        let (trusting, address) = serve_tls(true).await;
+        let url = format!("https://localhost:{}/", address.port());
+        let outputs = send(&trusting, json!({"url": url, "method": "GET"}))
+            .await
+            .expect("succeeds");
+        assert_eq!(outputs["body"], json!("secret"));
+
+        // The same server under a name that its certificate does not have, and to a block that does not know it.
+        let other_name = format!("https://{address}/");
+        let failure = send(&trusting, json!({"url": other_name, "method": "GET"}))
+            .await
+            .expect_err("is refused");
+        assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+        let failure = get(&settings(), url).await.expect_err("is refused");
+        assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+    });
+}
+
+#[test]
+fn an_encrypted_body_that_breaks_off_is_a_network_error() {
+    block_on(async {
+        let (trusting, address) = serve_tls(false).await;
+        let url = format!("https://localhost:{}/", address.port());
+        let failure = send(&trusting, json!({"url": url, "method": "GET"}))
+            .await
+            .expect_err("breaks off");
+        assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+    });
+}

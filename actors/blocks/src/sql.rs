@@ -1,0 +1,194 @@
+//! `sql.query`: one query on a database that the settings name, or on an in-memory SQLite database of the job's own.
+//!
+//! Neighbours: [`crate::registry`] builds it. `source` says what a job may connect to, `sqlite` and `postgres` run the
+//! query, `rows` collects the answer within its limits. Parameters are always bound, never put into the text of a query.
+//! No message holds an address or credentials of a database.
+
+mod postgres;
+mod rows;
+mod source;
+mod sqlite;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use caf_protocol::block::{
+    Block, BlockContext, BlockFuture, BlockSpec, Inputs, ResourceClass, RunMode, Task,
+};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::Failure;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use self::source::{Kind, Source};
+use crate::inputs::{Fields, invalid_input};
+use crate::settings::{SettingError, SqlSettings};
+use crate::watch::{Watch, until_stopped};
+
+/// Inputs of `sql.query`.
+#[derive(JsonSchema, Serialize)]
+struct SqlInputs {
+    /// The statement; alias `sql`. On `:memory:` several, separated by semicolons: the answer is that of the last one.
+    query: String,
+    /// Name of a connection in the settings, or `:memory:` (default), a fresh writable database for this job. Alias
+    /// `connection_string`.
+    connection: Option<String>,
+    /// Values of `?` (SQLite) or `$1` (PostgreSQL), by position; objects and arrays are bound as JSON. Alias
+    /// `parameters`. On `:memory:` they belong to the last statement.
+    params: Option<Vec<Value>>,
+}
+
+/// Outputs of `sql.query`.
+#[derive(JsonSchema, Serialize)]
+struct SqlOutputs {
+    /// One object per row, by column name. Of columns with the same name, the second is called `name_2`, and so on.
+    rows: Vec<Map<String, Value>>,
+    /// Number of rows.
+    row_count: u64,
+    /// Column names in order.
+    columns: Vec<String>,
+    /// Rows changed, for a statement that has no columns; else absent.
+    affected_rows: Option<u64>,
+}
+
+/// The block.
+pub(crate) struct SqlQuery {
+    spec: BlockSpec,
+    allow_inline: bool,
+    memory: Arc<Source>,
+    named: HashMap<String, Arc<Source>>,
+    settings: SqlSettings,
+}
+
+impl SqlQuery {
+    pub(crate) fn new(settings: &SqlSettings) -> Result<Self, SettingError> {
+        let spec = BlockSpec {
+            job_types: &["sql.query"],
+            class: ResourceClass::Cpu,
+            repeatable: false,
+            inputs: schemars::schema_for!(SqlInputs),
+            outputs: schemars::schema_for!(SqlOutputs),
+        };
+        let named = settings
+            .connections
+            .iter()
+            .map(|(name, connection)| {
+                let source = Source::named(connection, &settings.memory).map_err(|rule| {
+                    SettingError::new(format!("blocks.sql.connections.{name}.url"), rule, "(hidden)")
+                })?;
+                Ok((name.clone(), Arc::new(source)))
+            })
+            .collect::<Result<_, SettingError>>()?;
+        Ok(Self {
+            spec,
+            allow_inline: settings.allow_inline,
+            memory: Arc::new(Source::memory(&settings.memory)),
+            named,
+            settings: settings.clone(),
+        })
+    }
+
+    /// What the input `connection` stands for. A string that looks like an address is never looked up as a name, so that
+    /// a job cannot tell from the answer which addresses are configured.
+    fn source(&self, connection: Option<&str>) -> Result<Target, Failure> {
+        let Some(text) = connection.map(str::trim) else {
+            return Ok(Target::Source(Arc::clone(&self.memory)));
+        };
+        if source::is_memory(text) {
+            return Ok(Target::Source(Arc::clone(&self.memory)));
+        }
+        if let Some(source) = self.named.get(text) {
+            return Ok(Target::Source(Arc::clone(source)));
+        }
+        if !source::looks_inline(text) {
+            return Err(invalid_input(
+                "connection",
+                "is not configured; see blocks.sql.connections",
+            ));
+        }
+        if !self.allow_inline {
+            return Ok(Target::Refused);
+        }
+        let source =
+            Source::inline(text, &self.settings.memory).map_err(|rule| invalid_input("connection", &rule))?;
+        Ok(Target::Source(Arc::new(source)))
+    }
+}
+
+impl Block for SqlQuery {
+    fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
+    fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
+        let fields = Fields(&inputs);
+        let text = fields.required_text(&["query", "sql"])?;
+        if text.contains('\0') {
+            return Err(invalid_input("query", "must not hold a NUL character"));
+        }
+        let query = Query {
+            text: text.to_owned(),
+            params: fields.array(&["params", "parameters"])?.unwrap_or_default(),
+        };
+        let target = self.source(fields.text(&["connection", "connection_string"])?)?;
+        Ok(Arc::new(SqlTask { target, query }))
+    }
+}
+
+/// What a job asks.
+struct Query {
+    text: String,
+    params: Vec<Value>,
+}
+
+enum Target {
+    Source(Arc<Source>),
+    /// An inline connection string, which the settings do not allow.
+    Refused,
+}
+
+struct SqlTask {
+    target: Target,
+    query: Query,
+}
+
+impl Task for SqlTask {
+    fn mode(&self) -> RunMode {
+        match &self.target {
+            Target::Source(source) if !matches!(source.kind, Kind::Postgres(_)) => RunMode::Thread,
+            _ => RunMode::Async,
+        }
+    }
+
+    fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
+        Box::pin(async move {
+            let Target::Source(source) = &self.target else {
+                let rule = "connection strings are not allowed; see blocks.sql.connections and blocks.sql.allow_inline";
+                return Err(Failure::of_field(ErrorCode::PermissionDenied, "connection", rule));
+            };
+            match &source.kind {
+                Kind::Memory { .. } | Kind::Sqlite(_) => {
+                    let watch = Watch::start(&context, source.limits.statement_timeout, "statement limit");
+                    sqlite::run(source, &self.query, &watch)
+                }
+                Kind::Postgres(postgres) => {
+                    let work = postgres.run(&self.query, &source.limits, &context);
+                    until_stopped(&context, work).await
+                }
+            }
+        })
+    }
+}
+
+/// A parameter that does not fit.
+fn param_failure(index: usize, rule: &str) -> Failure {
+    invalid_input(&format!("params[{index}]"), rule)
+}
+
+fn param_count_failure(expected: usize, given: usize) -> Failure {
+    invalid_input(
+        "params",
+        &format!("the statement takes {expected} parameters, {given} were given"),
+    )
+}

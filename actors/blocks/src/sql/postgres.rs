@@ -1,0 +1,371 @@
+//! Runs a query on PostgreSQL, in a transaction of its own, on a connection from a pool.
+//!
+//! Neighbours: [`super`] runs it on an event loop; `params` binds, `decode` reads values, `rows` collects. A query that is
+//! given up (dropped, cancelled, over a limit) is cancelled on the server too, and its connection is thrown away: none is
+//! left running, none comes back to the pool in an unknown state.
+
+mod decode;
+mod params;
+
+use std::error::Error as _;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use caf_protocol::block::{BlockContext, Outputs};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::Failure;
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
+};
+use futures_util::StreamExt;
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Client, Config, Error, NoTls};
+
+use self::decode::Raw;
+use super::rows::RowSet;
+use super::source::Limits;
+use super::{Query, param_count_failure, param_failure};
+use crate::settings::{SqlConnectionSettings, ms};
+use crate::watch::attempt_limit;
+
+/// How much longer than the server we wait for an answer to a statement: time for its own timeout to arrive.
+const SERVER_GRACE: Duration = Duration::from_secs(1);
+/// Longest wait for the end of a transaction that failed; then the connection is thrown away.
+const ROLLBACK_LIMIT: Duration = Duration::from_secs(1);
+/// Longest wait for the server to take a cancel request.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// A server, and the connections to it.
+pub(super) struct Postgres {
+    pool: Pool,
+    read_only: bool,
+    connect_limit: Duration,
+}
+
+impl Postgres {
+    /// Reads the settings. Connects only when a job needs it.
+    pub(super) fn new(settings: &SqlConnectionSettings) -> Result<Self, String> {
+        let mut config: Config = settings
+            .url
+            .trim()
+            .parse()
+            .map_err(|_| "must be a PostgreSQL address, postgres://user@host:port/database")?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err("must name a host".to_owned());
+        }
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err("must not require TLS, which this version cannot speak to a database".to_owned());
+        }
+        if let Some(user) = &settings.user {
+            config.user(user);
+        }
+        if let Some(password) = &settings.password {
+            config.password(password);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("caf-worker");
+        }
+        let connect_limit = ms(settings.connect_timeout_ms);
+        config.connect_timeout(connect_limit);
+        // Whatever a job sets on its connection is undone before the next job gets it.
+        let recycling = ManagerConfig {
+            recycling_method: RecyclingMethod::Clean,
+        };
+        let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
+            .max_size(settings.pool_size)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            pool,
+            read_only: settings.read_only,
+            connect_limit,
+        })
+    }
+
+    /// Runs the query and collects its answer.
+    pub(super) async fn run(
+        &self,
+        query: &Query,
+        limits: &Limits,
+        context: &BlockContext,
+    ) -> Result<Outputs, Failure> {
+        let client = self.connect(context).await?;
+        let running = Running(Some(client));
+        let limit = context.cap(limits.statement_timeout);
+        let began = Instant::now();
+        let timed_out = || {
+            if Instant::now() >= context.deadline || limit < limits.statement_timeout {
+                Failure::timeout("deadline")
+            } else {
+                Failure::timeout("statement limit")
+            }
+        };
+        let work = self.transact(running.client(), query, limits, limit);
+        match tokio::time::timeout(limit + SERVER_GRACE, work).await {
+            Err(_) => Err(timed_out()),
+            Ok(Ok(outputs)) => {
+                running.release();
+                Ok(outputs)
+            }
+            Ok(Err(Stop::Failure(failure))) => Err(failure),
+            Ok(Err(Stop::Refused(failure))) => {
+                running.roll_back().await;
+                Err(failure)
+            }
+            Ok(Err(Stop::Postgres(error))) => {
+                // Only an error that the server itself reports leaves the connection in a known state.
+                if error.as_db_error().is_some() && !error.is_closed() {
+                    running.roll_back().await;
+                }
+                let cancelled_there = error.code() == Some(&SqlState::QUERY_CANCELED);
+                if cancelled_there && began.elapsed() >= limit {
+                    return Err(timed_out().internally(error));
+                }
+                Err(failure_of(error))
+            }
+        }
+    }
+
+    async fn connect(&self, context: &BlockContext) -> Result<Object, Failure> {
+        let limit = Some(context.cap(self.connect_limit));
+        let timeouts = Timeouts {
+            wait: limit,
+            create: limit,
+            recycle: limit,
+        };
+        // The pool applies each limit to one step; together they may take one limit as well.
+        let get = self.pool.timeout_get(&timeouts);
+        let got = attempt_limit(context, self.connect_limit, "connecting to the database", get).await?;
+        got.map_err(|error| match error {
+            PoolError::Timeout(TimeoutType::Wait) => Failure::new(
+                ErrorCode::ResourceUnavailable,
+                "every connection to the database is in use",
+            ),
+            PoolError::Timeout(_) => Failure::new(
+                ErrorCode::ConnectionTimeout,
+                "timeout while connecting to the database",
+            ),
+            PoolError::Backend(error) => failure_to_connect(error),
+            other => {
+                Failure::new(ErrorCode::InternalError, "the pool of connections failed").internally(other)
+            }
+        })
+    }
+
+    async fn transact(
+        &self,
+        client: &Client,
+        query: &Query,
+        limits: &Limits,
+        limit: Duration,
+    ) -> Result<Outputs, Stop> {
+        let begin = if self.read_only {
+            "BEGIN READ ONLY"
+        } else {
+            "BEGIN"
+        };
+        // The SELECT takes a snapshot; after one, no statement can make a read-only transaction writable any more.
+        let timeout_ms = limit.as_millis().max(1);
+        let preamble = format!("{begin}; SET LOCAL statement_timeout = {timeout_ms}; SELECT 1");
+        client.batch_execute(&preamble).await?;
+        let statement = client.prepare(&query.text).await?;
+        let types = statement.params();
+        if types.len() != query.params.len() {
+            return Err(Stop::Refused(param_count_failure(
+                types.len(),
+                query.params.len(),
+            )));
+        }
+        let mut params = Vec::with_capacity(types.len());
+        for (index, (value, ty)) in query.params.iter().zip(types).enumerate() {
+            let param = params::Param::new(value, ty).map_err(|expected| {
+                let rule = format!("must be {expected}, for the type {}", ty.name());
+                Stop::Refused(param_failure(index, &rule))
+            })?;
+            params.push(param);
+        }
+        let names = statement.columns().iter().map(tokio_postgres::Column::name);
+        let mut answer = RowSet::new(names, limits);
+        let mut rows = pin!(client.query_raw(&statement, params).await?);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let mut values = Vec::with_capacity(row.len());
+            for (index, column) in statement.columns().iter().enumerate() {
+                let raw: Option<Raw<'_>> = row.try_get(index)?;
+                let value = raw.map_or(Ok(json!(null)), |raw| decode::value(column.type_(), raw.0));
+                values.push(value.map_err(|cause| unreadable(column, &cause))?);
+            }
+            // Over a limit, the rest of the answer is on its way: the connection is thrown away.
+            answer.push(values).map_err(Stop::Failure)?;
+        }
+        let affected = rows.rows_affected().unwrap_or(0);
+        client.batch_execute("COMMIT").await?;
+        Ok(answer.finish(affected))
+    }
+}
+
+fn unreadable(column: &tokio_postgres::Column, cause: &str) -> Stop {
+    let text = format!(
+        "column {} has the type {}, {cause}; cast it to text",
+        column.name(),
+        column.type_().name()
+    );
+    Stop::Failure(Failure::new(ErrorCode::ExecutionFailed, text))
+}
+
+/// Why a query stopped.
+enum Stop {
+    /// The connection or the server says so.
+    Postgres(Error),
+    /// We say so before the statement began.
+    Refused(Failure),
+    /// We say so while its answer is on its way.
+    Failure(Failure),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+/// A connection in use. Unless it is given back, dropping it cancels what runs on it and closes it.
+struct Running(Option<Object>);
+
+impl Running {
+    fn client(&self) -> &Client {
+        self.0
+            .as_ref()
+            .expect("is taken only by what consumes or drops it")
+    }
+
+    /// Back to the pool.
+    fn release(mut self) {
+        drop(self.0.take());
+    }
+
+    /// Back to the pool after a rollback, if that works.
+    async fn roll_back(self) {
+        let rollback = self.client().batch_execute("ROLLBACK");
+        if let Ok(Ok(())) = tokio::time::timeout(ROLLBACK_LIMIT, rollback).await {
+            self.release();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(object) = self.0.take() else { return };
+        let client = Object::take(object);
+        let cancel = client.cancel_token();
+        // Without a runtime the process is ending, and the connection with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(NoTls)).await;
+                drop(client);
+            });
+        }
+    }
+}
+
+fn failure_to_connect(error: Error) -> Failure {
+    let failure = match error.as_db_error() {
+        Some(told) if *told.code() == SqlState::TOO_MANY_CONNECTIONS => Failure::new(
+            ErrorCode::ResourceUnavailable,
+            "the database has no connection left",
+        ),
+        Some(told) if is_going_away(told) => {
+            Failure::new(ErrorCode::NetworkError, "the database is starting or stopping")
+        }
+        // The server's words would name user and host.
+        Some(_) => Failure::new(ErrorCode::ExecutionFailed, "the database refused the login"),
+        None if io_kind(&error) == Some(io::ErrorKind::TimedOut) => Failure::new(
+            ErrorCode::ConnectionTimeout,
+            "timeout while connecting to the database",
+        ),
+        None if io_kind(&error).is_some() => {
+            Failure::new(ErrorCode::NetworkError, "no connection to the database")
+        }
+        None => Failure::new(
+            ErrorCode::NetworkError,
+            "no connection to the database, or its answer is not understood",
+        ),
+    };
+    with_state(failure, &error).internally(whole_text(&error))
+}
+
+fn failure_of(error: Error) -> Failure {
+    let Some(told) = error.as_db_error() else {
+        let failure = if error.is_closed() || io_kind(&error).is_some() {
+            Failure::new(
+                ErrorCode::NetworkError,
+                "the connection to the database broke off",
+            )
+        } else {
+            // Such as a COPY, which talks another way than queries do.
+            Failure::new(
+                ErrorCode::ExecutionFailed,
+                "the statement's answer is none that a query has",
+            )
+        };
+        return failure.internally(whole_text(&error));
+    };
+    if let Some(index) = parameter_at_fault(told) {
+        return with_state(param_failure(index, told.message()), &error).internally(whole_text(&error));
+    }
+    let state = told.code().code();
+    let failure = match *told.code() {
+        _ if is_going_away(told) => {
+            Failure::new(ErrorCode::NetworkError, "the database ended the connection")
+        }
+        SqlState::INSUFFICIENT_PRIVILEGE => Failure::new(ErrorCode::PermissionDenied, told.message()),
+        SqlState::READ_ONLY_SQL_TRANSACTION => {
+            Failure::new(ErrorCode::PermissionDenied, "the connection is read-only")
+        }
+        // Class 53: insufficient resources.
+        _ if state.starts_with("53") => Failure::new(ErrorCode::ResourceUnavailable, told.message()),
+        _ => Failure::new(ErrorCode::ExecutionFailed, told.message()),
+    };
+    with_state(failure, &error).internally(whole_text(&error))
+}
+
+/// The server was stopped, has crashed, or does not take connections yet.
+fn is_going_away(error: &DbError) -> bool {
+    matches!(
+        *error.code(),
+        SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW
+    )
+}
+
+/// The parameter, from 0, that the server could not read: it says so in the context of its error.
+fn parameter_at_fault(error: &DbError) -> Option<usize> {
+    // Class 22: the value does not fit its type.
+    if !error.code().code().starts_with("22") {
+        return None;
+    }
+    let (_, rest) = error.where_()?.split_once("portal parameter $")?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse::<usize>().ok()?.checked_sub(1)
+}
+
+fn with_state(failure: Failure, error: &Error) -> Failure {
+    match error.code() {
+        Some(state) => failure.with("sqlstate", json!(state.code())),
+        None => failure,
+    }
+}
+
+fn io_kind(error: &Error) -> Option<io::ErrorKind> {
+    error.source()?.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
+fn whole_text(error: &Error) -> String {
+    error
+        .source()
+        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}

@@ -1,0 +1,159 @@
+//! What a query may connect to, and within which limits: made of settings, or of an inline string where allowed.
+//!
+//! Neighbours: [`super`] chooses a [`Source`] for each job; `sqlite` and `postgres` open it. Does no I/O. Rules are told
+//! without the address that breaks them: it may hold credentials.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::postgres::Postgres;
+use crate::settings::{SqlConnectionSettings, SqlMemorySettings, ms};
+
+/// A database with its limits.
+pub(super) struct Source {
+    pub(super) kind: Kind,
+    pub(super) read_only: bool,
+    pub(super) limits: Limits,
+}
+
+/// Where it is.
+pub(super) enum Kind {
+    /// In memory, fresh for each job.
+    Memory {
+        /// Largest database in bytes.
+        max_database_bytes: u64,
+    },
+    /// A file of SQLite.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(Postgres),
+}
+
+/// How much a query may take.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) max_rows: u64,
+    pub(super) max_bytes: u64,
+    pub(super) statement_timeout: Duration,
+}
+
+impl Source {
+    /// The database that a job gets when it names none.
+    pub(super) fn memory(settings: &SqlMemorySettings) -> Self {
+        Self {
+            kind: Kind::Memory {
+                max_database_bytes: settings.max_database_bytes,
+            },
+            read_only: false,
+            limits: Limits {
+                max_rows: settings.max_rows,
+                max_bytes: settings.max_bytes,
+                statement_timeout: ms(settings.statement_timeout_ms),
+            },
+        }
+    }
+
+    /// A connection of the settings.
+    pub(super) fn named(
+        settings: &SqlConnectionSettings,
+        memory: &SqlMemorySettings,
+    ) -> Result<Self, String> {
+        let url = settings.url.trim();
+        if is_memory(url) {
+            return Ok(Self::memory(memory));
+        }
+        let kind = if is_postgres(url) {
+            Kind::Postgres(Postgres::new(settings)?)
+        } else {
+            Kind::Sqlite(sqlite_path(url)?)
+        };
+        Ok(Self {
+            kind,
+            read_only: settings.read_only,
+            limits: Limits {
+                max_rows: settings.max_rows,
+                max_bytes: settings.max_bytes,
+                statement_timeout: ms(settings.statement_timeout_ms),
+            },
+        })
+    }
+
+    /// A connection that a job brings: read-only, one connection, limits as in memory.
+    pub(super) fn inline(text: &str, memory: &SqlMemorySettings) -> Result<Self, String> {
+        let mut settings = SqlConnectionSettings::new(text);
+        settings.max_rows = memory.max_rows;
+        settings.max_bytes = memory.max_bytes;
+        settings.statement_timeout_ms = memory.statement_timeout_ms;
+        settings.pool_size = 1;
+        Self::named(&settings, memory)
+    }
+}
+
+/// Whether this is one of the spellings of "in memory".
+pub(super) fn is_memory(text: &str) -> bool {
+    matches!(
+        text,
+        ":memory:" | "sqlite://:memory:" | "sqlite::memory:" | "sqlite:///:memory:"
+    )
+}
+
+/// Whether this is a connection string and not a name.
+pub(super) fn looks_inline(text: &str) -> bool {
+    text.contains([':', '/', '=', '\\', ' '])
+}
+
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+fn sqlite_path(url: &str) -> Result<PathBuf, String> {
+    let rule = "must begin with sqlite:, postgres: or postgresql:";
+    let path = url
+        .strip_prefix("sqlite://")
+        .or_else(|| url.strip_prefix("sqlite:"))
+        .ok_or(rule)?;
+    if path.is_empty() || path.contains(['?', '\0']) {
+        return Err("must name a database file, without options".to_owned());
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(url: &str) -> Result<String, String> {
+        let source = Source::named(&SqlConnectionSettings::new(url), &SqlMemorySettings::default())?;
+        Ok(match source.kind {
+            Kind::Memory { .. } => "memory".to_owned(),
+            Kind::Sqlite(path) => path.display().to_string(),
+            Kind::Postgres(_) => "postgres".to_owned(),
+        })
+    }
+
+    #[test]
+    fn the_scheme_says_which_database_it_is() {
+        for (url, expected) in [
+            (":memory:", "memory"),
+            ("sqlite::memory:", "memory"),
+            ("sqlite:///var/a.db", "/var/a.db"),
+            ("sqlite://a.db", "a.db"),
+            ("sqlite:a/b.db", "a/b.db"),
+            ("postgres://h/db", "postgres"),
+            ("postgresql://u:p@h:1/db", "postgres"),
+        ] {
+            assert_eq!(kind(url).as_deref(), Ok(expected), "{url}");
+        }
+        for url in [
+            "",
+            "a.db",
+            "mysql://h/db",
+            "sqlite:",
+            "sqlite://a.db?mode=rwc",
+            "postgres://h:port/db",
+            "file:a.db",
+        ] {
+            assert!(kind(url).is_err(), "{url}");
+        }
+    }
+}

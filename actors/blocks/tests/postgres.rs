@@ -1,0 +1,561 @@
+//! `sql.query` against a real PostgreSQL server.
+
+#[path = "postgres/server.rs"]
+mod server;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use caf_blocks::settings::{BlockSettings, SqlConnectionSettings};
+use caf_blocks::{Extras, registry};
+use caf_protocol::block::{BlockContext, CancellationToken, Outputs, Registry, Task};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::ids::Correlation;
+use caf_protocol::outcome::Failure;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use server::Postgres;
+
+/// Longest wait for something to happen on the server.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Blocks with the connections `ro` and `rw`, after an adjustment of both.
+fn blocks(url: &str, adjust: impl Fn(&mut SqlConnectionSettings)) -> Registry {
+    let mut settings = BlockSettings::default();
+    for (name, read_only) in [("ro", true), ("rw", false)] {
+        let mut connection = SqlConnectionSettings::new(url);
+        connection.read_only = read_only;
+        adjust(&mut connection);
+        settings.sql.connections.insert(name.to_owned(), connection);
+    }
+    registry(&settings, Extras::default()).expect("builds")
+}
+
+fn context(left: Duration) -> BlockContext {
+    BlockContext {
+        tenant_id: "acme".to_owned(),
+        assignment_id: "a-1".to_owned(),
+        correlation: Correlation::default(),
+        deadline: Instant::now() + left,
+        attempt: 0,
+        cancel: CancellationToken::new(),
+    }
+}
+
+fn prepare(blocks: &Registry, connection: &str, text: &str, params: Value) -> Result<Arc<dyn Task>, Failure> {
+    let given = json!({"connection": connection, "query": text, "params": params});
+    let inputs = given.as_object().cloned().expect("is an object");
+    blocks.get("sql.query").expect("is registered").prepare(inputs)
+}
+
+async fn query(blocks: &Registry, connection: &str, text: &str, params: Value) -> Result<Outputs, Failure> {
+    prepare(blocks, connection, text, params)?
+        .run(context(Duration::from_secs(30)))
+        .await
+}
+
+async fn row(blocks: &Registry, text: &str, params: Value) -> Value {
+    let outputs = query(blocks, "ro", text, params).await;
+    outputs.unwrap_or_else(|failure| panic!("{text}: {failure:?}"))["rows"][0].clone()
+}
+
+/// Runs a test as the node runs blocks.
+fn with_server(test: impl AsyncFnOnce(Postgres)) {
+    let server = Postgres::start();
+    actix_rt::System::new().block_on(test(server));
+}
+
+/// Waits for a query to answer with this value.
+async fn until(blocks: &Registry, text: &str, expected: Value) {
+    let begin = Instant::now();
+    loop {
+        let seen = row(blocks, text, json!([])).await["v"].clone();
+        if seen == expected {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{text}: still {seen}");
+        tokio::task::yield_now().await;
+    }
+}
+
+const RUNNING: &str = "SELECT count(*) AS v FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(6%' AND pid <> pg_backend_pid()";
+
+#[test]
+fn values_of_every_common_type_come_as_json() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        for (expression, expected) in [
+            ("NULL", json!(null)),
+            ("true", json!(true)),
+            ("(-5)::int2", json!(-5)),
+            ("5", json!(5)),
+            ("9223372036854775807", json!(i64::MAX)),
+            ("4000000000::oid", json!(4_000_000_000_u32)),
+            ("0.1::float4", json!(0.1)),
+            ("1.5::float8", json!(1.5)),
+            ("'NaN'::float8", json!("NaN")),
+            ("'-Infinity'::float8", json!("-Infinity")),
+            (
+                "12345678901234567890.1230::numeric",
+                json!("12345678901234567890.1230"),
+            ),
+            ("-0.00012::numeric", json!("-0.00012")),
+            ("10000::numeric", json!("10000")),
+            ("0::numeric(10,2)", json!("0.00")),
+            ("'NaN'::numeric", json!("NaN")),
+            ("1e-20::numeric", json!("0.00000000000000000001")),
+            ("'grüß'", json!("grüß")),
+            ("'x'::varchar(5)", json!("x")),
+            ("'x'::char(3)", json!("x  ")),
+            ("'x'::name", json!("x")),
+            ("'{\"a\": [1, null]}'::json", json!({"a": [1, null]})),
+            ("'{\"a\": [1, null]}'::jsonb", json!({"a": [1, null]})),
+            ("'null'::jsonb", json!(null)),
+            ("'\\xff00'::bytea", json!("/wA=")),
+            (
+                "'9f3c1a7b-e24d-40c8-8a61-d2f05b7e934c'::uuid",
+                json!("9f3c1a7b-e24d-40c8-8a61-d2f05b7e934c"),
+            ),
+            ("'2024-02-29'::date", json!("2024-02-29")),
+            ("'1969-12-31'::date", json!("1969-12-31")),
+            ("'infinity'::date", json!("infinity")),
+            ("'12:34:56.7'::time", json!("12:34:56.7")),
+            ("'24:00'::time", json!("24:00:00")),
+            (
+                "'2024-02-29 12:34:56.000001'::timestamp",
+                json!("2024-02-29T12:34:56.000001"),
+            ),
+            (
+                "'2024-02-29 12:34:56+02'::timestamptz",
+                json!("2024-02-29T10:34:56Z"),
+            ),
+            ("'infinity'::timestamptz", json!("infinity")),
+            (
+                "'1 year 2 months 3 days 04:05:06.7'::interval",
+                json!("P1Y2M3DT4H5M6.7S"),
+            ),
+            ("'-1 second'::interval", json!("PT-1S")),
+            ("'0'::interval", json!("PT0S")),
+            ("ARRAY[1, NULL, 3]", json!([1, null, 3])),
+            ("ARRAY[['a','b'],['c','d']]", json!([["a", "b"], ["c", "d"]])),
+            ("'{}'::int[]", json!([])),
+            ("pg_sleep(0)", json!(null)),
+        ] {
+            let seen = row(&blocks, &format!("SELECT {expression} AS v"), json!([])).await;
+            assert_eq!(seen["v"], expected, "{expression}");
+        }
+        query(
+            &blocks,
+            "rw",
+            "CREATE TYPE mood AS ENUM ('sad', 'glad')",
+            json!([]),
+        )
+        .await
+        .expect("creates");
+        query(
+            &blocks,
+            "rw",
+            "CREATE DOMAIN small AS int CHECK (VALUE < 10)",
+            json!([]),
+        )
+        .await
+        .expect("creates");
+        assert_eq!(
+            row(&blocks, "SELECT 'glad'::mood AS v, 5::small AS w", json!([])).await,
+            json!({"v": "glad", "w": 5})
+        );
+        assert_eq!(
+            row(&blocks, "SELECT $1::mood AS v", json!(["sad"])).await["v"],
+            json!("sad")
+        );
+
+        let failure = query(&blocks, "ro", "SELECT '10.0.0.1'::inet AS v", json!([]))
+            .await
+            .expect_err("is unknown");
+        assert_eq!(failure.code, ErrorCode::ExecutionFailed);
+        assert!(
+            failure.message.contains("column v has the type inet"),
+            "{}",
+            failure.message
+        );
+        assert_eq!(
+            row(&blocks, "SELECT '10.0.0.1'::inet::text AS v", json!([])).await["v"],
+            json!("10.0.0.1/32")
+        );
+    });
+}
+
+#[test]
+fn parameters_are_bound_as_the_type_that_the_statement_expects() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        for (ty, given, expected) in [
+            ("bool", json!(true), json!(true)),
+            ("bool", json!("false"), json!(false)),
+            ("int2", json!(5), json!(5)),
+            ("int4", json!("5"), json!(5)),
+            ("int8", json!(i64::MIN), json!(i64::MIN)),
+            ("float8", json!(1.5), json!(1.5)),
+            ("float4", json!("2.5"), json!(2.5)),
+            (
+                "numeric",
+                json!("12345678901234567890.5"),
+                json!("12345678901234567890.5"),
+            ),
+            ("numeric", json!(1.25), json!("1.25")),
+            ("text", json!("'; DROP TABLE t; --"), json!("'; DROP TABLE t; --")),
+            ("text", json!({"a": 1}), json!("{\"a\":1}")),
+            ("varchar", json!(5), json!("5")),
+            ("json", json!({"a": [1]}), json!({"a": [1]})),
+            ("jsonb", json!("{\"a\":1}"), json!({"a": 1})),
+            ("jsonb", json!("plain"), json!("plain")),
+            ("bytea", json!("/wA="), json!("/wA=")),
+            (
+                "uuid",
+                json!("9f3c1a7b-e24d-40c8-8a61-d2f05b7e934c"),
+                json!("9f3c1a7b-e24d-40c8-8a61-d2f05b7e934c"),
+            ),
+            (
+                "timestamptz",
+                json!("2024-02-29T12:00:00Z"),
+                json!("2024-02-29T12:00:00Z"),
+            ),
+            (
+                "timestamp",
+                json!("2024-02-29T12:00:00"),
+                json!("2024-02-29T12:00:00"),
+            ),
+            ("date", json!("2024-02-29"), json!("2024-02-29")),
+            ("interval", json!("1 day"), json!("P1D")),
+            ("int4[]", json!([1, null, 3]), json!([1, null, 3])),
+            ("text[]", json!(["a\"b", "c,d", ""]), json!(["a\"b", "c,d", ""])),
+            ("jsonb[]", json!([{"a": [1]}]), json!([{"a": [1]}])),
+            ("int4", json!(null), json!(null)),
+        ] {
+            let text = format!("SELECT $1::{ty} AS v");
+            assert_eq!(
+                row(&blocks, &text, json!([given])).await["v"],
+                expected,
+                "{ty} {given}"
+            );
+        }
+    });
+}
+
+#[test]
+fn parameters_that_do_not_fit_are_refused_by_position_and_type() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        for (text, params, field, ty) in [
+            ("SELECT $1::int4", json!(["x"]), "params[0]", "int4"),
+            (
+                "SELECT $1::text, $2::uuid",
+                json!(["a", "b"]),
+                "params[1]",
+                "uuid",
+            ),
+            (
+                "SELECT $1::text, $2::date",
+                json!(["a", "2024-13-01"]),
+                "params[1]",
+                "date",
+            ),
+            (
+                "SELECT $1::timestamptz",
+                json!(["soon"]),
+                "params[0]",
+                "timestamp",
+            ),
+            ("SELECT $1::int4[]", json!(["{1,x}"]), "params[0]", "integer"),
+            ("SELECT $1::int4", json!([]), "params", ""),
+            ("SELECT $1::int4", json!([1, 2]), "params", ""),
+            ("SELECT 1", json!([1]), "params", ""),
+        ] {
+            let failure = query(&blocks, "ro", text, params.clone()).await.expect_err(text);
+            assert_eq!(
+                failure.code,
+                ErrorCode::InvalidInput,
+                "{text} {params}: {failure:?}"
+            );
+            assert_eq!(failure.details["field"], json!(field), "{text} {params}");
+            assert!(
+                failure.message.contains(ty),
+                "{text} {params}: {}",
+                failure.message
+            );
+        }
+        // A refusal leaves the connection usable.
+        assert_eq!(row(&blocks, "SELECT 1 AS v", json!([])).await["v"], json!(1));
+    });
+}
+
+#[test]
+fn a_connection_is_read_only_unless_the_settings_say_otherwise() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        let made = query(&blocks, "rw", "CREATE TABLE t(a int)", json!([]))
+            .await
+            .expect("creates");
+        assert_eq!(
+            Value::Object(made),
+            json!({"rows": [], "row_count": 0, "columns": [], "affected_rows": 0})
+        );
+        let written = query(&blocks, "rw", "INSERT INTO t VALUES ($1), ($2)", json!([1, 2]))
+            .await
+            .expect("writes");
+        assert_eq!(written["affected_rows"], json!(2));
+        let returned = query(&blocks, "rw", "UPDATE t SET a = a + 1 RETURNING a", json!([]))
+            .await
+            .expect("writes");
+        assert_eq!(returned["rows"], json!([{"a": 2}, {"a": 3}]));
+
+        for text in [
+            "INSERT INTO t VALUES (9)",
+            "DELETE FROM t",
+            "DROP TABLE t",
+            "CREATE TABLE u(a int)",
+            "WITH x AS (INSERT INTO t VALUES (9) RETURNING a) SELECT * FROM x",
+        ] {
+            let failure = query(&blocks, "ro", text, json!([])).await.expect_err(text);
+            assert_eq!(failure.code, ErrorCode::PermissionDenied, "{text}: {failure:?}");
+        }
+        for text in [
+            "DO $$ BEGIN INSERT INTO t VALUES (9); END $$",
+            "DO $$ BEGIN SET TRANSACTION READ WRITE; INSERT INTO t VALUES (9); END $$",
+            "DO $$ BEGIN COMMIT; INSERT INTO t VALUES (9); END $$",
+            "SET TRANSACTION READ WRITE",
+        ] {
+            assert!(query(&blocks, "ro", text, json!([])).await.is_err(), "{text}");
+        }
+        // Ways to leave the transaction, or to change the session: the next job must not notice.
+        for text in [
+            "COMMIT",
+            "ROLLBACK",
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+            "SET statement_timeout = 1",
+        ] {
+            let _ = query(&blocks, "ro", text, json!([])).await;
+            let failure = query(&blocks, "ro", "INSERT INTO t VALUES (9)", json!([]))
+                .await
+                .expect_err(text);
+            assert_eq!(failure.code, ErrorCode::PermissionDenied, "{text}: {failure:?}");
+        }
+        assert_eq!(
+            row(&blocks, "SELECT count(*) AS v FROM t", json!([])).await["v"],
+            json!(2)
+        );
+    });
+}
+
+#[test]
+fn a_failed_statement_writes_nothing_and_only_one_statement_is_taken() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| connection.max_rows = 2);
+        query(&blocks, "rw", "CREATE TABLE t(a int UNIQUE)", json!([]))
+            .await
+            .expect("creates");
+        for (text, code) in [
+            ("INSERT INTO t VALUES (1), (1)", ErrorCode::ExecutionFailed),
+            (
+                "INSERT INTO t VALUES (1); INSERT INTO t VALUES (2)",
+                ErrorCode::ExecutionFailed,
+            ),
+            (
+                "INSERT INTO t VALUES (1), (2), (3) RETURNING a",
+                ErrorCode::ResourceUnavailable,
+            ),
+            ("SELECT * FROM none", ErrorCode::ExecutionFailed),
+            ("SELEC 1", ErrorCode::ExecutionFailed),
+            ("SELECT 1/0", ErrorCode::ExecutionFailed),
+            ("COPY t TO STDOUT", ErrorCode::ExecutionFailed),
+            ("COPY t FROM STDIN", ErrorCode::ExecutionFailed),
+        ] {
+            let failure = query(&blocks, "rw", text, json!([])).await.expect_err(text);
+            assert_eq!(failure.code, code, "{text}: {failure:?}");
+        }
+        let failure = query(&blocks, "ro", "SELECT * FROM none", json!([]))
+            .await
+            .expect_err("fails");
+        assert_eq!(failure.details["sqlstate"], json!("42P01"));
+        assert!(
+            failure.message.contains("relation \"none\" does not exist"),
+            "{}",
+            failure.message
+        );
+        assert_eq!(
+            row(&blocks, "SELECT count(*) AS v FROM t", json!([])).await["v"],
+            json!(0)
+        );
+    });
+}
+
+#[test]
+fn an_answer_over_a_limit_fails_and_is_not_cut_off() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| {
+            connection.max_rows = 1_000;
+            connection.max_bytes = 100_000;
+        });
+        let series = |n: u32| format!("SELECT g AS v FROM generate_series(1, {n}) g");
+        let fits = query(&blocks, "ro", &series(1_000), json!([]))
+            .await
+            .expect("fits");
+        assert_eq!(fits["row_count"], json!(1_000));
+        for (text, key) in [
+            (series(1_001), "limit_rows"),
+            (series(100_000_000), "limit_rows"),
+            ("SELECT repeat('x', 200000) AS v".to_owned(), "limit_bytes"),
+        ] {
+            let failure = query(&blocks, "ro", &text, json!([])).await.expect_err(&text);
+            assert_eq!(failure.code, ErrorCode::ResourceUnavailable, "{text}");
+            assert!(failure.details.contains_key(key), "{text}: {failure:?}");
+        }
+        assert_eq!(row(&blocks, "SELECT 1 AS v", json!([])).await["v"], json!(1));
+    });
+}
+
+#[test]
+fn limit_and_deadline_end_a_statement_as_a_timeout() {
+    with_server(async |server| {
+        let quick = blocks(&server.url(), |connection| connection.statement_timeout_ms = 100);
+        let failure = query(&quick, "ro", "SELECT pg_sleep(60)", json!([]))
+            .await
+            .expect_err("runs out");
+        assert_eq!(
+            (failure.message.as_str(), failure.total_limit),
+            ("statement limit exceeded", true),
+            "{failure:?}"
+        );
+
+        let patient = blocks(&server.url(), |_| {});
+        let task = prepare(&patient, "ro", "SELECT pg_sleep(60)", json!([])).expect("is accepted");
+        let failure = task
+            .run(context(Duration::from_millis(300)))
+            .await
+            .expect_err("runs out");
+        assert_eq!(
+            (failure.code, failure.message.as_str()),
+            (ErrorCode::CancelledByTimeout, "deadline exceeded")
+        );
+        until(&patient, RUNNING, json!(0)).await;
+    });
+}
+
+#[test]
+fn a_statement_that_is_given_up_does_not_go_on_at_the_server() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        // Dropped, as when the pipeline ends an attempt.
+        let task = prepare(&blocks, "ro", "SELECT pg_sleep(60)", json!([])).expect("is accepted");
+        let mut dropped = task.run(context(Duration::from_secs(60)));
+        tokio::select! {
+            _ = &mut dropped => panic!("cannot end"),
+            () = until(&blocks, RUNNING, json!(1)) => {}
+        }
+        drop(dropped);
+        until(&blocks, RUNNING, json!(0)).await;
+
+        // Cancelled.
+        let task = prepare(&blocks, "ro", "SELECT pg_sleep(61)", json!([])).expect("is accepted");
+        let context = context(Duration::from_secs(60));
+        let cancel = context.cancel.clone();
+        let (ended, ()) = tokio::join!(task.run(context), async {
+            until(&blocks, RUNNING, json!(1)).await;
+            cancel.cancel();
+        });
+        assert_eq!(ended.expect_err("is cancelled").code, ErrorCode::CancelledByUser);
+        until(&blocks, RUNNING, json!(0)).await;
+    });
+}
+
+#[test]
+fn the_pool_bounds_connections_and_waiting_for_one_is_bounded_too() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| {
+            connection.pool_size = 1;
+            connection.connect_timeout_ms = 200;
+        });
+        let first = query(&blocks, "ro", "SELECT pg_sleep(1)", json!([]));
+        let second = query(&blocks, "ro", "SELECT 1", json!([]));
+        let (first, second) = tokio::join!(biased; first, second);
+        first.expect("has the connection");
+        let failure = second.expect_err("has to wait too long");
+        assert!(
+            matches!(
+                failure.code,
+                ErrorCode::ResourceUnavailable | ErrorCode::ConnectionTimeout
+            ),
+            "{failure:?}"
+        );
+    });
+}
+
+#[test]
+fn a_lost_connection_is_a_network_error_and_is_replaced() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| connection.pool_size = 1);
+        let failure = query(
+            &blocks,
+            "ro",
+            "SELECT pg_terminate_backend(pg_backend_pid())",
+            json!([]),
+        )
+        .await;
+        assert_eq!(failure.expect_err("ends itself").code, ErrorCode::NetworkError);
+        assert_eq!(row(&blocks, "SELECT 1 AS v", json!([])).await["v"], json!(1));
+        let url = server.url();
+        drop(server);
+        let failure = query(&blocks, "ro", "SELECT 1", json!([]))
+            .await
+            .expect_err("nobody is there");
+        assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+        let told = format!("{} {:?}", failure.message, failure.details);
+        let port = url
+            .rsplit(':')
+            .next()
+            .expect("has a port")
+            .trim_end_matches("/postgres")
+            .to_owned();
+        assert!(!told.contains("127.0.0.1") && !told.contains(&port), "{told}");
+    });
+}
+
+#[test]
+fn user_and_password_of_the_settings_count_and_are_never_shown() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| {
+            connection.user = Some("nobody_here".to_owned());
+            connection.password = Some("hunter2".to_owned());
+        });
+        let failure = query(&blocks, "ro", "SELECT 1", json!([]))
+            .await
+            .expect_err("is refused");
+        assert_eq!(failure.code, ErrorCode::ExecutionFailed, "{failure:?}");
+        assert!(!failure.message.contains("nobody_here"), "{}", failure.message);
+        assert!(
+            failure
+                .internal
+                .as_deref()
+                .is_some_and(|text| text.contains("nobody_here")),
+            "{failure:?}"
+        );
+        assert!(!format!("{failure:?}").contains("hunter2"));
+    });
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_a_timeout_of_one_attempt() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
+    let url = format!("postgres://u@{}/db", silent.local_addr().expect("is bound"));
+    let blocks = blocks(&url, |connection| connection.connect_timeout_ms = 100);
+    let failure = actix_rt::System::new()
+        .block_on(query(&blocks, "ro", "SELECT 1", json!([])))
+        .expect_err("does not answer");
+    assert_eq!(
+        (failure.code, failure.total_limit),
+        (ErrorCode::ConnectionTimeout, false),
+        "{failure:?}"
+    );
+}
