@@ -1,11 +1,14 @@
 //! Assignments from a file or standard input: one JSON document per line, or one document, or one array of them.
 //!
-//! Neighbours: `exec` and `submit` read with it. Does not look into an assignment: whatever the bytes, the tree
-//! answers them.
+//! Neighbours: `exec` and `submit` read with it. Refuses nothing: whatever the bytes, the tree answers them.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use caf_protocol::assignment::{Reading, read};
+use caf_protocol::headers::Headers;
+use caf_protocol::outcome::Failure;
 
 /// Where assignments come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,18 @@ impl Input {
                 }
             }
         }
+    }
+}
+
+/// The id under which an assignment will be answered.
+///
+/// # Errors
+/// Why nobody can answer it.
+pub fn answerable_id(payload: &[u8]) -> Result<String, Failure> {
+    match read(payload, &Headers::default()) {
+        Reading::Valid(assignment) => Ok(assignment.identity.assignment_id),
+        Reading::Invalid(identity, _) => Ok(identity.assignment_id),
+        Reading::Unanswerable(failure) => Err(failure),
     }
 }
 

@@ -4,9 +4,10 @@
 //! Neighbours: `wiring` builds the tree, `shutdown` drains it. Standard output carries one JSON line per message and
 //! nothing else; the log goes to standard error.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
@@ -26,7 +27,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::assignments::{Input, read_all};
+use crate::assignments::{Input, answerable_id, read_all};
 use crate::exit::Exit;
 use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
@@ -58,7 +59,11 @@ pub async fn run(
     status.set_consuming(true);
     let health = Health::new(status.clone(), "local", log.worker_id());
     let port = open_health_port(&settings.http.health_addr, &health)?;
-    let printer = Arc::new(Printer::default());
+    let result_subject = settings.nats.subjects.result.clone();
+    let printer = Arc::new(Printer {
+        result_subject,
+        ..Printer::default()
+    });
     let sink = Arc::new(LocalSink {
         printer: Arc::clone(&printer),
     });
@@ -74,6 +79,7 @@ pub async fn run(
     .await;
     health.watch(&tree);
 
+    let mut nobody_reads = printer.gone.subscribe();
     let (stop, is_stop) = watch::channel(false);
     let (stopped, has_stopped) = watch::channel(false);
     let feed = Feed {
@@ -84,34 +90,59 @@ pub async fn run(
     let mut feeding = std::pin::pin!(feed_lines(input, &subject, &tree.intake, &status, is_stop));
     let fed = tokio::select! {
         fed = &mut feeding => Some(fed?),
-        () = signals.next() => None,
+        () = stop_early(&mut signals, &mut nobody_reads, false) => None,
     };
-    let interrupted = fed.is_none();
-    if interrupted {
-        log.emit(events::shutting_down(signals.last(), status.held().held_jobs()));
-    }
     stopped.send_replace(true);
-    let exit = if interrupted {
-        drain(&tree, &feed, Intake::DeliversOnce, settings, &mut signals).await
-    } else {
-        tokio::select! {
-            () = status.held().all_returned() => Exit::Ok,
-            () = signals.next() => drain(&tree, &feed, Intake::DeliversOnce, settings, &mut signals).await,
+    let finished = async {
+        match &fed {
+            Some(_) => status.held().all_returned().await,
+            None => std::future::pending().await,
+        }
+    };
+    let exit = tokio::select! {
+        () = finished => Exit::Ok,
+        () = stop_early(&mut signals, &mut nobody_reads, fed.is_none()) => {
+            log.emit(events::shutting_down(signals.last(), status.held().held_jobs()));
+            drain(&tree, &feed, Intake::DeliversOnce, settings, &mut signals).await
         }
     };
     port.close().await;
-    Ok(verdict(exit, interrupted, fed.unwrap_or(0), &printer))
+    Ok(verdict(exit, fed, &printer))
+}
+
+/// Waits for a reason to leave before all is done: a signal, or a reader that has gone away.
+async fn stop_early(signals: &mut Signals, nobody_reads: &mut watch::Receiver<bool>, already: bool) {
+    if already {
+        return;
+    }
+    tokio::select! {
+        () = signals.next() => {}
+        _ = nobody_reads.wait_for(|gone| *gone) => {}
+    }
 }
 
 /// 0 only when every assignment that went in came out as a success.
-fn verdict(exit: Exit, interrupted: bool, fed: usize, printer: &Printer) -> Exit {
-    let all_succeeded =
-        !interrupted && printer.failed.load(SeqCst) == 0 && printer.succeeded.load(SeqCst) >= fed.min(1);
+fn verdict(exit: Exit, fed: Option<Fed>, printer: &Printer) -> Exit {
+    let Some(fed) = fed else {
+        return if exit == Exit::Ok { Exit::SomeFailed } else { exit };
+    };
+    let answered = printer.answered.lock().unwrap_or_else(PoisonError::into_inner);
+    let lost: Vec<_> = fed.ids.difference(&answered).collect();
+    for id in &lost {
+        eprintln!("caf-worker: no result for {id}");
+    }
+    let all = fed.unanswerable == 0 && lost.is_empty() && printer.failed.load(SeqCst) == 0;
     match exit {
-        Exit::Ok if all_succeeded && !printer.broken.load(SeqCst) => Exit::Ok,
-        Exit::Ok => Exit::SomeFailed,
+        Exit::Ok if !all || *printer.gone.borrow() => Exit::SomeFailed,
         other => other,
     }
+}
+
+/// What went in.
+#[derive(Default)]
+struct Fed {
+    ids: HashSet<String>,
+    unanswerable: usize,
 }
 
 /// The configured port on this host only, or any when that one is taken.
@@ -125,28 +156,31 @@ fn open_health_port(configured: &str, health: &Health) -> anyhow::Result<HealthP
         .context("cannot open a port for the health page")
 }
 
-/// Hands the assignments over, each with its permit. Returns how many there were.
+/// Hands the assignments over, each with its permit. Returns what they were.
 async fn feed_lines(
     input: Input,
     subject: &Arc<str>,
     intake: &Route<Delivery>,
     status: &NodeStatus,
     mut stop: watch::Receiver<bool>,
-) -> anyhow::Result<usize> {
+) -> anyhow::Result<Fed> {
     let (lines, mut ready) = mpsc::channel(READ_AHEAD);
     // Reading may wait for a terminal: it gets a thread of its own, which nobody waits for.
     std::thread::Builder::new()
         .name("input".to_owned())
         .spawn(move || read_all(input, |line| lines.blocking_send(line).is_ok()))?;
-    let mut count = 0;
+    let mut fed = Fed::default();
     loop {
         let line = tokio::select! {
             line = ready.recv() => line,
             _ = stop.wait_for(|stop| *stop) => None,
         };
-        let Some(line) = line else { return Ok(count) };
+        let Some(line) = line else { return Ok(fed) };
         let payload = Bytes::from(line?);
-        count += 1;
+        match answerable_id(&payload) {
+            Ok(id) => drop(fed.ids.insert(id)),
+            Err(_) => fed.unanswerable += 1,
+        }
         let Some(permit) = status.held().reserve(1).await.take(payload.len()) else {
             continue;
         };
@@ -178,11 +212,12 @@ struct LocalSink {
 
 #[derive(Default)]
 struct Printer {
-    lock: Mutex<()>,
-    succeeded: AtomicUsize,
+    result_subject: String,
+    one_at_a_time: Mutex<()>,
+    answered: Mutex<HashSet<String>>,
     failed: AtomicUsize,
-    /// Standard output is gone.
-    broken: AtomicBool,
+    /// Becomes true when nobody reads standard output any more.
+    gone: watch::Sender<bool>,
 }
 
 /// One printed line.
@@ -205,29 +240,35 @@ impl Printer {
         };
         let mut line = serde_json::to_vec(&line).map_err(|error| refused(&error))?;
         line.push(b'\n');
-        self.count(text);
-        let _one_at_a_time = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.count(message, text);
+        let _one_at_a_time = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         let mut out = std::io::stdout().lock();
-        out.write_all(&line).and_then(|()| out.flush()).map_err(|error| {
-            self.broken.store(true, SeqCst);
-            refused(&error)
-        })
+        if out.write_all(&line).and_then(|()| out.flush()).is_err() {
+            // The reader has gone away: the run ends, quietly.
+            let _ = self.gone.send_replace(true);
+        }
+        Ok(())
     }
 
-    /// Results and dead letters carry a status of a job; acknowledgements carry another set of words.
-    fn count(&self, text: &str) {
+    /// Remembers who was answered with a result, and how.
+    fn count(&self, message: &Outgoing, text: &str) {
         #[derive(serde::Deserialize)]
-        struct Status {
+        struct Body {
             status: String,
+            assignment_id: String,
         }
-        match serde_json::from_str::<Status>(text)
-            .map(|body| body.status)
-            .as_deref()
-        {
-            Ok("success") => self.succeeded.fetch_add(1, SeqCst),
-            Ok("error" | "timeout" | "cancelled") => self.failed.fetch_add(1, SeqCst),
-            _ => 0,
-        };
+        if message.subject != self.result_subject {
+            return;
+        }
+        if let Ok(body) = serde_json::from_str::<Body>(text) {
+            if body.status != "success" {
+                self.failed.fetch_add(1, SeqCst);
+            }
+            self.answered
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(body.assignment_id);
+        }
     }
 }
 

@@ -10,13 +10,11 @@ use bytes::Bytes;
 use caf_actors::events::Log;
 use caf_actors::nats::router_side::{RouterSide, RouterSideError};
 use caf_actors::sink::Outgoing;
-use caf_protocol::assignment::{Reading, read};
-use caf_protocol::headers::Headers;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use crate::assignments::{Input, read_all};
+use crate::assignments::{Input, answerable_id, read_all};
 use crate::exit::Exit;
 use crate::settings::Settings;
 
@@ -127,13 +125,9 @@ async fn converse(
 
 impl Tally {
     fn sent(&mut self, payload: &[u8]) {
-        match read(payload, &Headers::default()) {
-            Reading::Valid(assignment) => drop(
-                self.open
-                    .insert(assignment.identity.assignment_id, Instant::now()),
-            ),
-            Reading::Invalid(identity, _) => drop(self.open.insert(identity.assignment_id, Instant::now())),
-            Reading::Unanswerable(failure) => {
+        match answerable_id(payload) {
+            Ok(id) => drop(self.open.insert(id, Instant::now())),
+            Err(failure) => {
                 self.unreadable += 1;
                 eprintln!("caf-worker: sent, but nobody can answer it: {}", failure.message);
             }
