@@ -350,6 +350,22 @@ fn a_connection_is_read_only_unless_the_settings_say_otherwise() {
 }
 
 #[test]
+fn what_a_job_sets_on_its_connection_does_not_reach_the_next_job() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| connection.pool_size = 1);
+        query(&blocks, "rw", "SET search_path = elsewhere", json!([]))
+            .await
+            .expect("sets");
+        query(&blocks, "rw", "CREATE TEMP TABLE leftover(a int)", json!([]))
+            .await
+            .expect("creates");
+        let text = "SELECT current_setting('search_path') AS path, to_regclass('pg_temp.leftover')::text AS leftover";
+        let seen = query(&blocks, "rw", text, json!([])).await.expect("reads")["rows"][0].clone();
+        assert_eq!(seen, json!({"path": "\"$user\", public", "leftover": null}));
+    });
+}
+
+#[test]
 fn a_failed_statement_writes_nothing_and_only_one_statement_is_taken() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| connection.max_rows = 2);
