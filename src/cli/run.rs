@@ -68,10 +68,12 @@ pub(super) fn submit(loaded: &Loaded, args: SubmitArgs, output: OutputFormat) ->
     })
 }
 
-/// The log settings of a command whose answer is on standard output: warnings and above, unless a level was asked for.
+/// The log settings of a command whose answer is on standard output: warnings and above, unless the level was asked for
+/// on the command line or in the environment. Files speak to the node.
 fn quiet(loaded: &Loaded) -> LogSettings {
     let mut log = loaded.settings.log.clone();
-    if loaded.origin(&["log".to_owned(), "level".to_owned()]) == Origin::Default {
+    let origin = loaded.origin(&["log".to_owned(), "level".to_owned()]);
+    if matches!(origin, Origin::Default | Origin::File(_)) {
         log.level = LogLevel::Warn;
     }
     log
