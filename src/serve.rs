@@ -122,7 +122,7 @@ async fn connect_pipeline(
                     ensure_answer_streams_when_possible(&connection, &settings, &log).await
                 }
             };
-            let sink = NatsSink::new(connection.clone(), &settings, stored);
+            let sink = NatsSink::new(connection.clone(), &settings, stored, &log);
             Ok((connection, sink))
         }
         .boxed_local()

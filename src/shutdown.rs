@@ -50,16 +50,21 @@ pub async fn drain(
     tree.status.start_draining();
     feed.stop.send_replace(true);
     let mut stopped = feed.stopped.clone();
-    let _ = timeout_at(soft, stopped.wait_for(|stopped| *stopped)).await;
+    // The broker may be away, and with it the word that the pull is released: a second signal is heard here too.
+    let patient = tokio::select! {
+        _ = timeout_at(soft, stopped.wait_for(|stopped| *stopped)) => true,
+        () = signals.next() => false,
+    };
     if intake == Intake::Redelivers {
         empty_lines(tree, EmptyLine::HandBack).await;
     }
     let all_returned: BoxFuture<'_, ()> = Box::pin(tree.status.held().all_returned());
-    let finished = tokio::select! {
-        () = all_returned => true,
-        () = tokio::time::sleep_until(soft) => false,
-        () = signals.next() => false,
-    };
+    let finished = patient
+        && tokio::select! {
+            () = all_returned => true,
+            () = tokio::time::sleep_until(soft) => false,
+            () = signals.next() => false,
+        };
     if !finished {
         if intake == Intake::DeliversOnce {
             empty_lines(tree, EmptyLine::Refuse).await;

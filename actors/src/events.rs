@@ -364,6 +364,13 @@ pub fn stream_ready(kind: &'static str, name: &str, created: bool) -> Event {
         .with("created", created)
 }
 
+/// Answers wait because no stream would store them.
+pub fn answers_not_stored(error: &str, delay_ms: u64) -> Event {
+    Event::new(Level::Warn, "Answers wait for their stream")
+        .with("error", error)
+        .with("retry_in_ms", delay_ms)
+}
+
 /// Pulling failed and begins anew.
 pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
     Event::new(Level::Warn, "Pull failed, rebuilding")

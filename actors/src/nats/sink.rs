@@ -1,7 +1,7 @@
 //! Publishes to NATS, once per call, and says whether the message was stored.
 //!
-//! Neighbours: the publisher calls it and tries again. Nothing is sent while the broker is away or its streams do not
-//! answer: what the client library buffered would arrive a second time.
+//! Neighbours: the publisher calls it and tries again. Nothing is sent while the broker is away or a stream of ours is
+//! missing: what the client library buffered would arrive a second time, and what nobody stores would be lost.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,12 +12,14 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, Context};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::connection::{Connection, delay};
 use super::header_map;
+use super::streams::restore_answer_streams;
 use crate::errors::chain;
+use crate::events::{self, Log};
 use crate::lease::LeaseToken;
 use crate::settings::NatsSettings;
 use crate::sink::{Outgoing, PublishError, Sink, Verdict};
@@ -29,64 +31,95 @@ pub struct NatsSink {
     stored: Arc<HashSet<String>>,
     /// Whether publishing can succeed now.
     open: watch::Receiver<bool>,
+    /// Told when a stream turns out to be missing.
+    stream_lost: Arc<Notify>,
     limit: Duration,
 }
 
 impl NatsSink {
     /// `stored` are the subjects that a stream stores; publishing on others is not confirmed. Spawns a task on this
-    /// runtime that watches for the broker's return.
-    pub fn new(connection: Connection, settings: &NatsSettings, stored: Vec<String>) -> Self {
+    /// runtime that watches for the broker's return and for the loss of a stream.
+    pub fn new(connection: Connection, settings: &NatsSettings, stored: Vec<String>, log: &Log) -> Self {
         let limit = Duration::from_millis(settings.request_timeout_ms);
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(limit);
         let (opened, open) = watch::channel(true);
-        let probe = stored.first().cloned();
-        tokio::spawn(watch_gate(connection.clone(), jetstream.clone(), probe, opened));
+        let stored: Arc<HashSet<String>> = Arc::new(stored.into_iter().collect());
+        let stream_lost = Arc::new(Notify::new());
+        let gate = Gate {
+            connection: connection.clone(),
+            jetstream: jetstream.clone(),
+            settings: settings.clone(),
+            stored: Arc::clone(&stored),
+            stream_lost: Arc::clone(&stream_lost),
+            opened,
+            log: log.clone(),
+        };
+        tokio::spawn(gate.keep());
         Self {
             connection,
             jetstream,
-            stored: Arc::new(stored.into_iter().collect()),
+            stored,
             open,
+            stream_lost,
             limit,
         }
     }
 }
 
-/// Keeps the gate shut from a broken connection until the streams answer again: a server that has just started takes
-/// messages before it can store them.
-async fn watch_gate(
+/// Keeps publishing shut from a broken connection or a lost stream until the streams are there (again): a server that
+/// has just started takes messages before it can store them.
+struct Gate {
     connection: Connection,
     jetstream: Context,
-    probe: Option<String>,
+    settings: NatsSettings,
+    stored: Arc<HashSet<String>>,
+    stream_lost: Arc<Notify>,
     opened: watch::Sender<bool>,
-) {
-    let mut link = connection.link.clone();
-    loop {
-        let up = link.borrow_and_update().up;
-        opened.send_replace(false);
-        if up {
-            for attempt in 0.. {
-                let answered = match &probe {
-                    Some(subject) => jetstream.stream_by_subject(subject.as_str()).await.is_ok(),
-                    None => true,
-                };
-                if answered {
-                    opened.send_replace(true);
-                    break;
-                }
-                if !link.borrow().up {
-                    break;
-                }
-                tokio::time::sleep(delay(attempt)).await;
+    log: Log,
+}
+
+impl Gate {
+    async fn keep(self) {
+        let mut link = self.connection.link.clone();
+        loop {
+            let up = link.borrow_and_update().up;
+            self.opened.send_replace(false);
+            if up && self.restore_streams().await {
+                self.opened.send_replace(true);
+            }
+            let alive = tokio::select! {
+                changed = link.changed() => changed.is_ok(),
+                () = self.stream_lost.notified() => true,
+                () = self.opened.closed() => false,
+            };
+            if !alive {
+                return;
             }
         }
-        let alive = tokio::select! {
-            changed = link.changed() => changed.is_ok(),
-            () = opened.closed() => false,
-        };
-        if !alive {
-            return;
+    }
+
+    /// Tries until the streams are there; false when the connection broke meanwhile.
+    async fn restore_streams(&self) -> bool {
+        for attempt in 0.. {
+            let Err(error) =
+                restore_answer_streams(&self.jetstream, &self.settings, &self.stored, &self.log).await
+            else {
+                break;
+            };
+            if !self.connection.link.borrow().up {
+                return false;
+            }
+            let wait = delay(attempt);
+            // A server that has just started needs a moment; after that, one line every few seconds.
+            if attempt % 10 == 5 {
+                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                self.log
+                    .emit(events::answers_not_stored(&error.to_string(), wait_ms));
+            }
+            tokio::time::sleep(wait).await;
         }
+        true
     }
 }
 
@@ -94,12 +127,20 @@ fn unconfirmed(error: impl ToString) -> PublishError {
     PublishError::Unconfirmed(error.to_string())
 }
 
-async fn publish_stored(jetstream: Context, message: Outgoing) -> Result<(), PublishError> {
+async fn publish_stored(
+    jetstream: Context,
+    message: Outgoing,
+    stream_lost: &Notify,
+) -> Result<(), PublishError> {
     let publish = PublishMessage::build()
         .payload(message.payload)
         .headers(header_map(&message.headers));
     let sort = |error: async_nats::jetstream::context::PublishError| match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => PublishError::Refused(chain(&error)),
+        PublishErrorKind::StreamNotFound => {
+            stream_lost.notify_one();
+            PublishError::Unconfirmed(chain(&error))
+        }
         _ => PublishError::Unconfirmed(chain(&error)),
     };
     // `duplicate: true` in the answer counts as stored: an earlier copy is.
@@ -132,14 +173,15 @@ impl Sink for NatsSink {
         let stored = self.stored.contains(&message.subject);
         let (client, jetstream) = (self.connection.client.clone(), self.jetstream.clone());
         let (mut open, limit) = (self.open.clone(), self.limit);
+        let stream_lost = Arc::clone(&self.stream_lost);
         async move {
             match timeout(limit, open.wait_for(|open| *open)).await {
                 Ok(Ok(_)) => {}
-                _ => return Err(unconfirmed("the broker is away")),
+                _ => return Err(unconfirmed("the broker or a stream is away")),
             }
             let attempt = async {
                 if stored {
-                    publish_stored(jetstream, message).await
+                    publish_stored(jetstream, message, &stream_lost).await
                 } else {
                     publish_plain(client, message).await
                 }

@@ -1,8 +1,9 @@
 //! Makes sure that the streams and the consumer are there: bound as they are, or created where allowed.
 //!
-//! Neighbours: the source calls [`ensure_consumer`], wiring calls [`ensure_answer_streams`]. Never changes what it
-//! finds.
+//! Neighbours: the source calls [`ensure_consumer`], wiring calls [`ensure_answer_streams`], the sink
+//! [`restore_answer_streams`]. Never changes what it finds.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
@@ -166,6 +167,44 @@ pub async fn ensure_consumer(
     Ok((stream, consumer))
 }
 
+/// The streams of what the worker says: name, subjects, and how long a message stays.
+fn answer_streams(settings: &NatsSettings) -> [(&str, Vec<&str>, Duration); 2] {
+    let subjects = &settings.subjects;
+    [
+        (
+            &settings.results_stream,
+            vec![&subjects.result, &subjects.ack],
+            RESULTS_AGE,
+        ),
+        (&settings.dlq_stream, vec![&subjects.dlq], DLQ_AGE),
+    ]
+}
+
+fn answer_stream(name: &str, subjects: &[&str], max_age: Duration) -> Config {
+    Config {
+        name: name.to_owned(),
+        subjects: subjects.iter().map(|&subject| subject.to_owned()).collect(),
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        max_bytes: MAX_STREAM_BYTES,
+        max_age,
+        storage: StorageType::File,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Config::default()
+    }
+}
+
+/// Those of `subjects` that no stream stores.
+async fn not_stored<'a>(jetstream: &Context, subjects: Vec<&'a str>) -> Result<Vec<&'a str>, StreamError> {
+    let mut missing = Vec::new();
+    for subject in subjects {
+        if covering(jetstream, subject).await?.is_none() {
+            missing.push(subject);
+        }
+    }
+    Ok(missing)
+}
+
 /// The subjects of ours that a stream stores, after creating the streams that are missing. Publishing on these is
 /// confirmed; on the others it is not.
 ///
@@ -176,50 +215,50 @@ pub async fn ensure_answer_streams(
     settings: &NatsSettings,
     log: &Log,
 ) -> Result<Vec<String>, StreamError> {
-    let subjects = &settings.subjects;
-    let groups = [
-        (
-            &settings.results_stream,
-            vec![&subjects.result, &subjects.ack],
-            RESULTS_AGE,
-        ),
-        (&settings.dlq_stream, vec![&subjects.dlq], DLQ_AGE),
-    ];
     let mut stored = Vec::new();
-    for (name, wanted, max_age) in groups {
-        let mut missing = Vec::new();
-        for subject in wanted {
-            match covering(jetstream, subject).await? {
-                Some(_) => stored.push(subject.clone()),
-                None => missing.push(subject.clone()),
-            }
+    for (name, wanted, max_age) in answer_streams(settings) {
+        let mut missing = not_stored(jetstream, wanted.clone()).await?;
+        if !missing.is_empty() && settings.create_streams {
+            create(jetstream, answer_stream(name, &missing, max_age), log).await?;
+            missing.clear();
         }
-        if missing.is_empty() {
-            continue;
-        }
-        if !settings.create_streams {
+        if !missing.is_empty() {
             let text = format!(
                 "{}: no stream stores it and nats.create_streams is false; not confirmed",
                 missing.join(", ")
             );
             log.emit(events::warning(&text));
-            continue;
         }
-        let config = Config {
-            name: name.clone(),
-            subjects: missing.clone(),
-            retention: RetentionPolicy::Limits,
-            discard: DiscardPolicy::Old,
-            max_bytes: MAX_STREAM_BYTES,
-            max_age,
-            storage: StorageType::File,
-            duplicate_window: DUPLICATE_WINDOW,
-            ..Config::default()
-        };
-        create(jetstream, config, log).await?;
-        stored.extend(missing);
+        let covered = wanted.into_iter().filter(|subject| !missing.contains(subject));
+        stored.extend(covered.map(str::to_owned));
     }
     Ok(stored)
+}
+
+/// Sees to it that every subject in `stored` is stored again, after a stream was deleted or the server came back
+/// without its files: what the streams held is gone, what is said from now on is kept.
+///
+/// # Errors
+/// [`StreamError`], also when a stream is missing that must not be created; every kind may pass, so the caller tries
+/// again.
+pub async fn restore_answer_streams(
+    jetstream: &Context,
+    settings: &NatsSettings,
+    stored: &HashSet<String>,
+    log: &Log,
+) -> Result<(), StreamError> {
+    for (name, mut wanted, max_age) in answer_streams(settings) {
+        wanted.retain(|subject| stored.contains(*subject));
+        let missing = not_stored(jetstream, wanted).await?;
+        match missing.first() {
+            None => {}
+            Some(_) if settings.create_streams => {
+                create(jetstream, answer_stream(name, &missing, max_age), log).await?;
+            }
+            Some(subject) => return Err(StreamError::NotCovered((*subject).to_owned())),
+        }
+    }
+    Ok(())
 }
 
 /// [`ensure_answer_streams`], again and again until the broker can: it may be starting, or an operator may be needed.

@@ -290,7 +290,7 @@ impl Client {
             let stream = context.get_stream(name).await?;
             let state = stream.cached_info().state.clone();
             let mut messages = Vec::new();
-            for sequence in state.first_sequence..=state.last_sequence {
+            for sequence in state.first_sequence.max(1)..=state.last_sequence {
                 match stream.get_raw_message(sequence).await {
                     Ok(message) => {
                         messages.push(Message::of(&message.subject, &message.headers, &message.payload));
@@ -321,6 +321,23 @@ impl Client {
                 redelivered: info.num_redelivered,
             })
         })?
+    }
+}
+
+impl Client {
+    /// Asks JetStream's own API, e.g. `STREAM.DELETE.caf-stream`; what an operator's tool would do.
+    ///
+    /// # Errors
+    /// When the server is away, or answers with an error.
+    pub fn jetstream_api(&self, request: &str, body: &Value) -> Result<Value> {
+        let nats = self.nats();
+        let (subject, body) = (format!("$JS.API.{request}"), body.to_string());
+        let answer = self.run(async move { nats.request(subject, body.into()).await })??;
+        let answer: Value = serde_json::from_slice(&answer.payload)?;
+        match answer.get("error") {
+            Some(error) => Err(anyhow!("{request}: {error}")),
+            None => Ok(answer),
+        }
     }
 }
 

@@ -193,6 +193,15 @@ impl NatsServer {
         self.process = None;
     }
 
+    /// Ends it on the spot and takes its files away: the next start knows no stream.
+    ///
+    /// # Errors
+    /// When the files cannot be removed.
+    pub fn forget(&mut self) -> Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.dir.path().join("store")).context("cannot remove the server's store")
+    }
+
     /// Holds it still (SIGSTOP): connections stay open and nobody answers.
     ///
     /// # Errors
