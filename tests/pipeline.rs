@@ -1,7 +1,9 @@
 //! The whole tree with fake edges: every row of the table, counted at the sink; failures of its parts.
 //!
-//! No broker, no clock of its own: the test delivers, and reads what was published and settled.
+//! The test delivers, and reads what was published and settled. Only `blocked` needs a broker.
 
+#[path = "pipeline/blocked.rs"]
+mod blocked;
 #[path = "pipeline/rig.rs"]
 mod rig;
 

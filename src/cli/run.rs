@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::settings::load::Loaded;
 use crate::settings::origin::Origin;
 use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
+use crate::signals::Signals;
 use crate::submit::Show;
 use crate::telemetry::{Streams, logger};
 use crate::{exec as exec_command, serve as serve_command, submit as submit_command};
@@ -25,7 +26,9 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
             log.emit(events::warning(&warning.to_string()));
         }
         match caf_blocks::registry(&settings.blocks, Extras::default()) {
-            Ok(registry) => on_event_loop(log, serve_command::run(settings, registry, log)),
+            Ok(registry) => on_event_loop(log, async {
+                serve_command::run(settings, registry, Signals::listen()?, log).await
+            }),
             Err(error) => complain(&error),
         }
     })
@@ -47,7 +50,9 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
             };
             Ok(caf_blocks::registry(&settings.blocks, extras)?)
         };
-        on_event_loop(log, exec_command::run(settings, input, registry, log))
+        on_event_loop(log, async {
+            exec_command::run(settings, input, registry, Signals::listen()?, log).await
+        })
     })
 }
 
