@@ -78,7 +78,9 @@ pub async fn run(
     let tree = build(settings, registry, Arc::new(sink), loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, &connection, &mut signals, log).await?;
+    let address = port.address;
     port.close().await;
+    log.emit(events::health_stopped(&address.ip().to_string(), address.port()));
     Ok(exit)
 }
 
