@@ -472,10 +472,13 @@ fn a_station_that_keeps_failing_spends_the_restart_budget_and_the_node_is_told_t
 #[test]
 fn what_a_worker_holds_is_bounded_and_returns() {
     in_system(async {
-        let mut settings = Settings::default();
-        settings.limits = LimitSettings {
+        let limits = LimitSettings {
             max_held: 3,
             max_held_bytes: 1_000_000,
+        };
+        let settings = Settings {
+            limits,
+            ..Settings::default()
         };
         let rig = Rig::start_with(settings).await;
         for n in 0..3 {
