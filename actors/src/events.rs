@@ -362,6 +362,13 @@ pub fn bind_failed(address: &str, error: &str) -> Event {
         .with("error", error)
 }
 
+/// Something panicked; what became of it is another line.
+pub fn panicked(place: &str, thread: &str) -> Event {
+    Event::new(Level::Error, "Panic")
+        .with("place", place)
+        .with("thread", thread)
+}
+
 /// An actor or task ended and is re-created.
 pub fn actor_restarted(name: &str, panicked: bool, restarts: usize) -> Event {
     Event::new(Level::Error, "Actor failed, restarting")

@@ -92,9 +92,23 @@ fn with_log(
 ) -> Exit {
     let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
     match logger(log, streams, &worker_id) {
-        Ok(logger) => run(&Log::new(logger, &worker_id)),
+        Ok(logger) => {
+            let log = Log::new(logger, &worker_id);
+            log_panics(&log);
+            run(&log)
+        }
         Err(error) => complain(&error),
     }
+}
+
+/// A panic is one line of the log like any other. Its text stays out of it: it may quote what a job brought.
+fn log_panics(log: &Log) {
+    let log = log.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        log.emit(events::panicked(&place, thread.name().unwrap_or_default()));
+    }));
 }
 
 fn complain(error: &dyn std::error::Error) -> Exit {
