@@ -21,6 +21,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+pub(crate) use self::source::check_url;
 use self::source::{Kind, Source};
 use crate::inputs::{Fields, invalid_input};
 use crate::settings::{SettingError, SqlSettings};
@@ -75,7 +76,7 @@ impl SqlQuery {
             .iter()
             .map(|(name, connection)| {
                 let source = Source::named(connection, &settings.memory).map_err(|rule| {
-                    SettingError::new(format!("blocks.sql.connections.{name}.url"), rule, "(hidden)")
+                    SettingError::new(&["blocks", "sql", "connections", name, "url"], rule, "(hidden)")
                 })?;
                 Ok((name.clone(), Arc::new(source)))
             })

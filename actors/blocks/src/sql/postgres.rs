@@ -47,19 +47,14 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
+    /// The rule that the url breaks, if it breaks one.
+    pub(super) fn check(settings: &SqlConnectionSettings) -> Result<(), String> {
+        parse(settings).map(drop)
+    }
+
     /// Reads the settings. Connects only when a job needs it.
     pub(super) fn new(settings: &SqlConnectionSettings) -> Result<Self, String> {
-        let mut config: Config = settings
-            .url
-            .trim()
-            .parse()
-            .map_err(|_| "must be a PostgreSQL address, postgres://user@host:port/database")?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err("must name a host".to_owned());
-        }
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err("must not require TLS, which this version cannot speak to a database".to_owned());
-        }
+        let mut config = parse(settings)?;
         if let Some(user) = &settings.user {
             config.user(user);
         }
@@ -207,6 +202,22 @@ impl Postgres {
         client.batch_execute("COMMIT").await?;
         Ok(answer.finish(affected))
     }
+}
+
+/// Reads the url.
+fn parse(settings: &SqlConnectionSettings) -> Result<Config, String> {
+    let config: Config = settings
+        .url
+        .trim()
+        .parse()
+        .map_err(|_| "must be a PostgreSQL address, postgres://user@host:port/database")?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err("must name a host".to_owned());
+    }
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err("must not require TLS, which this version cannot speak to a database".to_owned());
+    }
+    Ok(config)
 }
 
 fn unreadable(column: &tokio_postgres::Column, cause: &str) -> Stop {
