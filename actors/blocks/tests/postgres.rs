@@ -1,8 +1,5 @@
 //! `sql.query` against a real PostgreSQL server.
 
-#[path = "postgres/server.rs"]
-mod server;
-
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +10,9 @@ use caf_protocol::block::{BlockContext, CancellationToken, Outputs, Registry, Ta
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::Correlation;
 use caf_protocol::outcome::Failure;
+use caf_testkit::Postgres;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-
-use server::Postgres;
 
 /// Longest wait for something to happen on the server.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,7 +59,7 @@ async fn row(blocks: &Registry, text: &str, params: Value) -> Value {
 
 /// Runs a test as the node runs blocks.
 fn with_server(test: impl AsyncFnOnce(Postgres)) {
-    let server = Postgres::start();
+    let server = Postgres::start().expect("starts");
     actix_rt::System::new().block_on(test(server));
 }
 
