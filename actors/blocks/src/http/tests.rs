@@ -601,18 +601,34 @@ fn redirects_without_end_or_aim_are_http_errors() {
 /// A server for `localhost` with a certificate of its own, and a block that trusts it. Every answer leaves the body cut off
 /// unless `whole`.
 async fn serve_tls(whole: bool) -> (HttpRequest, SocketAddr) {
-    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::RootCertStore;
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
-    use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("makes a certificate");
     let certificate = made.cert.der().clone();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let address = serve_tls_with(certificate.clone(), key.into(), whole).await;
+    let mut block = block(&settings());
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("is a certificate");
+    let shared = Arc::get_mut(&mut block.shared).expect("is not in use");
+    shared.tls = dial::tls_config(roots);
+    (block, address)
+}
+
+async fn serve_tls_with(
+    certificate: tokio_rustls::rustls::pki_types::CertificateDer<'static>,
+    key: tokio_rustls::rustls::pki_types::PrivateKeyDer<'static>,
+    whole: bool,
+) -> SocketAddr {
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::crypto::ring;
+
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("has versions")
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key.into())
+        .with_single_cert(vec![certificate], key)
         .expect("key and certificate belong together");
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
@@ -631,12 +647,7 @@ async fn serve_tls(whole: bool) -> (HttpRequest, SocketAddr) {
             let _ = stream.shutdown().await;
         }
     });
-    let mut block = block(&settings());
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).expect("is a certificate");
-    let shared = Arc::get_mut(&mut block.shared).expect("is not in use");
-    shared.tls = dial::tls_config(roots);
-    (block, address)
+    address
 }
 
 #[test]
@@ -658,6 +669,44 @@ fn an_encrypted_answer_is_read_when_the_certificate_fits_the_host() {
         let failure = get(&settings(), url).await.expect_err("is refused");
         assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
     });
+}
+
+#[test]
+fn an_authority_of_the_settings_vouches_beside_the_public_ones() {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let certificates = caf_testkit::tls::Certificates::generate().expect("generates");
+    let stranger = caf_testkit::tls::Certificates::generate().expect("generates");
+    let (certificate, key) = certificates.server();
+    let certificate = CertificateDer::from_pem_file(certificate).expect("reads");
+    let key = PrivateKeyDer::from_pem_file(key).expect("reads");
+    let with = |ca_file| {
+        let ca_file = Some(ca_file);
+        block(&HttpSettings {
+            ca_file,
+            ..settings()
+        })
+    };
+    block_on(async {
+        let address = serve_tls_with(certificate, key, true).await;
+        let given = json!({"url": format!("https://localhost:{}/", address.port()), "method": "GET"});
+        let trusting = with(certificates.authority());
+        let outputs = send(&trusting, given.clone()).await.expect("succeeds");
+        assert_eq!(outputs["body"], json!("secret"));
+        let failure = send(&with(stranger.authority()), given)
+            .await
+            .expect_err("is refused");
+        assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+    });
+    let missing = HttpSettings {
+        ca_file: Some("no/such/ca.pem".into()),
+        ..settings()
+    };
+    let error = HttpRequest::new(&missing, Extras::default())
+        .err()
+        .expect("is refused");
+    assert_eq!(error.key, ["blocks", "http", "ca_file"]);
 }
 
 #[test]
