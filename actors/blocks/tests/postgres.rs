@@ -484,6 +484,40 @@ fn a_statement_that_is_given_up_does_not_go_on_at_the_server() {
 }
 
 #[test]
+fn at_the_deadline_neither_statement_nor_connection_stays() {
+    with_server(async |server| {
+        let observer = blocks(&server.url(), |_| {});
+        let others = "SELECT count(*) AS v FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        query(&observer, "rw", "CREATE TABLE t(a text)", json!([]))
+            .await
+            .expect("creates");
+        let seen = async || row(&observer, others, json!([])).await["v"].clone();
+        let before = seen().await;
+        // The second one is dropped long before any limit of its own, so that only cancelling can end it.
+        for by_drop in [false, true] {
+            let blocks = blocks(&server.url(), |_| {});
+            let write = "INSERT INTO t SELECT pg_sleep(60)::text";
+            let task = prepare(&blocks, "rw", write, json!([])).expect("is accepted");
+            let begin = Instant::now();
+            if by_drop {
+                let running = task.run(context(Duration::from_secs(60)));
+                let limit = begin + Duration::from_millis(500);
+                assert!(tokio::time::timeout_at(limit, running).await.is_err());
+            } else {
+                let ended = task.run(context(Duration::from_millis(500))).await;
+                assert_eq!(ended.expect_err("runs out").message, "deadline exceeded");
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5));
+            until(&observer, RUNNING, json!(0)).await;
+            drop(blocks);
+            until(&observer, others, before.clone()).await;
+        }
+        let kept = row(&observer, "SELECT count(*) AS v FROM t", json!([])).await;
+        assert_eq!(kept["v"], json!(0));
+    });
+}
+
+#[test]
 fn the_pool_bounds_connections_and_waiting_for_one_is_bounded_too() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| {

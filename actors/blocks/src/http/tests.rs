@@ -412,6 +412,53 @@ fn the_deadline_cuts_an_attempt_short_and_cancelling_ends_it() {
 }
 
 #[test]
+fn at_the_deadline_the_connection_is_closed_wherever_the_answer_is() {
+    block_on(async {
+        for (begun, by_drop) in [
+            ("", false),
+            ("", true),
+            ("HTTP/1.1 200 OK\r\nContent-Le", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", true),
+        ] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+            let address = listener.local_addr().expect("is bound");
+            let task = block(&settings())
+                .prepare(inputs(
+                    json!({"url": format!("http://{address}/"), "method": "GET"}),
+                ))
+                .expect("is accepted");
+            let context = context_for(Duration::from_millis(200));
+            let deadline = context.deadline;
+            let (ended, ()) = tokio::join!(
+                async {
+                    if by_drop {
+                        // As the pipeline does; a moment before, so that the block does not notice by itself.
+                        let limit = deadline - Duration::from_millis(50);
+                        tokio::time::timeout_at(limit, task.run(context)).await.ok()
+                    } else {
+                        Some(task.run(context).await)
+                    }
+                },
+                async {
+                    let (mut stream, _) = listener.accept().await.expect("accepts");
+                    read_request(&mut stream).await.expect("is asked");
+                    stream.write_all(begun.as_bytes()).await.expect("writes");
+                    // An end or a reset, but soon.
+                    let mut space = [0; 16];
+                    let rest = stream.read(&mut space);
+                    let seen = tokio::time::timeout(Duration::from_secs(10), rest).await;
+                    assert!(matches!(seen, Ok(Ok(0) | Err(_))), "{begun:?}: {seen:?}");
+                },
+            );
+            let expected = (!by_drop).then(|| Err(Failure::timeout("deadline")));
+            assert_eq!(ended, expected, "{begun:?}");
+            assert!(deadline.elapsed() < Duration::from_secs(5), "{begun:?}");
+        }
+    });
+}
+
+#[test]
 fn refused_connections_unknown_hosts_and_failed_handshakes_are_network_errors() {
     block_on(async {
         let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
