@@ -3,7 +3,8 @@
 //! Neighbours: the command uses it; the worker's own stations never do.
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::stream::{self, PollNext};
+use futures_util::{Stream, StreamExt};
 
 use super::connection::{ConnectError, Connection, connect};
 use super::headers_of;
@@ -56,7 +57,9 @@ impl RouterSide {
             .flush()
             .await
             .map_err(|error| RouterSideError::Broken(error.to_string()))?;
-        Ok(stream::select(acks, results).map(|message| Outgoing {
+        // An acknowledgement is sent before its result; it must not be overtaken here, or the last one is missed.
+        let in_order = stream::select_with_strategy(acks, results, |(): &mut ()| PollNext::Left);
+        Ok(in_order.map(|message| Outgoing {
             subject: message.subject.to_string(),
             headers: headers_of(message.headers.as_ref()),
             payload: message.payload,
