@@ -46,14 +46,14 @@ const READ_AHEAD: usize = 16;
 /// through.
 ///
 /// # Errors
-/// When the input cannot be read, or no port or signal handler can be had.
+/// When the input cannot be read, or no port can be had.
 pub async fn run(
     settings: &Settings,
     input: Input,
     registry: impl FnOnce(SocketAddr) -> anyhow::Result<Registry>,
+    mut signals: Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
     let status = new_status(settings);
     status.set_connected(true);
     status.set_consuming(true);

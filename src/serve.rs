@@ -33,8 +33,13 @@ const LAST_FLUSH: Duration = Duration::from_secs(1);
 /// Runs the node until a signal or an escalation ends it.
 ///
 /// # Errors
-/// When the health port or the signal handlers cannot be set up.
-pub async fn run(settings: &Settings, registry: Registry, log: &Log) -> anyhow::Result<Exit> {
+/// When the system gives no thread.
+pub async fn run(
+    settings: &Settings,
+    registry: Registry,
+    mut signals: Signals,
+    log: &Log,
+) -> anyhow::Result<Exit> {
     let mode = settings.nats.mode;
     let mode_name = if mode == NatsMode::Core {
         "core"
@@ -48,7 +53,6 @@ pub async fn run(settings: &Settings, registry: Registry, log: &Log) -> anyhow::
             "nats.mode is core: assignments are delivered at most once",
         ));
     }
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
     let status = new_status(settings);
     let health = Health::new(status.clone(), mode_name, log.worker_id());
     let port = match open_health_port(settings, &health, log) {
@@ -74,7 +78,9 @@ pub async fn run(settings: &Settings, registry: Registry, log: &Log) -> anyhow::
     let tree = build(settings, registry, Arc::new(sink), loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, &connection, &mut signals, log).await?;
+    let address = port.address;
     port.close().await;
+    log.emit(events::health_stopped(&address.ip().to_string(), address.port()));
     Ok(exit)
 }
 

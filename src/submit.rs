@@ -10,7 +10,6 @@ use bytes::Bytes;
 use caf_actors::events::Log;
 use caf_actors::nats::router_side::{RouterSide, RouterSideError};
 use caf_actors::sink::Outgoing;
-use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -114,7 +113,7 @@ async fn converse(
                     router.flush().await?;
                 }
             },
-            answer = timeout_at(deadline, answers.next()), if !reading || !tally.open.is_empty() => match answer {
+            answer = timeout_at(deadline, answers.recv()), if !reading || !tally.open.is_empty() => match answer {
                 Ok(Some(answer)) => tally.came_back(&answer, show),
                 Ok(None) | Err(_) => break,
             },

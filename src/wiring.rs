@@ -139,6 +139,7 @@ pub async fn build(
     adopt(&supervisor, intake_child(&loops, &intake, parts)).await;
     let sizes = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
     log.emit(events::pools_initialized(sizes));
+    log.emit(events::tree_initialized(sizes));
 
     let leases = LeaseTable::default();
     Tree {

@@ -1,7 +1,9 @@
 //! The whole tree with fake edges: every row of the table, counted at the sink; failures of its parts.
 //!
-//! No broker, no clock of its own: the test delivers, and reads what was published and settled.
+//! The test delivers, and reads what was published and settled. Only `blocked` needs a broker.
 
+#[path = "pipeline/blocked.rs"]
+mod blocked;
 #[path = "pipeline/rig.rs"]
 mod rig;
 
@@ -470,10 +472,13 @@ fn a_station_that_keeps_failing_spends_the_restart_budget_and_the_node_is_told_t
 #[test]
 fn what_a_worker_holds_is_bounded_and_returns() {
     in_system(async {
-        let mut settings = Settings::default();
-        settings.limits = LimitSettings {
+        let limits = LimitSettings {
             max_held: 3,
             max_held_bytes: 1_000_000,
+        };
+        let settings = Settings {
+            limits,
+            ..Settings::default()
         };
         let rig = Rig::start_with(settings).await;
         for n in 0..3 {

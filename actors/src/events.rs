@@ -169,6 +169,17 @@ pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
         .at_top("latency_ms", step.latency_ms)
         .with("status", status)
         .with("retries_used", step.retries_used);
+    // What the other side answered is a fact about the call, not payload.
+    let answered = match &step.outcome {
+        Outcome::Success(outputs) => outputs.get("status_code"),
+        other => other
+            .failure()
+            .and_then(|failure| failure.details.get("status_code")),
+    };
+    let event = match answered.and_then(Value::as_u64) {
+        Some(code) => event.with("response_code", code),
+        None => event,
+    };
     match step.outcome.failure() {
         None => event,
         Some(failure) if level == Level::Error => event
@@ -186,6 +197,14 @@ pub fn step_started(identity: &Identity, class: &'static str, queued_ms: u64) ->
         .with("queued_ms", queued_ms)
 }
 
+/// A job that waited is next.
+pub fn processing_queued(identity: &Identity, class: &'static str, queue_depth: usize) -> Event {
+    Event::new(Level::Debug, "Processing queued request")
+        .of(identity)
+        .with("resource_class", class)
+        .with("queue_depth", queue_depth)
+}
+
 /// An attempt failed and another follows.
 pub fn attempt_failed(identity: &Identity, failure: &Failure, attempt: u32, delay_ms: u64) -> Event {
     Event::new(Level::Debug, "Retry attempt started")
@@ -197,15 +216,29 @@ pub fn attempt_failed(identity: &Identity, failure: &Failure, attempt: u32, dela
 
 /// An assignment was rejected.
 pub fn rejected(identity: &Identity, reason: RejectReason, failure: &Failure) -> Event {
-    let message = match reason {
-        RejectReason::QueueFull => "Queue full - rejecting request",
-        RejectReason::UnsupportedJobType => "Unknown block type",
-        _ => "Assignment rejected",
+    let (level, message) = match reason {
+        RejectReason::UnsupportedJobType => (Level::Error, "Unknown block type"),
+        _ => (Level::Warn, "Assignment rejected"),
     };
-    Event::new(Level::Warn, message)
+    Event::new(level, message)
         .of(identity)
         .because(failure)
         .with("reason", reason.as_str())
+}
+
+/// An assignment was rejected because its pool has no place.
+pub fn queue_full(
+    identity: &Identity,
+    class: &'static str,
+    queue_depth: usize,
+    max_queue_size: usize,
+) -> Event {
+    Event::new(Level::Warn, "Queue full - rejecting request")
+        .of(identity)
+        .with("resource_class", class)
+        .with("queue_depth", queue_depth)
+        .with("max_queue_size", max_queue_size)
+        .with("reason", RejectReason::QueueFull.as_str())
 }
 
 /// A message that nobody can be answered for.
@@ -266,6 +299,14 @@ pub fn pools_initialized(pools: [usize; 3]) -> Event {
         .with("io_pool", pools[2])
 }
 
+/// Every part of the tree takes messages.
+pub fn tree_initialized(pools: [usize; 3]) -> Event {
+    Event::new(Level::Info, "WorkerActor initialized")
+        .with("cpu_pool_size", pools[0])
+        .with("gpu_pool_size", pools[1])
+        .with("io_pool_size", pools[2])
+}
+
 /// The blocks are known.
 pub fn blocks_registered(job_types: &[&str]) -> Event {
     Event::new(Level::Info, "Block executors registration system initialized").with("job_types", job_types)
@@ -307,11 +348,25 @@ pub fn health_started(address: &str, port: u16) -> Event {
         .with("port", port)
 }
 
+/// A port is closed.
+pub fn health_stopped(address: &str, port: u16) -> Event {
+    Event::new(Level::Info, "Health endpoint stopped")
+        .with("address", address)
+        .with("port", port)
+}
+
 /// A port could not be opened.
 pub fn bind_failed(address: &str, error: &str) -> Event {
     Event::new(Level::Error, "Failed to bind health socket")
         .with("address", address)
         .with("error", error)
+}
+
+/// Something panicked; what became of it is another line.
+pub fn panicked(place: &str, thread: &str) -> Event {
+    Event::new(Level::Error, "Panic")
+        .with("place", place)
+        .with("thread", thread)
 }
 
 /// An actor or task ended and is re-created.

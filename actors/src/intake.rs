@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
-use caf_protocol::ack::RejectReason;
+use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Assignment, Identity, Reading, Refusal, read};
 use caf_protocol::block::{CancellationToken, Registry, ResourceClass, Task};
 use caf_protocol::error_code::ErrorCode;
@@ -24,8 +24,8 @@ use crate::answers::Answers;
 use crate::claims::{Claims, Standing};
 use crate::clock;
 use crate::events::{self, Log};
-use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck};
-use crate::pool::{Place, PoolDoors};
+use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
+use crate::pool::{Enqueue, Place, PoolDoors};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
@@ -67,12 +67,27 @@ pub struct Intake {
     parts: IntakeParts,
 }
 
+/// A message that can be answered, with everything that is known of it.
+struct Case {
+    arrival: Arrival,
+    identity: Identity,
+    /// What would run, or why it will not.
+    prepared: Result<Runnable, Refusal>,
+    standing: Standing,
+    /// First start of handling by this process.
+    first_start: Instant,
+    /// The acknowledgement that was sent then.
+    sent_ack: Option<Arc<Outgoing>>,
+    holdings: Holdings,
+}
+
 /// A message that may run: its inputs suit its block.
 struct Runnable {
     task: Arc<dyn Task>,
     class: ResourceClass,
     repeatable: bool,
-    deadline_ms: u64,
+    /// When it must be over.
+    deadline: Instant,
     max_attempts: u32,
 }
 
@@ -85,7 +100,7 @@ impl Intake {
     // ---- Decisions ----
 
     /// Looks up the block and lets it check the inputs.
-    fn prepare(&self, assignment: Assignment) -> Result<Runnable, Refusal> {
+    fn prepare(&self, assignment: Assignment, first_start: Instant) -> Result<Runnable, Refusal> {
         let Some(block) = self.parts.registry.get(&assignment.job_type) else {
             let known = self.parts.registry.job_types();
             let failure = Failure::of_field(
@@ -112,14 +127,63 @@ impl Intake {
             task,
             class: assignment.resource_class.unwrap_or(block.spec().class),
             repeatable: block.spec().repeatable,
-            deadline_ms: assignment.deadline_ms,
+            deadline: first_start + Duration::from_millis(assignment.deadline_ms),
             max_attempts: assignment.max_attempts.unwrap_or(self.parts.default_attempts),
         })
     }
 
-    fn tenant_allowed(&self, identity: &Identity) -> bool {
+    /// Everything that is known of a message; nothing when nobody can be answered.
+    fn open(&self, arrival: Arrival, holdings: Holdings) -> Option<Case> {
+        let (identity, assignment) = match read(&arrival.payload, &arrival.headers) {
+            Reading::Unanswerable(failure) => {
+                self.bury(arrival, failure, holdings);
+                return None;
+            }
+            Reading::Invalid(identity, refusal) => (identity, Err(refusal)),
+            Reading::Valid(assignment) => (assignment.identity.clone(), Ok(assignment)),
+        };
+        let standing = self.parts.claims.look(&identity.key(), arrival.received);
+        let (first_start, sent_ack) = match &standing {
+            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
+            _ => (arrival.received, None),
+        };
+        let prepared = assignment.and_then(|assignment| self.prepare(assignment, first_start));
+        Some(Case {
+            arrival,
+            identity,
+            prepared,
+            standing,
+            first_start,
+            sent_ack,
+            holdings,
+        })
+    }
+
+    /// The row, and for a job that runs its place. A place is taken only for a job that would run; without one the
+    /// decision is made again.
+    fn choose_row(&self, case: &Case) -> (Row, Option<(Place, Option<PoolLoad>)>) {
         let allowed = &self.parts.allowed_tenants;
-        allowed.is_empty() || allowed.contains(&identity.tenant_id)
+        let mut facts = Facts {
+            unanswerable: false,
+            standing: standing_fact(&case.standing, &case.holdings),
+            draining: self.parts.status.is_draining(),
+            redeliverable: case.holdings.lease.is_some(),
+            refusal: case.prepared.as_ref().err(),
+            tenant_allowed: allowed.is_empty() || allowed.contains(&case.identity.tenant_id),
+            expired: case
+                .prepared
+                .as_ref()
+                .is_ok_and(|job| job.deadline <= Instant::now()),
+            pool_has_room: true,
+        };
+        match (decide(&facts), &case.prepared) {
+            (Row::Run, Ok(job)) => {
+                let place = self.parts.pools.get(job.class).places.try_take();
+                facts.pool_has_room = place.is_some();
+                (decide(&facts), place)
+            }
+            (row, _) => (row, None),
+        }
     }
 
     // ---- Effects ----
@@ -130,111 +194,31 @@ impl Intake {
             permit,
             lease,
         } = delivery;
-        let mut holdings = Holdings {
+        let holdings = Holdings {
             claim: None,
             lease,
             permit,
         };
-        let (identity, prepared) = match read(&arrival.payload, &arrival.headers) {
-            Reading::Unanswerable(failure) => return self.bury(arrival, failure, holdings),
-            Reading::Invalid(identity, refusal) => (identity, Err(refusal)),
-            Reading::Valid(assignment) => (assignment.identity.clone(), self.prepare(assignment)),
+        let Some(mut case) = self.open(arrival, holdings) else {
+            return;
         };
-        let key = identity.key();
-        let standing = self.parts.claims.look(&key, arrival.received);
-        let (first_start, sent_ack) = match &standing {
-            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
-            _ => (arrival.received, None),
-        };
-        let deadline = prepared
-            .as_ref()
-            .ok()
-            .map(|job| first_start + Duration::from_millis(job.deadline_ms));
-        let door = prepared.as_ref().ok().map(|job| self.parts.pools.get(job.class));
-        let mut facts = Facts {
-            unanswerable: false,
-            standing: standing_fact(&standing, &holdings),
-            draining: self.parts.status.is_draining(),
-            redeliverable: holdings.lease.is_some(),
-            refusal: prepared.as_ref().err(),
-            tenant_allowed: self.tenant_allowed(&identity),
-            expired: deadline.is_some_and(|deadline| deadline <= Instant::now()),
-            pool_has_room: true,
-        };
-        let mut row = decide(&facts);
-        // A place is taken only for a job that would run; without one the decision is made again.
-        let mut place = None;
-        if row == Row::Run {
-            place = door.and_then(|door| door.places.try_take());
-            facts.pool_has_room = place.is_some();
-            row = decide(&facts);
-        }
+        let (row, place) = self.choose_row(&case);
         if matches!(row, Row::Run | Row::Reject { .. } | Row::Expired) {
-            holdings.claim = Some(
-                self.parts
-                    .claims
-                    .take(key, holdings.lease.as_ref(), arrival.received),
-            );
+            let (key, lease) = (case.identity.key(), case.holdings.lease.as_ref());
+            case.holdings.claim = Some(self.parts.claims.take(key, lease, case.first_start));
         }
-        match (row, prepared, place, deadline) {
-            (Row::Run, Ok(runnable), Some((place, load)), Some(deadline)) => {
-                let times = Times {
-                    first_start,
-                    deadline,
-                };
-                self.accept(
-                    arrival,
-                    identity,
-                    runnable,
-                    times,
-                    (place, load),
-                    sent_ack,
-                    holdings,
-                );
-            }
+        match (row, place) {
+            (Row::Run, Some((place, load))) => self.accept(case, place, load),
             (
                 Row::Reject {
                     reason,
                     failure,
                     dead_letter,
                 },
-                ..,
-            ) => {
-                self.parts.log.emit(events::rejected(&identity, reason, &failure));
-                let answer = Answer {
-                    ack: AckState::Unsent(self.ack(&identity, Some(reason), sent_ack, None, &holdings)),
-                    step: StepResult {
-                        outcome: Outcome::from(failure),
-                        latency_ms: 0,
-                        retries_used: 0,
-                    },
-                    dead_letter: dead_letter.then_some(reason.as_str()),
-                    rejected: true,
-                    load: None,
-                    arrival,
-                    identity,
-                };
-                self.conclude(Conclusion::Answer(Box::new(answer)), holdings);
-            }
-            (Row::Expired, ..) => {
-                let latency_ms = crate::job::elapsed_ms(first_start, Instant::now());
-                let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
-                let answer = Answer {
-                    ack: AckState::Unsent(self.ack(&identity, None, sent_ack, None, &holdings)),
-                    step: StepResult {
-                        outcome,
-                        latency_ms,
-                        retries_used: 0,
-                    },
-                    dead_letter: None,
-                    rejected: false,
-                    load: None,
-                    arrival,
-                    identity,
-                };
-                self.conclude(Conclusion::Answer(Box::new(answer)), holdings);
-            }
-            (row, ..) => self.settle_without_answer(&row, &standing, &identity, holdings),
+                _,
+            ) => self.reject(case, reason, failure, dead_letter),
+            (Row::Expired, _) => self.expire(case),
+            (row, _) => self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings),
         }
     }
 
@@ -273,32 +257,72 @@ impl Intake {
         self.settle(holdings, verdict);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of a job, each used once")]
-    fn accept(
-        &self,
-        arrival: Arrival,
-        identity: Identity,
-        runnable: Runnable,
-        times: Times,
-        (place, load): (Place, Option<PoolLoad>),
-        sent_ack: Option<Arc<Outgoing>>,
-        holdings: Holdings,
-    ) {
-        let message = self.ack(&identity, None, sent_ack, load, &holdings);
+    /// Rows 2, 3 and 4.
+    fn reject(&self, case: Case, reason: RejectReason, failure: Failure, dead_letter: bool) {
+        self.parts.log.emit(match (reason, &case.prepared) {
+            (RejectReason::QueueFull, Ok(job)) => {
+                let (depth, size) = self.parts.pools.get(job.class).places.queue();
+                events::queue_full(&case.identity, job.class.as_str(), depth, size)
+            }
+            _ => events::rejected(&case.identity, reason, &failure),
+        });
+        let ack = self.ack(&case, Some(reason), None);
+        let answer = Answer {
+            ack: AckState::Unsent(ack),
+            step: StepResult {
+                outcome: Outcome::from(failure),
+                latency_ms: 0,
+                retries_used: 0,
+            },
+            dead_letter: dead_letter.then_some(reason.as_str()),
+            rejected: true,
+            load: None,
+            arrival: case.arrival,
+            identity: case.identity,
+        };
+        self.conclude(Conclusion::Answer(Box::new(answer)), case.holdings);
+    }
+
+    /// Row 8b.
+    fn expire(&self, case: Case) {
+        let ack = self.ack(&case, None, None);
+        let latency_ms = elapsed_ms(case.first_start, Instant::now());
+        let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
+        let answer = Answer {
+            ack: AckState::Unsent(ack),
+            step: StepResult {
+                outcome,
+                latency_ms,
+                retries_used: 0,
+            },
+            dead_letter: None,
+            rejected: false,
+            load: None,
+            arrival: case.arrival,
+            identity: case.identity,
+        };
+        self.conclude(Conclusion::Answer(Box::new(answer)), case.holdings);
+    }
+
+    /// Rows 6 to 9 follow. Here the job has its place, so the acknowledgement may go.
+    fn accept(&self, case: Case, place: Place, load: Option<PoolLoad>) {
+        let message = self.ack(&case, None, load);
+        let Ok(runnable) = case.prepared else { return };
         let (confirmed, is_confirmed) = oneshot::channel();
         // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
-        let _ = self.parts.publisher.acknowledge.tell(Acknowledge {
+        let acknowledge = Acknowledge {
             message: Arc::clone(&message),
             confirmed,
-        });
+        };
+        let _ = self.parts.publisher.acknowledge.tell(acknowledge);
         let job = Job {
-            arrival,
-            identity,
+            arrival: case.arrival,
+            identity: case.identity,
             task: runnable.task,
             class: runnable.class,
             repeatable: runnable.repeatable,
-            started: times.first_start,
-            deadline: times.deadline,
+            started: case.first_start,
+            deadline: runnable.deadline,
             max_attempts: runnable.max_attempts,
             cancel: self.parts.cancel_all.child_token(),
             load,
@@ -307,7 +331,7 @@ impl Intake {
                 confirmed: is_confirmed,
             },
             place,
-            holdings,
+            holdings: case.holdings,
         };
         // When the pool is being re-created, the job drops and the broker delivers it again.
         let _ = self
@@ -315,30 +339,23 @@ impl Intake {
             .pools
             .get(job.class)
             .enqueue
-            .tell(crate::pool::Enqueue(Box::new(job)));
+            .tell(Enqueue(Box::new(job)));
     }
 
     /// The acknowledgement: the recorded one if there is one, byte for byte.
-    fn ack(
-        &self,
-        identity: &Identity,
-        rejection: Option<RejectReason>,
-        sent: Option<Arc<Outgoing>>,
-        load: Option<PoolLoad>,
-        holdings: &Holdings,
-    ) -> Arc<Outgoing> {
+    fn ack(&self, case: &Case, rejection: Option<RejectReason>, load: Option<PoolLoad>) -> Arc<Outgoing> {
         let overload = match rejection {
-            Some(RejectReason::QueueFull) => Some(caf_protocol::ack::OverloadStatus::Critical),
+            Some(RejectReason::QueueFull) => Some(OverloadStatus::Critical),
             _ => load.map(|load| load.status),
         };
-        let ack = sent.unwrap_or_else(|| {
+        let ack = case.sent_ack.clone().unwrap_or_else(|| {
             Arc::new(
                 self.parts
                     .answers
-                    .ack(identity, rejection, overload, clock::epoch_ms()),
+                    .ack(&case.identity, rejection, overload, clock::epoch_ms()),
             )
         });
-        if let Some(claim) = &holdings.claim {
+        if let Some(claim) = &case.holdings.claim {
             claim.record_ack(&ack);
         }
         ack
@@ -356,12 +373,6 @@ impl Intake {
     fn settle(&self, holdings: Holdings, verdict: Verdict) {
         let _ = self.parts.publisher.settle.tell(Settle { holdings, verdict });
     }
-}
-
-#[derive(Clone, Copy)]
-struct Times {
-    first_start: Instant,
-    deadline: Instant,
 }
 
 fn standing_fact(standing: &Standing, holdings: &Holdings) -> StandingFact {

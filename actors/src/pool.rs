@@ -72,9 +72,10 @@ impl Places {
         Some((Place(Arc::clone(count)), load))
     }
 
-    /// Places taken now.
-    pub fn taken(&self) -> usize {
-        self.0.taken.load(SeqCst)
+    /// Jobs waiting now, and how many may.
+    pub fn queue(&self) -> (usize, usize) {
+        let waiting = self.0.taken.load(SeqCst).saturating_sub(self.0.slots);
+        (waiting, self.0.queue.unwrap_or(usize::MAX))
     }
 }
 
@@ -254,12 +255,19 @@ impl Pool {
 
     // ---- Effects ----
 
-    /// Starts waiting jobs while slots are free.
-    fn pump(&mut self, context: &mut Context<Self>) {
+    /// Starts waiting jobs while slots are free. `waited` tells jobs of the line from one that has just come.
+    fn pump(&mut self, context: &mut Context<Self>, waited: bool) {
         self.expire();
         while !self.line.is_empty() {
             let Some(slot) = self.slots.try_take() else { break };
             let Some(job) = self.line.pop() else { break };
+            if waited {
+                self.log.emit(events::processing_queued(
+                    &job.identity,
+                    self.class.as_str(),
+                    self.line.len(),
+                ));
+            }
             let queued_ms = crate::job::elapsed_ms(job.arrival.received, Instant::now());
             self.log.emit(events::step_started(
                 &job.identity,
@@ -308,7 +316,7 @@ impl Pool {
             let wait = at.saturating_duration_since(Instant::now());
             let handle = context.run_later(wait, |pool, context| {
                 pool.alarm = None;
-                pool.pump(context);
+                pool.pump(context, true);
             });
             (at, handle)
         });
@@ -354,7 +362,7 @@ impl Handler<Enqueue> for Pool {
 
     fn handle(&mut self, Enqueue(job): Enqueue, context: &mut Self::Context) {
         self.line.push_back(job.deadline, job);
-        self.pump(context);
+        self.pump(context, false);
     }
 }
 
@@ -362,7 +370,7 @@ impl Handler<SlotReturned> for Pool {
     type Result = ();
 
     fn handle(&mut self, _: SlotReturned, context: &mut Self::Context) {
-        self.pump(context);
+        self.pump(context, true);
     }
 }
 

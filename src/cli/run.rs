@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::settings::load::Loaded;
 use crate::settings::origin::Origin;
 use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
+use crate::signals::Signals;
 use crate::submit::Show;
 use crate::telemetry::{Streams, logger};
 use crate::{exec as exec_command, serve as serve_command, submit as submit_command};
@@ -25,7 +26,9 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
             log.emit(events::warning(&warning.to_string()));
         }
         match caf_blocks::registry(&settings.blocks, Extras::default()) {
-            Ok(registry) => on_event_loop(log, serve_command::run(settings, registry, log)),
+            Ok(registry) => on_event_loop(log, async {
+                serve_command::run(settings, registry, Signals::listen()?, log).await
+            }),
             Err(error) => complain(&error),
         }
     })
@@ -47,7 +50,9 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
             };
             Ok(caf_blocks::registry(&settings.blocks, extras)?)
         };
-        on_event_loop(log, exec_command::run(settings, input, registry, log))
+        on_event_loop(log, async {
+            exec_command::run(settings, input, registry, Signals::listen()?, log).await
+        })
     })
 }
 
@@ -68,10 +73,12 @@ pub(super) fn submit(loaded: &Loaded, args: SubmitArgs, output: OutputFormat) ->
     })
 }
 
-/// The log settings of a command whose answer is on standard output: warnings and above, unless a level was asked for.
+/// The log settings of a command whose answer is on standard output: warnings and above, unless the level was asked for
+/// on the command line or in the environment. Files speak to the node.
 fn quiet(loaded: &Loaded) -> LogSettings {
     let mut log = loaded.settings.log.clone();
-    if loaded.origin(&["log".to_owned(), "level".to_owned()]) == Origin::Default {
+    let origin = loaded.origin(&["log".to_owned(), "level".to_owned()]);
+    if matches!(origin, Origin::Default | Origin::File(_)) {
         log.level = LogLevel::Warn;
     }
     log
@@ -85,9 +92,23 @@ fn with_log(
 ) -> Exit {
     let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
     match logger(log, streams, &worker_id) {
-        Ok(logger) => run(&Log::new(logger, &worker_id)),
+        Ok(logger) => {
+            let log = Log::new(logger, &worker_id);
+            log_panics(&log);
+            run(&log)
+        }
         Err(error) => complain(&error),
     }
+}
+
+/// A panic is one line of the log like any other. Its text stays out of it: it may quote what a job brought.
+fn log_panics(log: &Log) {
+    let log = log.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        log.emit(events::panicked(&place, thread.name().unwrap_or_default()));
+    }));
 }
 
 fn complain(error: &dyn std::error::Error) -> Exit {

@@ -60,8 +60,8 @@ fn rules_of_every_section_are_checked_under_its_name() {
         "drain.soft_s",
         "http.admin_addr",
         "log.file",
-        "blocks.http.body_timeout_ms",
         "blocks.http.allow_targets",
+        "blocks.http.body_timeout_ms",
         "blocks.fs.roots.a/b",
     ];
     assert_eq!(keys, expected);
@@ -91,6 +91,25 @@ fn a_connection_is_checked_under_its_name() {
         [
             "blocks.sql.connections.main.url",
             "blocks.sql.connections.main.pool_size"
+        ]
+    );
+}
+
+#[test]
+fn a_name_with_dots_is_one_segment_of_the_key() {
+    let connection = serde_json::from_str(r#"{"url":"sqlite://x.db","max_rows":0}"#).unwrap();
+    let mut settings = Settings::default();
+    settings.blocks.sql.connections.insert("v1.2".into(), connection);
+    settings.blocks.fs.roots.insert("a.b".into(), PathBuf::new());
+    let mut rules = Rules::default();
+    settings.validate(&mut rules);
+    let broken = rules.into_broken();
+    let keys: Vec<_> = broken.iter().map(|broken| broken.key.as_slice()).collect();
+    assert_eq!(
+        keys,
+        [
+            ["blocks", "fs", "roots", "a.b"].as_slice(),
+            &["blocks", "sql", "connections", "v1.2", "max_rows"],
         ]
     );
 }

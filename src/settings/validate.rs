@@ -88,15 +88,15 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || any(a.ip()) || any(b.ip()))
 }
 
-/// The blocks know their own rules and name the first that is broken, by its full key.
+/// The blocks know their own rules and name every broken one by its full key, segment by segment.
 fn check_blocks(blocks: &BlockSettings, rules: &mut Rules) {
-    if let Err(error) = blocks.validate() {
-        let path: Vec<&str> = error.key.split('.').skip(1).collect();
-        report(&path, &error.rule, rules);
+    for error in blocks.validate().err().unwrap_or_default() {
+        // The first segment is the section in which this is called.
+        report(error.key.get(1..).unwrap_or_default(), &error.rule, rules);
     }
 }
 
-fn report(path: &[&str], rule: &str, rules: &mut Rules) {
+fn report(path: &[String], rule: &str, rules: &mut Rules) {
     match path {
         [] => {}
         [key] => rules.require(key, false, rule),

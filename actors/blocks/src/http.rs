@@ -35,6 +35,7 @@ use tokio_rustls::rustls::ClientConfig;
 
 use self::dial::Dial;
 use self::guard::Guard;
+pub(crate) use self::guard::{TARGET_RULE, is_target};
 use self::request::Request;
 use crate::Extras;
 use crate::settings::{HttpSettings, SettingError, ms};

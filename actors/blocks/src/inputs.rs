@@ -91,7 +91,7 @@ impl<'a> Fields<'a> {
             Some((_, Value::Object(map))) => Ok(Some(map.clone())),
             Some((name, Value::String(text))) => json::object_from_str(text)
                 .map(Some)
-                .map_err(|error| invalid_format(name, "must be a JSON object").internally(error)),
+                .map_err(|_| invalid_format(name, "must be a JSON object")),
             Some((name, _)) => Err(invalid_format(name, "must be a JSON object")),
         }
     }
@@ -127,7 +127,7 @@ pub(crate) fn base64(field: &str, text: &str) -> Result<Vec<u8>, Failure> {
     let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     BASE64_STANDARD
         .decode(compact)
-        .map_err(|error| invalid_format(field, "must be base64").internally(error))
+        .map_err(|_| invalid_format(field, "must be base64"))
 }
 
 /// Encodes base64 with padding.

@@ -36,15 +36,27 @@ pub struct Extras {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// A setting breaks its rule.
-    #[error(transparent)]
-    Setting(#[from] SettingError),
+    /// Settings break their rules; never empty.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Settings(Vec<SettingError>),
+}
+
+impl From<Vec<SettingError>> for SetupError {
+    fn from(broken: Vec<SettingError>) -> Self {
+        Self::Settings(broken)
+    }
+}
+
+impl From<SettingError> for SetupError {
+    fn from(broken: SettingError) -> Self {
+        Self::Settings(vec![broken])
+    }
 }
 
 /// Builds every block. Does no I/O: roots and databases are opened by the first job that needs them.
 ///
 /// # Errors
-/// When a setting breaks its rule; the message names the key.
+/// When settings break their rules; the message names every key.
 pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, SetupError> {
     settings.validate()?;
     Ok(Registry::default()

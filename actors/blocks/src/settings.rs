@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 /// A setting that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {rule}, got {value}")]
+#[error("{}: {rule}, got {value}", key_text(key))]
 pub struct SettingError {
-    /// Full key, such as `blocks.http.max_redirects`.
-    pub key: String,
+    /// Full key, segment by segment: `["blocks", "http", "max_redirects"]`. Names that an operator chose may hold dots.
+    pub key: Vec<String>,
     /// What the value has to be.
     pub rule: String,
     /// The value, or `(hidden)` where it may hold credentials.
@@ -25,12 +25,77 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    pub(crate) fn new(key: impl Into<String>, rule: impl Into<String>, value: impl fmt::Display) -> Self {
+    /// `key` begins with `blocks`.
+    pub(crate) fn new(key: &[&str], rule: impl Into<String>, value: impl fmt::Display) -> Self {
         Self {
-            key: key.into(),
+            key: key.iter().map(|&segment| segment.to_owned()).collect(),
             rule: rule.into(),
             value: value.to_string(),
         }
+    }
+}
+
+/// A key as people write it: segments joined by dots, quoted where a name needs it.
+fn key_text(key: &[String]) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let segments: Vec<_> = key
+        .iter()
+        .map(|segment| match segment.as_str() {
+            "" => "\"\"".to_owned(),
+            plain if plain.chars().all(is_plain) => plain.to_owned(),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    segments.join(".")
+}
+
+/// Broken rules found so far, and the section that is being checked.
+struct Checks<'a> {
+    section: Vec<&'a str>,
+    broken: Vec<SettingError>,
+}
+
+impl<'a> Checks<'a> {
+    /// Checks the section `name` inside the current one.
+    fn section(&mut self, name: &'a str, check: impl FnOnce(&mut Self)) {
+        self.section.push(name);
+        check(self);
+        self.section.pop();
+    }
+
+    /// Reports `rule` for `key` of the current section unless it holds.
+    fn require(&mut self, key: &str, holds: bool, rule: &str, value: impl fmt::Display) {
+        if !holds {
+            let key = [self.section.as_slice(), &[key]].concat();
+            self.broken.push(SettingError::new(&key, rule, value));
+        }
+    }
+
+    /// A limit of zero would fail every job, one beyond the longest deadline would never act.
+    fn limit_ms(&mut self, key: &str, value: u64) {
+        let holds = (1..=3_600_000).contains(&value);
+        self.require(key, holds, "must be 1 to 3600000 milliseconds", value);
+    }
+
+    fn bytes(&mut self, key: &str, value: u64) {
+        let holds = (1..=1 << 30).contains(&value);
+        self.require(key, holds, "must be 1 to 1073741824 bytes", value);
+    }
+
+    fn rows(&mut self, key: &str, value: u64) {
+        let holds = (1..=10_000_000).contains(&value);
+        self.require(key, holds, "must be 1 to 10000000", value);
+    }
+
+    /// A name that the operator chose, itself a key of the current section.
+    fn name(&mut self, name: &str) {
+        let holds = (1..=64).contains(&name.len())
+            && !name.starts_with('.')
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        let rule = "must have a name of 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'";
+        self.require(name, holds, rule, format_args!("the name {name:?}"));
     }
 }
 
@@ -47,14 +112,23 @@ pub struct BlockSettings {
 }
 
 impl BlockSettings {
-    /// Checks every rule that the types cannot express.
+    /// Checks every rule that the types cannot express. Never looks at files, names or networks.
     ///
     /// # Errors
-    /// The first broken rule, with its key and value.
-    pub fn validate(&self) -> Result<(), SettingError> {
-        self.http.validate()?;
-        self.fs.validate()?;
-        self.sql.validate()
+    /// Every broken rule, with its key and value, in the order of the sections; never empty.
+    pub fn validate(&self) -> Result<(), Vec<SettingError>> {
+        let mut checks = Checks {
+            section: vec!["blocks"],
+            broken: Vec::new(),
+        };
+        checks.section("http", |checks| self.http.check(checks));
+        checks.section("fs", |checks| self.fs.check(checks));
+        checks.section("sql", |checks| self.sql.check(checks));
+        if checks.broken.is_empty() {
+            Ok(())
+        } else {
+            Err(checks.broken)
+        }
     }
 }
 
@@ -96,25 +170,18 @@ impl Default for HttpSettings {
 }
 
 impl HttpSettings {
-    fn validate(&self) -> Result<(), SettingError> {
-        for (key, value) in [
-            ("connect_timeout_ms", self.connect_timeout_ms),
-            ("response_head_timeout_ms", self.response_head_timeout_ms),
-            ("body_timeout_ms", self.body_timeout_ms),
-        ] {
-            check_limit_ms(&format!("blocks.http.{key}"), value)?;
+    fn check<'a>(&'a self, checks: &mut Checks<'a>) {
+        for entry in &self.allow_targets {
+            let holds = crate::http::is_target(entry);
+            checks.require("allow_targets", holds, crate::http::TARGET_RULE, entry);
         }
-        check_bytes("blocks.http.max_response_bytes", self.max_response_bytes)?;
-        check_bytes("blocks.http.max_request_bytes", self.max_request_bytes)?;
-        if self.max_redirects > 50 {
-            let rule = "must be at most 50";
-            return Err(SettingError::new(
-                "blocks.http.max_redirects",
-                rule,
-                self.max_redirects,
-            ));
-        }
-        Ok(())
+        checks.limit_ms("connect_timeout_ms", self.connect_timeout_ms);
+        checks.limit_ms("response_head_timeout_ms", self.response_head_timeout_ms);
+        checks.limit_ms("body_timeout_ms", self.body_timeout_ms);
+        checks.bytes("max_response_bytes", self.max_response_bytes);
+        checks.bytes("max_request_bytes", self.max_request_bytes);
+        let holds = self.max_redirects <= 50;
+        checks.require("max_redirects", holds, "must be at most 50", self.max_redirects);
     }
 }
 
@@ -145,20 +212,17 @@ impl Default for FsSettings {
 }
 
 impl FsSettings {
-    fn validate(&self) -> Result<(), SettingError> {
-        for (name, path) in &self.roots {
-            if !is_name(name) {
-                let rule = "a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'";
-                return Err(SettingError::new("blocks.fs.roots", rule, name));
+    fn check<'a>(&'a self, checks: &mut Checks<'a>) {
+        checks.section("roots", |checks| {
+            for (name, path) in &self.roots {
+                checks.name(name);
+                let holds = !path.as_os_str().is_empty();
+                checks.require(name, holds, "must be a path", "an empty string");
             }
-            if path.as_os_str().is_empty() {
-                let key = format!("blocks.fs.roots.{name}");
-                return Err(SettingError::new(key, "must be a path", "an empty string"));
-            }
-        }
-        check_bytes("blocks.fs.max_bytes", self.max_bytes)?;
-        check_limit_ms("blocks.fs.read_timeout_ms", self.read_timeout_ms)?;
-        check_limit_ms("blocks.fs.write_timeout_ms", self.write_timeout_ms)
+        });
+        checks.bytes("max_bytes", self.max_bytes);
+        checks.limit_ms("read_timeout_ms", self.read_timeout_ms);
+        checks.limit_ms("write_timeout_ms", self.write_timeout_ms);
     }
 }
 
@@ -289,80 +353,43 @@ impl fmt::Debug for SqlConnectionSettings {
 }
 
 impl SqlSettings {
-    fn validate(&self) -> Result<(), SettingError> {
-        let memory = &self.memory;
-        check_bytes("blocks.sql.memory.max_database_bytes", memory.max_database_bytes)?;
-        check_answer("blocks.sql.memory", memory.max_rows, memory.max_bytes)?;
-        check_limit_ms(
-            "blocks.sql.memory.statement_timeout_ms",
-            memory.statement_timeout_ms,
-        )?;
-        for (name, connection) in &self.connections {
-            if !is_name(name) {
-                let rule = "a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.'";
-                return Err(SettingError::new("blocks.sql.connections", rule, name));
+    fn check<'a>(&'a self, checks: &mut Checks<'a>) {
+        checks.section("connections", |checks| {
+            for (name, connection) in &self.connections {
+                checks.name(name);
+                checks.section(name, |checks| connection.check(checks));
             }
-            let key = format!("blocks.sql.connections.{name}");
-            check_answer(&key, connection.max_rows, connection.max_bytes)?;
-            check_limit_ms(
-                &format!("{key}.statement_timeout_ms"),
-                connection.statement_timeout_ms,
-            )?;
-            check_limit_ms(
-                &format!("{key}.connect_timeout_ms"),
-                connection.connect_timeout_ms,
-            )?;
-            if !(1..=1_000).contains(&connection.pool_size) {
-                let rule = "must be 1 to 1000";
-                return Err(SettingError::new(
-                    format!("{key}.pool_size"),
-                    rule,
-                    connection.pool_size,
-                ));
-            }
+        });
+        checks.section("memory", |checks| self.memory.check(checks));
+    }
+}
+
+impl SqlMemorySettings {
+    fn check(&self, checks: &mut Checks<'_>) {
+        checks.bytes("max_database_bytes", self.max_database_bytes);
+        checks.rows("max_rows", self.max_rows);
+        checks.bytes("max_bytes", self.max_bytes);
+        checks.limit_ms("statement_timeout_ms", self.statement_timeout_ms);
+    }
+}
+
+impl SqlConnectionSettings {
+    fn check(&self, checks: &mut Checks<'_>) {
+        if let Err(rule) = crate::sql::check_url(self) {
+            checks.require("url", false, &rule, "(hidden)");
         }
-        Ok(())
+        checks.rows("max_rows", self.max_rows);
+        checks.bytes("max_bytes", self.max_bytes);
+        checks.limit_ms("statement_timeout_ms", self.statement_timeout_ms);
+        checks.limit_ms("connect_timeout_ms", self.connect_timeout_ms);
+        let holds = (1..=1_000).contains(&self.pool_size);
+        checks.require("pool_size", holds, "must be 1 to 1000", self.pool_size);
     }
 }
 
 /// Milliseconds as a duration.
 pub(crate) const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
-}
-
-fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && !text.starts_with('.')
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
-}
-
-/// A limit of zero would fail every job, one beyond the longest deadline would never act.
-fn check_limit_ms(key: &str, value: u64) -> Result<(), SettingError> {
-    if (1..=3_600_000).contains(&value) {
-        return Ok(());
-    }
-    Err(SettingError::new(key, "must be 1 to 3600000 milliseconds", value))
-}
-
-fn check_bytes(key: &str, value: u64) -> Result<(), SettingError> {
-    if (1..=1 << 30).contains(&value) {
-        return Ok(());
-    }
-    Err(SettingError::new(key, "must be 1 to 1073741824 bytes", value))
-}
-
-fn check_answer(key: &str, max_rows: u64, max_bytes: u64) -> Result<(), SettingError> {
-    check_bytes(&format!("{key}.max_bytes"), max_bytes)?;
-    if (1..=10_000_000).contains(&max_rows) {
-        return Ok(());
-    }
-    Err(SettingError::new(
-        format!("{key}.max_rows"),
-        "must be 1 to 10000000",
-        max_rows,
-    ))
 }
 
 #[cfg(test)]
@@ -407,32 +434,44 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_rule_names_key_and_value() {
-        for (settings, message) in [
-            (
-                json!({"http": {"connect_timeout_ms": 0}}),
-                "blocks.http.connect_timeout_ms: must be 1 to 3600000 milliseconds, got 0",
-            ),
-            (
-                json!({"http": {"max_redirects": 51}}),
-                "blocks.http.max_redirects: must be at most 50, got 51",
-            ),
-            (
-                json!({"fs": {"roots": {"a": ""}}}),
-                "blocks.fs.roots.a: must be a path, got an empty string",
-            ),
-            (
-                json!({"fs": {"roots": {"a/b": "x"}}}),
-                "blocks.fs.roots: a name is 1 to 64 letters, digits, '_', '-' or '.', not starting with '.', got a/b",
-            ),
-            (
-                json!({"sql": {"connections": {"a": {"url": "sqlite://x", "pool_size": 0}}}}),
-                "blocks.sql.connections.a.pool_size: must be 1 to 1000, got 0",
-            ),
-        ] {
-            let error = read(settings).expect("reads").validate().expect_err("is refused");
-            assert_eq!(error.to_string(), message);
-        }
+    fn every_broken_rule_names_key_and_value() {
+        let settings = read(json!({
+            "http": {"connect_timeout_ms": 0, "max_redirects": 51, "allow_targets": ["10.0.0.0/8", "10.0.0.0/33", "a b"]},
+            "fs": {"roots": {"a": "", "a/b": "x", "": "x"}, "max_bytes": 0},
+            "sql": {
+                "connections": {
+                    ".x": {"url": "sqlite://x"},
+                    "v1.2": {"url": "postgres://u:hunter2@h:port/d", "pool_size": 0, "max_rows": 0},
+                },
+                "memory": {"max_bytes": 0},
+            },
+        }))
+        .expect("reads");
+        let broken = settings.validate().expect_err("is refused");
+        let shown: Vec<_> = broken.iter().map(ToString::to_string).collect();
+        let name = "must have a name of 1 to 64 letters, digits, '_', '-' or '.', not starting with '.', got the name";
+        let target = "must be an address, a range such as 10.0.0.0/8, or a host name, got";
+        let expected = [
+            format!("blocks.http.allow_targets: {target} 10.0.0.0/33"),
+            format!("blocks.http.allow_targets: {target} a b"),
+            "blocks.http.connect_timeout_ms: must be 1 to 3600000 milliseconds, got 0".to_owned(),
+            "blocks.http.max_redirects: must be at most 50, got 51".to_owned(),
+            format!("blocks.fs.roots.\"\": {name} \"\""),
+            "blocks.fs.roots.a: must be a path, got an empty string".to_owned(),
+            format!("blocks.fs.roots.\"a/b\": {name} \"a/b\""),
+            "blocks.fs.max_bytes: must be 1 to 1073741824 bytes, got 0".to_owned(),
+            format!("blocks.sql.connections.\".x\": {name} \".x\""),
+            "blocks.sql.connections.\"v1.2\".url: must be a PostgreSQL address, postgres://user@host:port/database, got (hidden)"
+                .to_owned(),
+            "blocks.sql.connections.\"v1.2\".max_rows: must be 1 to 10000000, got 0".to_owned(),
+            "blocks.sql.connections.\"v1.2\".pool_size: must be 1 to 1000, got 0".to_owned(),
+            "blocks.sql.memory.max_bytes: must be 1 to 1073741824 bytes, got 0".to_owned(),
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(
+            broken[10].key,
+            ["blocks", "sql", "connections", "v1.2", "max_rows"]
+        );
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! `sql.query`: one query on a database that the settings name, or on an in-memory SQLite database of the job's own.
 //!
 //! Neighbours: [`crate::registry`] builds it. `source` says what a job may connect to, `sqlite` and `postgres` run the
-//! query, `rows` collects the answer within its limits. Parameters are always bound, never put into the text of a query.
-//! No message holds an address or credentials of a database.
+//! query, `rows` collects the answer within its limits, `words` cleans what the database says. Parameters are always bound, never put into the text of a query.
+//! No message, not even an internal one, holds an address or credentials of a database, text of a query, or a value.
 
 mod postgres;
 mod rows;
 mod source;
 mod sqlite;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+pub(crate) use self::source::check_url;
 use self::source::{Kind, Source};
 use crate::inputs::{Fields, invalid_input};
 use crate::settings::{SettingError, SqlSettings};
@@ -75,7 +77,7 @@ impl SqlQuery {
             .iter()
             .map(|(name, connection)| {
                 let source = Source::named(connection, &settings.memory).map_err(|rule| {
-                    SettingError::new(format!("blocks.sql.connections.{name}.url"), rule, "(hidden)")
+                    SettingError::new(&["blocks", "sql", "connections", name, "url"], rule, "(hidden)")
                 })?;
                 Ok((name.clone(), Arc::new(source)))
             })

@@ -1,5 +1,7 @@
 //! What the tests of all blocks share, and the tests of the registry.
 
+mod payload;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,8 +1,5 @@
 //! `sql.query` against a real PostgreSQL server.
 
-#[path = "postgres/server.rs"]
-mod server;
-
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +10,9 @@ use caf_protocol::block::{BlockContext, CancellationToken, Outputs, Registry, Ta
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::Correlation;
 use caf_protocol::outcome::Failure;
+use caf_testkit::Postgres;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-
-use server::Postgres;
 
 /// Longest wait for something to happen on the server.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,7 +59,7 @@ async fn row(blocks: &Registry, text: &str, params: Value) -> Value {
 
 /// Runs a test as the node runs blocks.
 fn with_server(test: impl AsyncFnOnce(Postgres)) {
-    let server = Postgres::start();
+    let server = Postgres::start().expect("starts");
     actix_rt::System::new().block_on(test(server));
 }
 
@@ -350,6 +346,22 @@ fn a_connection_is_read_only_unless_the_settings_say_otherwise() {
 }
 
 #[test]
+fn what_a_job_sets_on_its_connection_does_not_reach_the_next_job() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| connection.pool_size = 1);
+        query(&blocks, "rw", "SET search_path = elsewhere", json!([]))
+            .await
+            .expect("sets");
+        query(&blocks, "rw", "CREATE TEMP TABLE leftover(a int)", json!([]))
+            .await
+            .expect("creates");
+        let text = "SELECT current_setting('search_path') AS path, to_regclass('pg_temp.leftover')::text AS leftover";
+        let seen = query(&blocks, "rw", text, json!([])).await.expect("reads")["rows"][0].clone();
+        assert_eq!(seen, json!({"path": "\"$user\", public", "leftover": null}));
+    });
+}
+
+#[test]
 fn a_failed_statement_writes_nothing_and_only_one_statement_is_taken() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| connection.max_rows = 2);
@@ -523,6 +535,53 @@ fn a_lost_connection_is_a_network_error_and_is_replaced() {
 }
 
 #[test]
+fn failures_repeat_no_query_no_parameter_and_no_value() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        for text in [
+            "CREATE TABLE kept(a text UNIQUE, b text CHECK (b <> 'hunter2'))",
+            "INSERT INTO kept VALUES ('hunter2', 'b')",
+            "CREATE TYPE mood AS ENUM ('sad')",
+        ] {
+            query(&blocks, "rw", text, json!([])).await.expect(text);
+        }
+        for (text, params) in [
+            ("SELECT 'hunter2' FROM none", json!([])),
+            ("SELECT 'hunter2' x y z", json!([])),
+            ("SELECT 1 'hunter2'", json!([])),
+            ("SELECT 'hunter2", json!([])),
+            ("SELECT $$hunter2", json!([])),
+            ("SELECT 1 /* hunter2 */ SELEC FROM", json!([])),
+            ("SELECT 'hunter2'::int", json!([])),
+            ("SELECT a::int FROM kept", json!([])),
+            ("SELECT a::mood FROM kept", json!([])),
+            ("SELECT ('{\"' || a)::json FROM kept", json!([])),
+            ("SELECT to_date(a, 'YYYY') FROM kept", json!([])),
+            ("SELECT jsonb_path_query('{}', a::jsonpath) FROM kept", json!([])),
+            ("SELECT set_config('hunter2', 'hunter2', true)", json!([])),
+            ("SELECT $1::date", json!(["hunter2"])),
+            ("SELECT $1::int", json!(["hunter2"])),
+            ("SELECT $1::int[]", json!(["{hunter2"])),
+            ("SELECT $1::mood", json!(["hunter2"])),
+            ("SELECT $1::xml", json!(["<hunter2"])),
+            ("SELECT $1::text", json!(["hunter2", "hunter2"])),
+            ("SELECT '10.0.0.1'::inet AS \"hunter2 x\"", json!([])),
+            ("INSERT INTO kept VALUES ($1, 'b')", json!(["hunter2"])),
+            ("INSERT INTO kept VALUES ('x', $1)", json!(["hunter2"])),
+            ("DO $$ BEGIN RAISE 'hunter2'; END $$", json!([])),
+            (
+                "DO $$ BEGIN RAISE 'hun%', 'ter2' USING ERRCODE = '42P01'; END $$",
+                json!([]),
+            ),
+        ] {
+            let failure = query(&blocks, "rw", text, params).await.expect_err(text);
+            let told = format!("{} {:?} {:?}", failure.message, failure.internal, failure.details);
+            assert!(!told.contains("hunter2"), "{text}: {told}");
+        }
+    });
+}
+
+#[test]
 fn user_and_password_of_the_settings_count_and_are_never_shown() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| {
@@ -533,15 +592,13 @@ fn user_and_password_of_the_settings_count_and_are_never_shown() {
             .await
             .expect_err("is refused");
         assert_eq!(failure.code, ErrorCode::ExecutionFailed, "{failure:?}");
-        assert!(!failure.message.contains("nobody_here"), "{}", failure.message);
+        let internal = failure.internal.as_deref().expect("says what the log needs");
+        assert!(internal.starts_with("SQLSTATE 28000 "), "{internal}");
+        let shown = format!("{failure:?}");
         assert!(
-            failure
-                .internal
-                .as_deref()
-                .is_some_and(|text| text.contains("nobody_here")),
-            "{failure:?}"
+            !shown.contains("nobody_here") && !shown.contains("hunter2"),
+            "{shown}"
         );
-        assert!(!format!("{failure:?}").contains("hunter2"));
     });
 }
 

@@ -151,6 +151,8 @@ fn note(
             on_link(false);
             link.send_modify(|link| link.up = false);
         }
+        // Every attempt to reconnect reports an error of its own: that the broker is away was said once.
+        Event::ClientError(_) if !link.borrow().up => {}
         other => log.emit(events::nats_reported(name, &other.to_string())),
     }
 }

@@ -2,20 +2,77 @@
 //!
 //! Neighbours: the command uses it; the worker's own stations never do.
 
-use bytes::Bytes;
-use futures_util::stream::{self, PollNext};
-use futures_util::{Stream, StreamExt};
+use std::time::Duration;
 
-use super::connection::{ConnectError, Connection, connect};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::{self, stream::Stream};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, PollNext};
+use tokio::sync::{mpsc, watch};
+
+use super::connection::{ConnectError, Connection, Link, connect};
 use super::headers_of;
 use crate::events::Log;
 use crate::settings::NatsSettings;
 use crate::sink::Outgoing;
 
+/// Answers read ahead of whoever prints them.
+const ANSWERS_AHEAD: usize = 256;
+/// Pause before the stream is read again.
+const REREAD_WAIT: Duration = Duration::from_millis(200);
+
 /// A connection that plays the router.
 pub struct RouterSide {
     connection: Connection,
     settings: NatsSettings,
+}
+
+/// Reads a stream from sequence `next` on, again and again after the broker was away, until nobody listens.
+async fn read_stream(
+    stream: Stream,
+    filter: Vec<String>,
+    mut next: u64,
+    mut link: watch::Receiver<Link>,
+    answers: mpsc::Sender<Outgoing>,
+) {
+    while !answers.is_closed() {
+        let generation = link.borrow_and_update().generation;
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next },
+            filter_subjects: filter.clone(),
+            ..OrderedConfig::default()
+        };
+        let reader = async { stream.create_consumer(config).await.ok()?.messages().await.ok() };
+        if let Some(mut messages) = reader.await {
+            loop {
+                let message = tokio::select! {
+                    message = messages.next() => message,
+                    // The server has forgotten this reader.
+                    _ = link.wait_for(|link| link.generation != generation) => break,
+                };
+                let Some(Ok(message)) = message else { break };
+                next = message.info().map_or(next, |info| info.stream_sequence + 1);
+                if answers.send(outgoing(&message)).await.is_err() {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(REREAD_WAIT).await;
+    }
+}
+
+fn outgoing(message: &async_nats::Message) -> Outgoing {
+    Outgoing {
+        subject: message.subject.to_string(),
+        headers: headers_of(message.headers.as_ref()),
+        payload: message.payload.clone(),
+    }
+}
+
+fn broken(error: impl ToString) -> RouterSideError {
+    RouterSideError::Broken(error.to_string())
 }
 
 /// Why it does not work.
@@ -42,28 +99,49 @@ impl RouterSide {
         })
     }
 
-    /// Every acknowledgement and result from now on.
+    /// Every acknowledgement and result from now on. Read from the stream that stores them when there is one, so that a
+    /// broker that comes back loses none; else as they pass by.
     ///
     /// # Errors
     /// When the connection broke.
-    pub async fn answers(&self) -> Result<impl Stream<Item = Outgoing> + Unpin + use<>, RouterSideError> {
+    pub async fn answers(&self) -> Result<mpsc::Receiver<Outgoing>, RouterSideError> {
         let subjects = &self.settings.subjects;
+        let jetstream = jetstream::new(self.connection.client.clone());
+        let (answers, receiver) = mpsc::channel(ANSWERS_AHEAD);
+        let stored = (
+            jetstream.stream_by_subject(subjects.result.as_str()).await,
+            jetstream.stream_by_subject(subjects.ack.as_str()).await,
+        );
+        if let (Ok(results), Ok(acks)) = stored
+            && results == acks
+            && let Ok(stream) = jetstream.get_stream(&results).await
+        {
+            let next = stream.cached_info().state.last_sequence + 1;
+            let filter = vec![subjects.ack.clone(), subjects.result.clone()];
+            tokio::spawn(read_stream(
+                stream,
+                filter,
+                next,
+                self.connection.link.clone(),
+                answers,
+            ));
+            return Ok(receiver);
+        }
         let client = &self.connection.client;
-        let broken = |error: async_nats::client::SubscribeError| RouterSideError::Broken(error.to_string());
         let acks = client.subscribe(subjects.ack.clone()).await.map_err(broken)?;
         let results = client.subscribe(subjects.result.clone()).await.map_err(broken)?;
         // Nothing may be sent before the server knows what we listen to.
-        client
-            .flush()
-            .await
-            .map_err(|error| RouterSideError::Broken(error.to_string()))?;
-        // An acknowledgement is sent before its result; it must not be overtaken here, or the last one is missed.
-        let in_order = stream::select_with_strategy(acks, results, |(): &mut ()| PollNext::Left);
-        Ok(in_order.map(|message| Outgoing {
-            subject: message.subject.to_string(),
-            headers: headers_of(message.headers.as_ref()),
-            payload: message.payload,
-        }))
+        client.flush().await.map_err(broken)?;
+        tokio::spawn(async move {
+            // An acknowledgement is sent before its result; it must not be overtaken here, or the last one is missed.
+            let mut both = stream::select_with_strategy(acks, results, |(): &mut ()| PollNext::Left);
+            while let Some(message) = both.next().await {
+                if answers.send(outgoing(&message)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
     }
 
     /// Sends one assignment, as the router does: without headers.
@@ -73,10 +151,7 @@ impl RouterSide {
     pub async fn submit(&self, payload: Bytes) -> Result<(), RouterSideError> {
         let client = &self.connection.client;
         let subject = self.settings.subjects.assign.clone();
-        client
-            .publish(subject, payload)
-            .await
-            .map_err(|error| RouterSideError::Broken(error.to_string()))
+        client.publish(subject, payload).await.map_err(broken)
     }
 
     /// Waits until the server has everything that was sent.
@@ -84,10 +159,6 @@ impl RouterSide {
     /// # Errors
     /// When the connection broke.
     pub async fn flush(&self) -> Result<(), RouterSideError> {
-        self.connection
-            .client
-            .flush()
-            .await
-            .map_err(|error| RouterSideError::Broken(error.to_string()))
+        self.connection.client.flush().await.map_err(broken)
     }
 }

@@ -57,7 +57,7 @@ fn the_workers_own_name_beats_the_shared_one() {
 
 #[test]
 fn filters_in_rust_log_are_none_of_our_business() {
-    assert_eq!(values(&[("RUST_LOG", "async_nats=trace,info")]), []);
+    assert_eq!(values(&[("RUST_LOG", "some_crate=trace,info")]), []);
     assert!(read(&[("LOG_LEVEL", "loud")]).1[0].contains("error, warn, info, debug"));
 }
 

@@ -141,7 +141,7 @@ fn names_in_maps_add_up_and_displace_the_built_in_ones() {
     let dir = Dir::new();
     let file = dir.file(
         "a.toml",
-        "[blocks.fs.roots]\n\"my.dir\" = \"/a\"\n[blocks.sql.connections.main]\nurl = \"u\"",
+        "[blocks.fs.roots]\n\"my.dir\" = \"/a\"\n[blocks.sql.connections.main]\nurl = \"sqlite://u.db\"",
     );
     let environment = [
         ("WORKER__BLOCKS__FS__ROOTS__WORK", "/b"),

@@ -14,7 +14,9 @@ use crate::Extras;
 use crate::settings::SettingError;
 
 /// The setting that lets further targets through.
-const ALLOW_KEY: &str = "blocks.http.allow_targets";
+const ALLOW_KEY: [&str; 3] = ["blocks", "http", "allow_targets"];
+/// What an entry of it has to be.
+pub(crate) const TARGET_RULE: &str = "must be an address, a range such as 10.0.0.0/8, or a host name";
 
 /// The rules.
 #[derive(Debug)]
@@ -37,8 +39,7 @@ impl Guard {
         let allowed = allow_targets
             .iter()
             .map(|entry| {
-                let rule = "must be an address, a range such as 10.0.0.0/8, or a host name";
-                Target::parse(entry.trim()).ok_or_else(|| SettingError::new(ALLOW_KEY, rule, entry))
+                Target::parse(entry).ok_or_else(|| SettingError::new(&ALLOW_KEY, TARGET_RULE, entry))
             })
             .collect::<Result<_, _>>()?;
         let health = extras
@@ -92,8 +93,14 @@ impl Guard {
     }
 }
 
+/// Whether this can be an entry of the setting.
+pub(crate) fn is_target(entry: &str) -> bool {
+    Target::parse(entry).is_some()
+}
+
 impl Target {
     fn parse(entry: &str) -> Option<Self> {
+        let entry = entry.trim();
         if let Some((base, prefix)) = entry.split_once('/') {
             let base: IpAddr = base.parse().ok()?;
             let prefix: u8 = prefix.parse().ok()?;
@@ -160,7 +167,8 @@ fn denied(found: &[SocketAddr]) -> Failure {
             format!("{} ({kind})", address.ip())
         })
         .collect();
-    let rule = format!("the target is not public, and {ALLOW_KEY} does not let it through");
+    let key = ALLOW_KEY.join(".");
+    let rule = format!("the target is not public, and {key} does not let it through");
     Failure::of_field(ErrorCode::PermissionDenied, "url", &rule).internally(kinds.join(", "))
 }
 

@@ -28,7 +28,7 @@ use tokio_postgres::{Client, Config, Error, NoTls};
 use self::decode::Raw;
 use super::rows::RowSet;
 use super::source::Limits;
-use super::{Query, param_count_failure, param_failure};
+use super::{Query, param_count_failure, param_failure, words};
 use crate::settings::{SqlConnectionSettings, ms};
 use crate::watch::attempt_limit;
 
@@ -47,19 +47,14 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
+    /// The rule that the url breaks, if it breaks one.
+    pub(super) fn check(settings: &SqlConnectionSettings) -> Result<(), String> {
+        parse(settings).map(drop)
+    }
+
     /// Reads the settings. Connects only when a job needs it.
     pub(super) fn new(settings: &SqlConnectionSettings) -> Result<Self, String> {
-        let mut config: Config = settings
-            .url
-            .trim()
-            .parse()
-            .map_err(|_| "must be a PostgreSQL address, postgres://user@host:port/database")?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err("must name a host".to_owned());
-        }
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err("must not require TLS, which this version cannot speak to a database".to_owned());
-        }
+        let mut config = parse(settings)?;
         if let Some(user) = &settings.user {
             config.user(user);
         }
@@ -124,9 +119,9 @@ impl Postgres {
                 }
                 let cancelled_there = error.code() == Some(&SqlState::QUERY_CANCELED);
                 if cancelled_there && began.elapsed() >= limit {
-                    return Err(timed_out().internally(error));
+                    return Err(timed_out().internally(internal_text(&error)));
                 }
-                Err(failure_of(error))
+                Err(failure_of(&error, query))
             }
         }
     }
@@ -198,7 +193,7 @@ impl Postgres {
             for (index, column) in statement.columns().iter().enumerate() {
                 let raw: Option<Raw<'_>> = row.try_get(index)?;
                 let value = raw.map_or(Ok(json!(null)), |raw| decode::value(column.type_(), raw.0));
-                values.push(value.map_err(|cause| unreadable(column, &cause))?);
+                values.push(value.map_err(|cause| unreadable(column, &cause, query))?);
             }
             // Over a limit, the rest of the answer is on its way: the connection is thrown away.
             answer.push(values).map_err(Stop::Failure)?;
@@ -209,10 +204,26 @@ impl Postgres {
     }
 }
 
-fn unreadable(column: &tokio_postgres::Column, cause: &str) -> Stop {
+/// Reads the url.
+fn parse(settings: &SqlConnectionSettings) -> Result<Config, String> {
+    let config: Config = settings
+        .url
+        .trim()
+        .parse()
+        .map_err(|_| "must be a PostgreSQL address, postgres://user@host:port/database")?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err("must name a host".to_owned());
+    }
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err("must not require TLS, which this version cannot speak to a database".to_owned());
+    }
+    Ok(config)
+}
+
+fn unreadable(column: &tokio_postgres::Column, cause: &str, query: &Query) -> Stop {
     let text = format!(
         "column {} has the type {}, {cause}; cast it to text",
-        column.name(),
+        words::name(column.name(), query),
         column.type_().name()
     );
     Stop::Failure(Failure::new(ErrorCode::ExecutionFailed, text))
@@ -296,12 +307,12 @@ fn failure_to_connect(error: Error) -> Failure {
             "no connection to the database, or its answer is not understood",
         ),
     };
-    with_state(failure, &error).internally(whole_text(&error))
+    with_state(failure, &error).internally(internal_text(&error))
 }
 
-fn failure_of(error: Error) -> Failure {
+fn failure_of(error: &Error, query: &Query) -> Failure {
     let Some(told) = error.as_db_error() else {
-        let failure = if error.is_closed() || io_kind(&error).is_some() {
+        let failure = if error.is_closed() || io_kind(error).is_some() {
             Failure::new(
                 ErrorCode::NetworkError,
                 "the connection to the database broke off",
@@ -313,25 +324,26 @@ fn failure_of(error: Error) -> Failure {
                 "the statement's answer is none that a query has",
             )
         };
-        return failure.internally(whole_text(&error));
+        return failure.internally(internal_text(error));
     };
+    let words = words::of_postgres(told, query);
     if let Some(index) = parameter_at_fault(told) {
-        return with_state(param_failure(index, told.message()), &error).internally(whole_text(&error));
+        return with_state(param_failure(index, &words), error).internally(internal_text(error));
     }
     let state = told.code().code();
     let failure = match *told.code() {
         _ if is_going_away(told) => {
             Failure::new(ErrorCode::NetworkError, "the database ended the connection")
         }
-        SqlState::INSUFFICIENT_PRIVILEGE => Failure::new(ErrorCode::PermissionDenied, told.message()),
+        SqlState::INSUFFICIENT_PRIVILEGE => Failure::new(ErrorCode::PermissionDenied, words),
         SqlState::READ_ONLY_SQL_TRANSACTION => {
             Failure::new(ErrorCode::PermissionDenied, "the connection is read-only")
         }
         // Class 53: insufficient resources.
-        _ if state.starts_with("53") => Failure::new(ErrorCode::ResourceUnavailable, told.message()),
-        _ => Failure::new(ErrorCode::ExecutionFailed, told.message()),
+        _ if state.starts_with("53") => Failure::new(ErrorCode::ResourceUnavailable, words),
+        _ => Failure::new(ErrorCode::ExecutionFailed, words),
     };
-    with_state(failure, &error).internally(whole_text(&error))
+    with_state(failure, error).internally(internal_text(error))
 }
 
 /// The server was stopped, has crashed, or does not take connections yet.
@@ -364,8 +376,16 @@ fn io_kind(error: &Error) -> Option<io::ErrorKind> {
     error.source()?.downcast_ref::<io::Error>().map(io::Error::kind)
 }
 
-fn whole_text(error: &Error) -> String {
-    error
-        .source()
-        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+/// For the log. The server's words would hold values in their detail and the user in a refused login; its code and the
+/// place in its source say as much.
+fn internal_text(error: &Error) -> String {
+    match (error.as_db_error(), error.source()) {
+        (Some(told), _) => format!(
+            "SQLSTATE {} from {}",
+            told.code().code(),
+            told.routine().unwrap_or("an unknown place")
+        ),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
 }

@@ -89,6 +89,18 @@ impl Source {
     }
 }
 
+/// The rule that the url of a connection breaks, if it breaks one.
+pub(crate) fn check_url(settings: &SqlConnectionSettings) -> Result<(), String> {
+    let url = settings.url.trim();
+    if is_memory(url) {
+        return Ok(());
+    }
+    if is_postgres(url) {
+        return Postgres::check(settings);
+    }
+    sqlite_path(url).map(drop)
+}
+
 /// Whether this is one of the spellings of "in memory".
 pub(super) fn is_memory(text: &str) -> bool {
     matches!(

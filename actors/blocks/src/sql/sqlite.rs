@@ -11,6 +11,7 @@ use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
+use rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::types::{Value as SqlValue, ValueRef};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::rows::{RowSet, float};
 use super::source::{Kind, Limits, Source};
-use super::{Query, param_count_failure, param_failure};
+use super::{Query, param_count_failure, param_failure, words};
 use crate::inputs::{invalid_input, to_base64};
 use crate::watch::Watch;
 
@@ -63,7 +64,7 @@ pub(super) fn run(source: &Source, query: &Query, watch: &Watch) -> Result<Outpu
         Kind::Memory { .. } => run_batch(&connection, query, &source.limits),
         _ => run_one(&connection, query, &source.limits),
     };
-    ended.map_err(|stop| stop.into_failure(watch))
+    ended.map_err(|stop| stop.into_failure(query, watch))
 }
 
 /// Why a query stopped.
@@ -86,7 +87,8 @@ impl From<Failure> for Stop {
 
 fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     let cannot_open = |error: Error| {
-        Failure::new(ErrorCode::ExecutionFailed, "the database cannot be opened").internally(error)
+        Failure::new(ErrorCode::ExecutionFailed, "the database cannot be opened")
+            .internally(result_code(&error))
     };
     // Without SQLITE_OPEN_URI, so that a file name is a file name.
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -248,7 +250,7 @@ fn value_of(value: ValueRef<'_>) -> Value {
 }
 
 impl Stop {
-    fn into_failure(self, watch: &Watch) -> Failure {
+    fn into_failure(self, query: &Query, watch: &Watch) -> Failure {
         let error = match self {
             Self::Failure(failure) => return failure,
             Self::Sqlite(error) => error,
@@ -283,19 +285,30 @@ impl Stop {
                 ErrorCode::ExecutionFailed,
                 "the database cannot be opened".to_owned(),
             ),
-            _ => (ErrorCode::ExecutionFailed, words_of(&error)),
+            _ => (ErrorCode::ExecutionFailed, words_of(&error, query)),
         };
-        Failure::new(code, message).internally(error)
+        Failure::new(code, message).internally(result_code(&error))
     }
 }
 
-/// The database's own words, without the text of the query that the library adds.
-fn words_of(error: &Error) -> String {
+/// The database's own words, without values. A trigger's words are its author's.
+fn words_of(error: &Error, query: &Query) -> String {
     match error {
-        Error::SqliteFailure(_, Some(words)) => words.clone(),
-        Error::SqlInputError { msg, .. } => msg.clone(),
+        Error::SqliteFailure(code, Some(_)) if code.extended_code == SQLITE_CONSTRAINT_TRIGGER => {
+            "a trigger of the database refused the statement".to_owned()
+        }
+        Error::SqliteFailure(_, Some(words)) => words::of_sqlite(words, query),
+        Error::SqlInputError { msg, .. } => words::of_sqlite(msg, query),
         Error::SqliteFailure(code, None) => code.to_string(),
         _ => "the query failed".to_owned(),
+    }
+}
+
+/// For the log: the library's own text would hold the query, or the path of the database.
+fn result_code(error: &Error) -> String {
+    match error.sqlite_error() {
+        Some(code) => format!("SQLite result code {}: {code}", code.extended_code),
+        None => "the library refused a call".to_owned(),
     }
 }
 

@@ -304,7 +304,14 @@ fn other_files_are_out_of_reach() {
     ] {
         for connection in [":memory:", "ro", "rw"] {
             let result = file.query(connection, &text);
-            assert!(result.is_err(), "{connection}: {text}: {result:?}");
+            let failure = result.expect_err(&text);
+            if text.starts_with("PRAGMA") || text.starts_with("ATTACH") {
+                assert_eq!(
+                    failure.code,
+                    ErrorCode::PermissionDenied,
+                    "{connection}: {text}: {failure:?}"
+                );
+            }
         }
     }
     assert!(!PathBuf::from(format!("{path}.copy")).exists());
