@@ -238,7 +238,7 @@ fn a_third_signal_ends_the_worker_on_the_spot() {
     // Two kinds, so that neither hides the other.
     node.worker.interrupt().expect("is told again");
     node.worker.terminate().expect("is told once more");
-    let status = node.worker.wait_exit(Duration::from_secs(8)).expect("ends");
+    let status = node.worker.wait_exit(Duration::from_secs(4)).expect("ends");
     assert_eq!(status.code(), UNFINISHED);
 }
 
@@ -271,6 +271,31 @@ fn what_somebody_deletes_at_the_broker_is_made_again() {
     });
     assert_each_answered_once(&node.answers(), &job);
     assert!(node.worker.is_running());
+}
+
+#[test]
+fn answers_wait_for_a_stream_that_only_the_operator_may_make() {
+    let mut node = Node::start();
+    node.worker.terminate().expect("is told");
+    assert_left_in_good_order(&mut node.worker);
+    node.worker = node.another(|worker| worker.env("WORKER__NATS__CREATE_STREAMS", false));
+    let info = node
+        .client
+        .jetstream_api(&format!("STREAM.INFO.{ANSWERS}"), &json!({}));
+    let config = info.expect("is there")["config"].clone();
+    node.client
+        .jetstream_api(&format!("STREAM.DELETE.{ANSWERS}"), &json!({}))
+        .expect("is deleted");
+    let job = [AssignmentBuilder::echo()];
+    node.client.assign_all(&job).expect("is sent");
+    let log = node.worker.wait_for_message("Answers wait for their stream");
+    assert!(log.expect("says so").to_string().contains("nats.create_streams"));
+    node.client
+        .jetstream_api(&format!("STREAM.CREATE.{ANSWERS}"), &config)
+        .expect("is created");
+    wait_until("both answers are stored", MENDED, || results_stored(&node) == 2);
+    assert_each_answered_once(&node.answers(), &job);
+    node.assert_alive();
 }
 
 #[test]

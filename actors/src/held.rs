@@ -76,6 +76,17 @@ impl HeldPermits {
         self.0.max_bytes.saturating_sub(self.0.held_bytes.load(SeqCst))
     }
 
+    /// Waits until more than `bytes` may be taken on, or no job is held.
+    pub async fn more_free_than(&self, bytes: usize) {
+        loop {
+            let returned = self.0.returned.notified();
+            if self.free_bytes() > bytes || self.held_jobs() == 0 {
+                return;
+            }
+            returned.await;
+        }
+    }
+
     /// Jobs held now.
     pub fn held_jobs(&self) -> usize {
         self.0.held_jobs.load(SeqCst)
@@ -159,6 +170,19 @@ mod tests {
         assert!(held.reserve(1).now_or_never().is_none());
         drop(job);
         assert!(held.reserve(1).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn waiting_for_more_room_ends_with_the_first_job_that_gives_some_back() {
+        let held = permits(3, 100);
+        let mut reservation = held.reserve(3).await;
+        let (small, large) = (reservation.take(10), reservation.take(60));
+        assert!(held.more_free_than(30).now_or_never().is_none());
+        drop(small);
+        assert!(held.more_free_than(30).now_or_never().is_some());
+        assert!(held.more_free_than(40).now_or_never().is_none());
+        drop(large);
+        assert!(held.more_free_than(usize::MAX).now_or_never().is_some());
     }
 
     use futures_util::FutureExt;

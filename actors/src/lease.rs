@@ -6,6 +6,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 /// Names a delivery to the broker.
 pub type LeaseToken = Arc<str>;
@@ -18,6 +21,8 @@ pub struct LeaseTable(Arc<Shared>);
 struct Shared {
     next: AtomicU64,
     tokens: Mutex<HashMap<u64, LeaseToken>>,
+    /// How long the broker waits for a renewal, once that is known.
+    ack_wait: watch::Sender<Option<Duration>>,
 }
 
 /// One delivery that this worker holds. Renewed until dropped.
@@ -43,6 +48,16 @@ impl LeaseTable {
     /// The tokens to renew now.
     pub fn tokens(&self) -> Vec<LeaseToken> {
         self.tokens_mut().values().cloned().collect()
+    }
+
+    /// The broker takes a delivery back when it has heard nothing for this long.
+    pub fn set_ack_wait(&self, ack_wait: Duration) {
+        self.0.ack_wait.send_replace(Some(ack_wait));
+    }
+
+    /// What [`LeaseTable::set_ack_wait`] said last; nothing before the first time.
+    pub fn ack_wait(&self) -> watch::Receiver<Option<Duration>> {
+        self.0.ack_wait.subscribe()
     }
 
     fn tokens_mut(&self) -> MutexGuard<'_, HashMap<u64, LeaseToken>> {

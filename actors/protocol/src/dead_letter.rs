@@ -73,7 +73,7 @@ pub struct DeadLetter {
     pub original_payload_hash: String,
     /// Number of original bytes.
     pub original_payload_bytes: usize,
-    /// The original bytes, when they are UTF-8.
+    /// The original bytes, when they are UTF-8 and there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_payload: Option<String>,
     /// The original bytes in base64, when they are not UTF-8.
@@ -121,7 +121,7 @@ impl DeadLetter {
             original_payload_hash: sha256_hex(original.payload),
             original_payload_bytes: original.payload.len(),
             original_payload_base64: text.is_none().then(|| base64(original.payload)),
-            original_payload: text,
+            original_payload: text.filter(|text| !text.is_empty()),
             original_headers: original
                 .headers
                 .iter()

@@ -7,8 +7,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use url::Url;
 
 use crate::errors::chain;
 use crate::events::{self, Log};
@@ -165,6 +167,11 @@ async fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, 
         .reconnect_delay_callback(|attempts| delay(u32::try_from(attempts).unwrap_or(u32::MAX)))
         .request_timeout(Some(Duration::from_millis(settings.request_timeout_ms)))
         .require_tls(settings.tls.required);
+    options = match credentials_in(&settings.url) {
+        Some((user, Some(password))) => options.user_and_password(user, password),
+        Some((token, None)) => options.token(token),
+        None => options,
+    };
     if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
         options = options.user_and_password(user.clone(), password.clone());
     }
@@ -191,6 +198,16 @@ async fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, 
     Ok(options)
 }
 
+/// User and password, or a token alone, from the first address that holds some: the client library does not look there.
+fn credentials_in(addresses: &str) -> Option<(String, Option<String>)> {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    addresses.split(',').find_map(|address| {
+        let url = Url::parse(address.trim()).ok()?;
+        let user = Some(url.username()).filter(|user| !user.is_empty())?;
+        Some((decoded(user), url.password().map(decoded)))
+    })
+}
+
 /// Doubles up to [`LONGEST_DELAY`]; up to half of it is left to chance, so that a fleet does not come back as one.
 pub(super) fn delay(attempt: u32) -> Duration {
     let full = FIRST_DELAY
@@ -203,6 +220,18 @@ pub(super) fn delay(attempt: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_found_in_an_address_and_decoded() {
+        let found = |url| credentials_in(url);
+        assert_eq!(found("nats://h:1,tls://h"), None);
+        assert_eq!(found("h:4222"), None);
+        assert_eq!(
+            found("nats://h:1, nats://u:p%40ss@h"),
+            Some(("u".into(), Some("p@ss".into())))
+        );
+        assert_eq!(found("tls://t0ken@h:1"), Some(("t0ken".into(), None)));
+    }
 
     #[test]
     fn delays_grow_to_the_longest_and_vary() {

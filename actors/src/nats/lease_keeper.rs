@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use caf_protocol::heartbeat::{Heartbeat, Resources, WorkerStatus};
 use caf_protocol::timestamp::iso_micros;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use super::connection::{Connection, connect};
 use super::sink::verdict_body;
@@ -24,6 +24,8 @@ use crate::status::NodeStatus;
 
 /// Renewals per ack wait: two may be lost.
 const RENEWALS_PER_ACK_WAIT: u32 = 3;
+/// Shortest time between renewals, whatever a consumer asks for: each is a message per held job.
+const SHORTEST_RENEWAL: Duration = Duration::from_millis(20);
 /// Longest wait for handing one message to the connection.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 
@@ -90,18 +92,17 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
             Err(error) => return parts.log.emit(events::fatal(&error.to_string())),
         },
     };
-    let ack_wait = Duration::from_millis(parts.settings.ack_wait_ms);
-    let mut renewals = interval(ack_wait / RENEWALS_PER_ACK_WAIT);
+    let mut ack_wait = parts.leases.ack_wait();
+    let mut renewals = renewal_clock(&parts, *ack_wait.borrow_and_update());
     let mut heartbeats = interval(parts.heartbeat);
-    for ticks in [&mut renewals, &mut heartbeats] {
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stats = ProcessStats::start();
     let mut draining = parts.status.draining();
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
+            _ = ack_wait.changed() => renewals = renewal_clock(&parts, *ack_wait.borrow_and_update()),
             _ = renewals.tick() => renew(&parts, &connection).await,
             _ = heartbeats.tick() => beat(&parts, &connection, &mut stats).await,
             _ = draining.changed() => beat(&parts, &connection, &mut stats).await,
@@ -109,6 +110,14 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
     }
     beat(&parts, &connection, &mut stats).await;
     let _ = timeout(SEND_LIMIT, connection.client.flush()).await;
+}
+
+/// Ticks as often as the consumer that was found asks for; until one is, as the settings say.
+fn renewal_clock(parts: &KeeperParts, found: Option<Duration>) -> Interval {
+    let ack_wait = found.unwrap_or(Duration::from_millis(parts.settings.ack_wait_ms));
+    let mut clock = interval((ack_wait / RENEWALS_PER_ACK_WAIT).max(SHORTEST_RENEWAL));
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    clock
 }
 
 async fn renew(parts: &KeeperParts, connection: &Connection) {

@@ -8,7 +8,8 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::{self, stream::Stream};
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::{self, PollNext};
 use tokio::sync::{mpsc, watch};
 
 use super::connection::{ConnectError, Connection, Link, connect};
@@ -132,7 +133,8 @@ impl RouterSide {
         // Nothing may be sent before the server knows what we listen to.
         client.flush().await.map_err(broken)?;
         tokio::spawn(async move {
-            let mut both = stream::select(acks, results);
+            // An acknowledgement is sent before its result; it must not be overtaken here, or the last one is missed.
+            let mut both = stream::select_with_strategy(acks, results, |(): &mut ()| PollNext::Left);
             while let Some(message) = both.next().await {
                 if answers.send(outgoing(&message)).await.is_err() {
                     return;

@@ -31,8 +31,6 @@ use crate::status::NodeStatus;
 const PULL_EXPIRES: Duration = Duration::from_secs(20);
 /// How often the server says that an open request is alive.
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// Most messages per request: what one wake-up can handle without starving others.
-const PULL_BATCH: usize = 256;
 /// How long shutdown waits for the server to confirm that the request is gone.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 /// Pause while intake is being re-created.
@@ -123,7 +121,8 @@ impl SourceParts {
 
     async fn consume_stream(&mut self) -> Result<(), SourceError> {
         let jetstream = jetstream::new(self.connection.client.clone());
-        let (stream, _) = ensure_consumer(&jetstream, &self.settings, &self.log).await?;
+        let (stream, ack_wait) = ensure_consumer(&jetstream, &self.settings, &self.log).await?;
+        self.leases.set_ack_wait(ack_wait);
         let stream: Arc<str> = stream.into();
         let inbox = self.connection.client.new_inbox();
         let mut messages = self
@@ -139,7 +138,7 @@ impl SourceParts {
             let reservation = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => None,
-                reservation = self.status.held().reserve(PULL_BATCH) => Some(reservation),
+                reservation = self.status.held().reserve(request.most_messages()) => Some(reservation),
             };
             let end = match reservation {
                 Some(reservation) => {
@@ -155,7 +154,7 @@ impl SourceParts {
                     let mut stop = self.stop.clone();
                     tokio::select! {
                         _ = stop.wait_for(|stop| *stop) => {}
-                        () = self.status.held().all_returned() => {}
+                        () = self.status.held().more_free_than(request.bytes_left()) => {}
                     }
                 }
                 PullEnd::Over | PullEnd::Quiet => {}
@@ -213,7 +212,10 @@ impl SourceParts {
                 () = tokio::time::sleep_until(quiet) => return Ok(PullEnd::Quiet),
             };
             match message.status {
-                None => self.hand_over(message, stream, &mut reservation).await,
+                None => {
+                    request.delivered(message.payload.len());
+                    self.hand_over(message, stream, &mut reservation).await;
+                }
                 Some(status) => {
                     let description = message.description.as_deref().unwrap_or_default();
                     let current = request.is_current(&message.subject);

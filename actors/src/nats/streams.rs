@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamByNameErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
@@ -95,7 +95,7 @@ async fn create(jetstream: &Context, config: Config, log: &Log) -> Result<(), St
     Ok(())
 }
 
-/// The assignment stream's name and the shared consumer, found or created.
+/// The assignment stream's name, and how long its consumer, found or created, waits for an answer or a renewal.
 ///
 /// # Errors
 /// [`StreamError`]; every kind may pass, so the caller tries again.
@@ -103,7 +103,7 @@ pub async fn ensure_consumer(
     jetstream: &Context,
     settings: &NatsSettings,
     log: &Log,
-) -> Result<(String, PullConsumer), StreamError> {
+) -> Result<(String, Duration), StreamError> {
     let subject = &settings.subjects.assign;
     let stream = match covering(jetstream, subject).await? {
         Some(name) => name,
@@ -164,7 +164,40 @@ pub async fn ensure_consumer(
         &format!("{stream}.{}", settings.durable),
         false,
     ));
-    Ok((stream, consumer))
+    let found = &consumer.cached_info().config;
+    for oddity in oddities(found, settings) {
+        log.emit(events::warning(&oddity));
+    }
+    Ok((stream, patience(found, settings)))
+}
+
+/// How long the consumer really waits: a backoff overrides the ack wait.
+fn patience(found: &consumer::Config, settings: &NatsSettings) -> Duration {
+    let waits = found.backoff.iter().chain([&found.ack_wait]);
+    let shortest = waits.filter(|wait| !wait.is_zero()).min();
+    shortest
+        .copied()
+        .unwrap_or(Duration::from_millis(settings.ack_wait_ms))
+}
+
+/// What an operator should know of a consumer that was not created by these settings.
+fn oddities(found: &consumer::Config, settings: &NatsSettings) -> Vec<String> {
+    let mut oddities = Vec::new();
+    let ack_wait_ms = patience(found, settings).as_millis();
+    if ack_wait_ms != u128::from(settings.ack_wait_ms) {
+        oddities.push(format!(
+            "the consumer's ack_wait is {ack_wait_ms} ms, nats.ack_wait_ms is {}: the consumer's counts",
+            settings.ack_wait_ms
+        ));
+    }
+    if found.max_deliver > 0 {
+        oddities.push(format!(
+            "the consumer's max_deliver is {}: an assignment that is handed back that often is never answered; -1 is \
+             better",
+            found.max_deliver
+        ));
+    }
+    oddities
 }
 
 /// The streams of what the worker says: name, subjects, and how long a message stays.
@@ -286,4 +319,25 @@ pub async fn ensure_answer_streams_when_possible(
         }
     }
     Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_wait_of_a_consumer_counts_and_what_is_odd_about_it_is_told() {
+        let settings = NatsSettings::default();
+        let mut found = consumer::Config {
+            ack_wait: Duration::from_secs(30),
+            max_deliver: -1,
+            ..consumer::Config::default()
+        };
+        assert_eq!(patience(&found, &settings), Duration::from_secs(30));
+        assert_eq!(oddities(&found, &settings), Vec::<String>::new());
+        found.backoff = vec![Duration::from_secs(2), Duration::from_secs(60)];
+        found.max_deliver = 3;
+        assert_eq!(patience(&found, &settings), Duration::from_secs(2));
+        assert_eq!(oddities(&found, &settings).len(), 2);
+    }
 }

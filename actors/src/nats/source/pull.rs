@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use serde_json::json;
 
+/// Most messages per request: what one wake-up can handle without starving others.
+const PULL_BATCH: usize = 256;
+
 /// Makes requests on one inbox, each with a reply subject of its own, so that answers to an old one can be told.
 pub(super) struct PullRequest {
     subject: String,
     inbox: String,
     number: u64,
     ignore_bytes: bool,
+    /// What is left of the bytes that the latest request offered.
+    bytes_left: usize,
 }
 
 /// How a request ended.
@@ -32,10 +37,28 @@ impl PullRequest {
             inbox: inbox.to_owned(),
             number: 0,
             ignore_bytes: false,
+            bytes_left: 0,
         }
     }
 
-    /// The next request is for one message of any size: nothing is held, and yet it did not fit.
+    /// Most messages that the next request may ask for.
+    pub(super) fn most_messages(&self) -> usize {
+        if self.ignore_bytes { 1 } else { PULL_BATCH }
+    }
+
+    /// A message of this size arrived.
+    pub(super) fn delivered(&mut self, bytes: usize) {
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
+    }
+
+    /// Bytes into which the next message did not fit, when the request ended with [`PullEnd::Oversize`].
+    pub(super) fn bytes_left(&self) -> usize {
+        self.bytes_left
+    }
+
+    /// The next request is for one message of any size: nothing is held, and yet it did not fit. It must ask for no
+    /// more than [`PullRequest::most_messages`], or its end is waited for in vain: the server is silent about a
+    /// request that it has filled.
     pub(super) fn ignore_bytes_once(&mut self) {
         self.ignore_bytes = true;
     }
@@ -55,9 +78,8 @@ impl PullRequest {
             "expires": nanos(expires),
             "idle_heartbeat": nanos(heartbeat),
         });
-        if std::mem::take(&mut self.ignore_bytes) {
-            body["batch"] = json!(1);
-        } else {
+        self.bytes_left = bytes;
+        if !std::mem::take(&mut self.ignore_bytes) {
             body["max_bytes"] = json!(bytes);
         }
         (self.subject.clone(), self.reply(), body.to_string())
@@ -127,9 +149,13 @@ mod tests {
         let (_, second, body) = request.next(3, 100, limits.0, limits.1);
         assert!(request.is_current(&second) && !request.is_current(&first));
         assert!(body.contains("\"max_bytes\":100"));
+        request.delivered(30);
+        assert_eq!((request.bytes_left(), request.most_messages()), (70, PULL_BATCH));
         request.ignore_bytes_once();
-        let (_, _, body) = request.next(3, 100, limits.0, limits.1);
+        assert_eq!(request.most_messages(), 1);
+        let (_, _, body) = request.next(1, 100, limits.0, limits.1);
         assert!(!body.contains("max_bytes") && body.contains("\"batch\":1"));
+        assert_eq!(request.most_messages(), PULL_BATCH);
     }
 
     #[test]

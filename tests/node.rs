@@ -1,0 +1,17 @@
+//! The node as a process beside real brokers, as an operator and a router meet it.
+//!
+//! What faults do to it is in `faults.rs`; what the tree does with fake edges in `pipeline.rs`.
+
+#[path = "node/answering.rs"]
+mod answering;
+#[path = "node/commands.rs"]
+mod commands;
+#[path = "node/core_mode.rs"]
+mod core_mode;
+#[path = "node/life.rs"]
+mod life;
+#[path = "node/seen_from_outside.rs"]
+mod seen_from_outside;
+#[path = "node/support.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod support;
