@@ -8,7 +8,7 @@ use std::time::Duration;
 use caf_protocol::block::{BlockContext, CancellationToken, Inputs, Outputs, Task};
 use caf_protocol::ids::Correlation;
 use caf_protocol::outcome::Failure;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::*;
@@ -103,4 +103,39 @@ fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() 
             "{shown}"
         );
     }
+}
+
+/// What each block declares is on file in `schemas/`, for readers without a Rust compiler. `UPDATE_SCHEMAS=1` writes it.
+#[test]
+fn the_declarations_on_file_are_current() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+    let update = std::env::var_os("UPDATE_SCHEMAS").is_some_and(|value| value == "1");
+    let registry = registry(&BlockSettings::default(), Extras::default()).expect("builds");
+    let mut files = std::collections::BTreeSet::new();
+    for job_type in registry.job_types() {
+        let spec = registry.get(job_type).expect("is registered").spec();
+        let declared = json!({
+            "job_types": spec.job_types,
+            "resource_class": spec.class,
+            "repeatable": spec.repeatable,
+            "inputs": spec.inputs,
+            "outputs": spec.outputs,
+        });
+        let name = format!("{}.json", spec.job_types[0]);
+        let (path, generated) = (directory.join(&name), format!("{declared:#}\n"));
+        if update {
+            std::fs::write(&path, &generated).expect("can be written");
+        }
+        let on_file = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            on_file == generated,
+            "{name} is out of date: run this test with UPDATE_SCHEMAS=1"
+        );
+        files.insert(name);
+    }
+    let present = std::fs::read_dir(&directory).expect("is there").flatten();
+    let present: std::collections::BTreeSet<_> = present
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(present, files);
 }
