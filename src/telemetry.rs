@@ -4,6 +4,7 @@
 //! the logger and the stream, [`mod@line`] gives a record its form and [`output`] writes it. A line that cannot be written
 //! is lost: the log never stops or panics the node.
 
+mod background;
 pub mod line;
 pub mod output;
 
@@ -15,6 +16,8 @@ use std::time::SystemTime;
 use slog::{Drain, Level, Logger, Never, OwnedKVList, Record, o};
 
 use crate::settings::{LogLevel, LogSettings};
+pub use background::Flush;
+use background::{Background, Weight};
 use output::Output;
 
 /// Why the log cannot be opened. Fix the settings or the file's permissions.
@@ -36,25 +39,38 @@ pub enum Streams {
     StandardError,
 }
 
-/// Opens the log of worker `worker_id`.
+/// Opens the log of worker `worker_id`. Lines are written until the second value is dropped.
 ///
 /// # Errors
-/// When `log.file` cannot be opened for appending.
-pub fn logger(settings: &LogSettings, streams: Streams, worker_id: &str) -> Result<Logger, TelemetryError> {
+/// When `log.file` cannot be opened for appending, or the system gives no thread.
+pub fn logger(
+    settings: &LogSettings,
+    streams: Streams,
+    worker_id: &str,
+) -> Result<(Logger, Flush), TelemetryError> {
+    let failed = |source| TelemetryError {
+        path: settings.file.clone().unwrap_or_default(),
+        source,
+    };
     let output = match &settings.file {
-        Some(path) => Output::file(path).map_err(|source| TelemetryError {
-            path: path.clone(),
-            source,
-        })?,
+        Some(path) => Output::file(path).map_err(failed)?,
         None => Output::standard(streams),
     };
-    Ok(logger_to(settings.level, output, worker_id))
+    let (background, flush) = Background::start(output, worker_id).map_err(failed)?;
+    Ok((
+        logger_to(settings.level, Writer::Background(background), worker_id),
+        flush,
+    ))
 }
 
-/// A log that writes to any output, for tests and for embedding.
-pub fn logger_to(level: LogLevel, output: Output, worker_id: &str) -> Logger {
+/// A log that writes to any output at once, for tests and for embedding.
+pub fn direct_logger(level: LogLevel, output: Output, worker_id: &str) -> Logger {
+    logger_to(level, Writer::Direct(output), worker_id)
+}
+
+fn logger_to(level: LogLevel, writer: Writer, worker_id: &str) -> Logger {
     let lines = Lines {
-        output,
+        writer,
         worker_id: worker_id.to_owned(),
         clock: SystemTime::now,
     };
@@ -63,9 +79,14 @@ pub fn logger_to(level: LogLevel, output: Output, worker_id: &str) -> Logger {
 
 /// Gives each record its form and writes it.
 struct Lines {
-    output: Output,
+    writer: Writer,
     worker_id: String,
     clock: fn() -> SystemTime,
+}
+
+enum Writer {
+    Background(Background),
+    Direct(Output),
 }
 
 impl Drain for Lines {
@@ -74,7 +95,15 @@ impl Drain for Lines {
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), Never> {
         let line = line::line(record, values, &self.worker_id, (self.clock)());
-        self.output.write(record.level().is_at_least(Level::Error), &line);
+        let weight = match record.level() {
+            level if level.is_at_least(Level::Error) => Weight::Error,
+            Level::Warning => Weight::Warning,
+            _ => Weight::Plain,
+        };
+        match &self.writer {
+            Writer::Background(background) => background.write(weight, line),
+            Writer::Direct(output) => output.write(weight == Weight::Error, &line),
+        }
         Ok(())
     }
 }

@@ -92,7 +92,8 @@ fn with_log(
 ) -> Exit {
     let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
     match logger(log, streams, &worker_id) {
-        Ok(logger) => {
+        // The last lines are written when this ends.
+        Ok((logger, _flush)) => {
             let log = Log::new(logger, &worker_id);
             log_panics(&log);
             run(&log)

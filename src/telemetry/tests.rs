@@ -45,7 +45,7 @@ impl Write for Captured {
 fn captured(level: LogLevel) -> (Logger, Captured, Captured) {
     let (errors, rest) = (Captured::default(), Captured::default());
     let output = Output::writers(errors.clone(), rest.clone());
-    (logger_to(level, output, "worker_4711"), errors, rest)
+    (direct_logger(level, output, "worker_4711"), errors, rest)
 }
 
 /// The one line that `write` logs at any level.
@@ -257,7 +257,7 @@ fn a_writer_that_fails_stops_nothing() {
             Err(io::ErrorKind::BrokenPipe.into())
         }
     }
-    let log = logger_to(LogLevel::Info, Output::writers(Closed, Closed), "w");
+    let log = direct_logger(LogLevel::Info, Output::writers(Closed, Closed), "w");
     info!(log, "x");
     error!(log, "y");
 }
@@ -282,7 +282,7 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
         file: Some(path.clone()),
     };
     for _ in 0..2 {
-        let log = logger(&settings, Streams::Split, "w").unwrap();
+        let (log, _flush) = logger(&settings, Streams::Split, "w").unwrap();
         info!(log, "x");
         error!(log, "y");
     }
@@ -293,20 +293,22 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
         file: Some(path.join("x")),
         ..settings
     };
-    let error = logger(&nowhere, Streams::Split, "w").unwrap_err();
+    let error = logger(&nowhere, Streams::Split, "w").err().unwrap();
     assert!(error.to_string().contains("caf-log-"), "{error}");
 }
 
 #[test]
-fn ten_thousand_lines_take_no_noticeable_time() {
+fn ten_thousand_lines_all_arrive_in_order() {
     let (log, _, rest) = captured(LogLevel::Info);
-    let start = std::time::Instant::now();
     for i in 0..10_000 {
         let context = json!({"block_type": "echo", "status": "success", "i": i});
         info!(log, "Step execution completed"; "tenant_id" => "acme", "context" => Serde(context));
     }
-    // A debug build on a busy machine needs about half a second; what this finds is a quadratic slip.
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert_eq!(rest.0.lock().unwrap().len(), 10_000);
-    assert!(rest.lines()[0]["context"]["i"] == 0);
+    let numbers: Vec<_> = rest
+        .lines()
+        .iter()
+        .map(|line| line["context"]["i"].as_u64())
+        .collect();
+    assert_eq!(numbers, (0..10_000).map(Some).collect::<Vec<_>>());
 }

@@ -15,6 +15,9 @@ use crate::support::{
 /// Largest message of a broker with default settings, in bytes.
 pub(crate) const MAX_PAYLOAD: usize = 1024 * 1024;
 
+/// A short lease, in milliseconds. A machine that is busy with other tests still renews three times in this.
+const ACK_WAIT_MS: u64 = 2_000;
+
 /// Deliveries so far: more than messages means that some were delivered again.
 fn deliveries(client: &Client) -> u64 {
     let request = format!("CONSUMER.INFO.{ASSIGNMENTS}.{CONSUMER}");
@@ -191,11 +194,14 @@ fn hostile_messages_leave_by_their_row_and_the_next_good_one_is_answered() {
 fn jobs_that_take_longer_than_the_ack_wait_are_delivered_once() {
     let node = Node::start_with(|worker| {
         worker
-            .env("NATS_ACK_WAIT_MS", 1_000)
+            .env("NATS_ACK_WAIT_MS", ACK_WAIT_MS)
             .env("WORKER_IO_POOL_SIZE", 1)
     });
-    // One runs for four times the ack wait; one waits behind it for as long.
-    let load = [AssignmentBuilder::sleep(4_000), AssignmentBuilder::sleep(10)];
+    // One runs for three times the ack wait; one waits behind it for as long.
+    let load = [
+        AssignmentBuilder::sleep(3 * ACK_WAIT_MS),
+        AssignmentBuilder::sleep(10),
+    ];
     node.client.assign_all(&load).expect("are sent");
     node.wait_answered(&load, SOON);
     assert_each_answered_once(&node.answers(), &load);
@@ -213,15 +219,15 @@ fn leases_are_renewed_as_often_as_the_consumer_asks_for() {
     node.client
         .jetstream_api(&request, &json!({}))
         .expect("is deleted");
-    let one_second_ns = 1_000_000_000;
+    let ack_wait_ns = ACK_WAIT_MS * 1_000_000;
     let theirs = json!({
         "stream_name": ASSIGNMENTS,
-        "config": {"durable_name": CONSUMER, "ack_policy": "explicit", "ack_wait": one_second_ns, "max_deliver": 5},
+        "config": {"durable_name": CONSUMER, "ack_policy": "explicit", "ack_wait": ack_wait_ns, "max_deliver": 5},
     });
     let request = format!("CONSUMER.DURABLE.CREATE.{ASSIGNMENTS}.{CONSUMER}");
     node.client.jetstream_api(&request, &theirs).expect("is created");
     node.worker = node.another(|worker| worker);
-    let load = [AssignmentBuilder::sleep(3_000)];
+    let load = [AssignmentBuilder::sleep(2 * ACK_WAIT_MS)];
     node.client.assign_all(&load).expect("is sent");
     node.wait_answered(&load, SOON);
     assert_each_answered_once(&node.answers(), &load);
@@ -257,14 +263,14 @@ fn a_worker_with_little_room_answers_everything_in_its_turn() {
 fn leases_are_renewed_while_every_slot_computes() {
     let node = Node::start_with(|worker| {
         worker
-            .env("NATS_ACK_WAIT_MS", 1_000)
+            .env("NATS_ACK_WAIT_MS", ACK_WAIT_MS)
             .env("WORKER_IO_POOL_SIZE", 2)
     });
     let endless =
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS n FROM n";
     let mut load = jobs(2, |_| {
         AssignmentBuilder::new("sql.query", json!({"connection": ":memory:", "query": endless}))
-            .deadline_ms(3_000)
+            .deadline_ms(2 * ACK_WAIT_MS)
     });
     load.push(AssignmentBuilder::sleep(10));
     node.client.assign_all(&load).expect("are sent");

@@ -39,6 +39,7 @@ pub(crate) use self::guard::{TARGET_RULE, is_target};
 use self::request::Request;
 use crate::Extras;
 use crate::settings::{HttpSettings, SettingError, ms};
+use crate::tls;
 use crate::watch::{attempt_limit, until_stopped};
 
 /// Inputs of `http.request`.
@@ -109,11 +110,16 @@ impl HttpRequest {
             inputs: schemars::schema_for!(HttpInputs),
             outputs: schemars::schema_for!(HttpOutputs),
         };
+        let mut roots = tls::public_roots();
+        if let Some(file) = &settings.ca_file {
+            tls::add_file(&mut roots, file)
+                .map_err(|rule| SettingError::new(&["blocks", "http", "ca_file"], rule, file.display()))?;
+        }
         let shared = Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
             guard: Guard::new(&settings.allow_targets, extras)?,
-            tls: dial::tls_config(dial::public_roots()),
+            tls: dial::tls_config(roots),
         });
         Ok(Self { spec, shared })
     }

@@ -5,7 +5,7 @@
 //! never logs, and never reads the environment: settings come in as values.
 //!
 //! In reading order: [`settings`] are the limits and grants, `inputs` reads what a job brings, `watch` is how a block
-//! notices that it must stop; then one file per kind of work.
+//! notices that it must stop, `tls` whom they trust; then one file per kind of work.
 
 mod echo;
 mod fail;
@@ -15,6 +15,7 @@ mod inputs;
 pub mod settings;
 mod sleep;
 mod sql;
+mod tls;
 mod watch;
 
 use std::net::SocketAddr;
@@ -47,26 +48,30 @@ impl From<Vec<SettingError>> for SetupError {
     }
 }
 
-impl From<SettingError> for SetupError {
-    fn from(broken: SettingError) -> Self {
-        Self::Settings(vec![broken])
-    }
-}
-
-/// Builds every block. Does no I/O: roots and databases are opened by the first job that needs them.
+/// Builds every block. Reads the files of authorities; roots and databases are opened by the first job that needs them.
 ///
 /// # Errors
 /// When settings break their rules; the message names every key.
 pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, SetupError> {
     settings.validate()?;
+    let http = http::HttpRequest::new(&settings.http, extras);
+    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql)) {
+        (Ok(http), Ok(sql)) => (http, sql),
+        (http, sql) => {
+            let of_sql = sql.err().into_iter().flatten();
+            return Err(SetupError::Settings(
+                http.err().into_iter().chain(of_sql).collect(),
+            ));
+        }
+    };
     Ok(Registry::default()
         .with(Arc::new(echo::Echo::new()))
         .with(Arc::new(sleep::Sleep::new()))
         .with(Arc::new(fail::Fail::new()))
-        .with(Arc::new(http::HttpRequest::new(&settings.http, extras)?))
+        .with(Arc::new(http))
         .with(Arc::new(fs::BlobPut::new(&settings.fs)))
         .with(Arc::new(fs::BlobGet::new(&settings.fs)))
-        .with(Arc::new(sql::SqlQuery::new(&settings.sql)?)))
+        .with(Arc::new(sql)))
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub(crate) use self::source::check_url;
-use self::source::{Kind, Source};
+pub(crate) use self::source::check_address;
+use self::source::{Broken, Kind, Source};
 use crate::inputs::{Fields, invalid_input};
 use crate::settings::{SettingError, SqlSettings};
 use crate::watch::{Watch, until_stopped};
@@ -64,7 +64,8 @@ pub(crate) struct SqlQuery {
 }
 
 impl SqlQuery {
-    pub(crate) fn new(settings: &SqlSettings) -> Result<Self, SettingError> {
+    /// The errors are all settings that no connection can be made of.
+    pub(crate) fn new(settings: &SqlSettings) -> Result<Self, Vec<SettingError>> {
         let spec = BlockSpec {
             job_types: &["sql.query"],
             class: ResourceClass::Cpu,
@@ -72,16 +73,22 @@ impl SqlQuery {
             inputs: schemars::schema_for!(SqlInputs),
             outputs: schemars::schema_for!(SqlOutputs),
         };
-        let named = settings
-            .connections
-            .iter()
-            .map(|(name, connection)| {
-                let source = Source::named(connection, &settings.memory).map_err(|rule| {
-                    SettingError::new(&["blocks", "sql", "connections", name, "url"], rule, "(hidden)")
-                })?;
-                Ok((name.clone(), Arc::new(source)))
-            })
-            .collect::<Result<_, SettingError>>()?;
+        let mut named = HashMap::new();
+        let mut broken = Vec::new();
+        for (name, connection) in &settings.connections {
+            match Source::named(connection, &settings.memory) {
+                Ok(source) => {
+                    named.insert(name.clone(), Arc::new(source));
+                }
+                Err(Broken { key, rule }) => {
+                    let key = ["blocks", "sql", "connections", name, key];
+                    broken.push(SettingError::new(&key, rule, "(hidden)"));
+                }
+            }
+        }
+        if !broken.is_empty() {
+            return Err(broken);
+        }
         Ok(Self {
             spec,
             allow_inline: settings.allow_inline,
@@ -112,8 +119,8 @@ impl SqlQuery {
         if !self.allow_inline {
             return Ok(Target::Refused);
         }
-        let source =
-            Source::inline(text, &self.settings.memory).map_err(|rule| invalid_input("connection", &rule))?;
+        let source = Source::inline(text, &self.settings.memory)
+            .map_err(|broken| invalid_input("connection", &broken.rule))?;
         Ok(Target::Source(Arc::new(source)))
     }
 }

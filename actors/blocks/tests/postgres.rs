@@ -10,7 +10,8 @@ use caf_protocol::block::{BlockContext, CancellationToken, Outputs, Registry, Ta
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::Correlation;
 use caf_protocol::outcome::Failure;
-use caf_testkit::Postgres;
+use caf_testkit::tls::Certificates;
+use caf_testkit::{Postgres, PostgresOptions};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -483,6 +484,40 @@ fn a_statement_that_is_given_up_does_not_go_on_at_the_server() {
 }
 
 #[test]
+fn at_the_deadline_neither_statement_nor_connection_stays() {
+    with_server(async |server| {
+        let observer = blocks(&server.url(), |_| {});
+        let others = "SELECT count(*) AS v FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        query(&observer, "rw", "CREATE TABLE t(a text)", json!([]))
+            .await
+            .expect("creates");
+        let seen = async || row(&observer, others, json!([])).await["v"].clone();
+        let before = seen().await;
+        // The second one is dropped long before any limit of its own, so that only cancelling can end it.
+        for by_drop in [false, true] {
+            let blocks = blocks(&server.url(), |_| {});
+            let write = "INSERT INTO t SELECT pg_sleep(60)::text";
+            let task = prepare(&blocks, "rw", write, json!([])).expect("is accepted");
+            let begin = Instant::now();
+            if by_drop {
+                let running = task.run(context(Duration::from_secs(60)));
+                let limit = begin + Duration::from_millis(500);
+                assert!(tokio::time::timeout_at(limit, running).await.is_err());
+            } else {
+                let ended = task.run(context(Duration::from_millis(500))).await;
+                assert_eq!(ended.expect_err("runs out").message, "deadline exceeded");
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5));
+            until(&observer, RUNNING, json!(0)).await;
+            drop(blocks);
+            until(&observer, others, before.clone()).await;
+        }
+        let kept = row(&observer, "SELECT count(*) AS v FROM t", json!([])).await;
+        assert_eq!(kept["v"], json!(0));
+    });
+}
+
+#[test]
 fn the_pool_bounds_connections_and_waiting_for_one_is_bounded_too() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| {
@@ -577,6 +612,100 @@ fn failures_repeat_no_query_no_parameter_and_no_value() {
             let failure = query(&blocks, "rw", text, params).await.expect_err(text);
             let told = format!("{} {:?} {:?}", failure.message, failure.internal, failure.details);
             assert!(!told.contains("hunter2"), "{text}: {told}");
+        }
+    });
+}
+
+/// Whether the connection that answers is encrypted.
+async fn encrypted(blocks: &Registry) -> Result<bool, Failure> {
+    let text = "SELECT ssl AS v FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let outputs = query(blocks, "ro", text, json!([])).await?;
+    Ok(outputs["rows"][0]["v"] == json!(true))
+}
+
+#[test]
+fn the_mode_decides_whether_a_connection_is_encrypted_and_whom_it_trusts() {
+    let certificates = Certificates::generate().expect("generates");
+    let known = Some(certificates.authority());
+    let stranger = Certificates::generate().expect("generates");
+    let unknown = Some(stranger.authority());
+    let tls = Some(certificates);
+    let server = Postgres::start_with(PostgresOptions { tls }).expect("starts");
+    let url = |host: &str, mode: &str| {
+        let port = server.port();
+        format!("postgres://postgres@{host}:{port}/postgres?hostaddr=127.0.0.1&sslmode={mode}")
+    };
+    actix_rt::System::new().block_on(async {
+        for (host, mode, ca_file, expected) in [
+            ("localhost", "disable", &known, Some(false)),
+            ("localhost", "prefer", &known, Some(true)),
+            ("localhost", "prefer", &unknown, Some(false)),
+            ("localhost", "prefer", &None, Some(false)),
+            ("other.example", "prefer", &known, Some(false)),
+            ("localhost", "require", &known, Some(true)),
+            ("127.0.0.1", "require", &known, Some(true)),
+            ("localhost", "require", &None, None),
+            ("localhost", "require", &unknown, None),
+            ("other.example", "require", &known, None),
+            ("localhost", "verify-full", &known, Some(true)),
+            ("localhost", "verify-full", &unknown, None),
+            ("other.example", "verify-full", &known, None),
+            ("localhost", "verify-ca", &known, Some(true)),
+            ("other.example", "verify-ca", &known, Some(true)),
+            ("other.example", "verify-ca", &unknown, None),
+        ] {
+            let blocks = blocks(&url(host, mode), |connection| {
+                connection.ca_file.clone_from(ca_file)
+            });
+            match encrypted(&blocks).await {
+                Ok(seen) => assert_eq!(Some(seen), expected, "{host} {mode} {ca_file:?}"),
+                Err(failure) => {
+                    assert_eq!(None, expected, "{host} {mode} {ca_file:?}: {failure:?}");
+                    assert_eq!(failure.code, ErrorCode::NetworkError);
+                    assert!(
+                        failure.message.ends_with("the TLS handshake failed"),
+                        "{failure:?}"
+                    );
+                    assert!(!failure.message.contains("example"), "{failure:?}");
+                }
+            }
+        }
+
+        // What is given up is cancelled over an encrypted connection too.
+        let blocks = blocks(&url("localhost", "require"), |connection| {
+            connection.ca_file.clone_from(&known)
+        });
+        let task = prepare(&blocks, "ro", "SELECT pg_sleep(60)", json!([])).expect("is accepted");
+        let mut dropped = task.run(context(Duration::from_secs(60)));
+        tokio::select! {
+            _ = &mut dropped => panic!("cannot end"),
+            () = until(&blocks, RUNNING, json!(1)) => {}
+        }
+        drop(dropped);
+        until(&blocks, RUNNING, json!(0)).await;
+    });
+}
+
+#[test]
+fn a_server_without_encryption_is_used_only_where_none_is_required() {
+    with_server(async |server| {
+        for (mode, expected) in [
+            ("disable", true),
+            ("prefer", true),
+            ("require", false),
+            ("verify-full", false),
+        ] {
+            let blocks = blocks(&format!("{}?sslmode={mode}", server.url()), |_| {});
+            match encrypted(&blocks).await {
+                Ok(seen) => assert_eq!((expected, seen), (true, false), "{mode}"),
+                Err(failure) => {
+                    assert_eq!(
+                        (expected, failure.code),
+                        (false, ErrorCode::NetworkError),
+                        "{mode}"
+                    );
+                }
+            }
         }
     });
 }

@@ -34,7 +34,7 @@ pub use assignment::AssignmentBuilder;
 pub use client::{Client, Collector};
 pub use malformed::malformed;
 pub use nats::{NatsAuth, NatsOptions, NatsServer};
-pub use postgres::Postgres;
+pub use postgres::{Postgres, PostgresOptions};
 pub use router::{RouterIntake, Verdict};
 pub use temp::TempDir;
 pub use wait::{wait_until, wait_until_async};

@@ -2,8 +2,9 @@
 //!
 //! Neighbours: tests of the `sql` block. Trusts whoever connects from this machine and keeps nothing: `fsync` is off.
 
+use std::fs::Permissions;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
 use crate::process::Process;
+use crate::tls::Certificates;
 use crate::wait::poll;
 use crate::{TempDir, ports, programs};
 
@@ -22,11 +24,19 @@ const START_ATTEMPTS: usize = 5;
 /// Account that the server runs as when the test runs as root, which the server refuses.
 const ACCOUNT: &str = "postgres";
 
+/// How a server is set up.
+#[derive(Debug, Default)]
+pub struct PostgresOptions {
+    /// Certificates, when connections may be encrypted. They live as long as the server.
+    pub tls: Option<Certificates>,
+}
+
 /// A running PostgreSQL; ended and cleaned away on drop.
 #[derive(Debug)]
 pub struct Postgres {
     process: Option<Process>,
     port: u16,
+    options: PostgresOptions,
     // Last: removed after the process has ended.
     dir: TempDir,
 }
@@ -38,10 +48,25 @@ impl Postgres {
     /// When a program is missing (the message says what to install), or the server does not come up; then with its
     /// log.
     pub fn start() -> Result<Self> {
+        Self::start_with(PostgresOptions::default())
+    }
+
+    /// Like [`Postgres::start`], set up as told.
+    ///
+    /// # Errors
+    /// See [`Postgres::start`].
+    pub fn start_with(options: PostgresOptions) -> Result<Self> {
         let dir = TempDir::new("pg")?;
-        if is_root() {
-            let (user, group) = (account_id("-u")?, account_id("-g")?);
-            chown(dir.path(), Some(user), Some(group)).context("cannot give the directory away")?;
+        give_away(dir.path())?;
+        if let Some(certificates) = &options.tls {
+            // The server takes a key only from a file that nobody else can read.
+            let (_, key) = certificates.server();
+            let own = dir.path().join("server.key");
+            std::fs::copy(&key, &own).context("cannot copy the key")?;
+            std::fs::set_permissions(&own, Permissions::from_mode(0o600))?;
+            give_away(&own)?;
+            std::fs::copy(certificates.server().0, dir.path().join("server.pem"))
+                .context("cannot copy the certificate")?;
         }
         let made = as_account(&programs::postgres("initdb")?)
             .args([
@@ -63,6 +88,7 @@ impl Postgres {
         let mut server = Self {
             process: None,
             port: ports::free_port(),
+            options,
             dir,
         };
         for _ in 1..START_ATTEMPTS {
@@ -158,8 +184,21 @@ impl Postgres {
             .create(true)
             .append(true)
             .open(self.dir.path().join("server.log"))?;
+        let encryption: &[&str] = if self.options.tls.is_some() {
+            &[
+                "-c",
+                "ssl=on",
+                "-c",
+                "ssl_cert_file=../server.pem",
+                "-c",
+                "ssl_key_file=../server.key",
+            ]
+        } else {
+            &[]
+        };
         let mut process = Process::spawn(
             as_account(&programs::postgres("postgres")?)
+                .args(encryption)
                 .arg("-D")
                 .arg(self.dir.path().join("data"))
                 .args(["-c", "listen_addresses=127.0.0.1"])
@@ -208,6 +247,15 @@ impl Drop for Postgres {
         // When even this fails, the process is killed as its value is dropped.
         let _ = self.kill();
     }
+}
+
+/// Makes the account of the server the owner, when it is another one.
+fn give_away(path: &Path) -> Result<()> {
+    if is_root() {
+        let (user, group) = (account_id("-u")?, account_id("-g")?);
+        chown(path, Some(user), Some(group)).context("cannot give a file away")?;
+    }
+    Ok(())
 }
 
 fn is_root() -> bool {

@@ -12,11 +12,11 @@ use actix_tls::connect::{ConnectError, ConnectInfo, Connection};
 use awc::http::Uri;
 use futures_util::future::LocalBoxFuture;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::wire::{Io, Wire};
+use crate::tls;
 
 /// Makes connections of one kind.
 #[derive(Clone)]
@@ -38,18 +38,9 @@ impl Dial {
     }
 }
 
-/// The public authorities.
-pub(super) fn public_roots() -> RootCertStore {
-    RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
-}
-
 /// Trusts these authorities and speaks HTTP/1.1 only.
 pub(super) fn tls_config(roots: RootCertStore) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring implements the default protocol versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = tls::client_config(roots);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
 }

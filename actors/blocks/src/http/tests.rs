@@ -412,6 +412,53 @@ fn the_deadline_cuts_an_attempt_short_and_cancelling_ends_it() {
 }
 
 #[test]
+fn at_the_deadline_the_connection_is_closed_wherever_the_answer_is() {
+    block_on(async {
+        for (begun, by_drop) in [
+            ("", false),
+            ("", true),
+            ("HTTP/1.1 200 OK\r\nContent-Le", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", true),
+        ] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+            let address = listener.local_addr().expect("is bound");
+            let task = block(&settings())
+                .prepare(inputs(
+                    json!({"url": format!("http://{address}/"), "method": "GET"}),
+                ))
+                .expect("is accepted");
+            let context = context_for(Duration::from_millis(200));
+            let deadline = context.deadline;
+            let (ended, ()) = tokio::join!(
+                async {
+                    if by_drop {
+                        // As the pipeline does; a moment before, so that the block does not notice by itself.
+                        let limit = deadline - Duration::from_millis(50);
+                        tokio::time::timeout_at(limit, task.run(context)).await.ok()
+                    } else {
+                        Some(task.run(context).await)
+                    }
+                },
+                async {
+                    let (mut stream, _) = listener.accept().await.expect("accepts");
+                    read_request(&mut stream).await.expect("is asked");
+                    stream.write_all(begun.as_bytes()).await.expect("writes");
+                    // An end or a reset, but soon.
+                    let mut space = [0; 16];
+                    let rest = stream.read(&mut space);
+                    let seen = tokio::time::timeout(Duration::from_secs(10), rest).await;
+                    assert!(matches!(seen, Ok(Ok(0) | Err(_))), "{begun:?}: {seen:?}");
+                },
+            );
+            let expected = (!by_drop).then(|| Err(Failure::timeout("deadline")));
+            assert_eq!(ended, expected, "{begun:?}");
+            assert!(deadline.elapsed() < Duration::from_secs(5), "{begun:?}");
+        }
+    });
+}
+
+#[test]
 fn refused_connections_unknown_hosts_and_failed_handshakes_are_network_errors() {
     block_on(async {
         let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
@@ -601,18 +648,34 @@ fn redirects_without_end_or_aim_are_http_errors() {
 /// A server for `localhost` with a certificate of its own, and a block that trusts it. Every answer leaves the body cut off
 /// unless `whole`.
 async fn serve_tls(whole: bool) -> (HttpRequest, SocketAddr) {
-    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::RootCertStore;
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
-    use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("makes a certificate");
     let certificate = made.cert.der().clone();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let address = serve_tls_with(certificate.clone(), key.into(), whole).await;
+    let mut block = block(&settings());
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("is a certificate");
+    let shared = Arc::get_mut(&mut block.shared).expect("is not in use");
+    shared.tls = dial::tls_config(roots);
+    (block, address)
+}
+
+async fn serve_tls_with(
+    certificate: tokio_rustls::rustls::pki_types::CertificateDer<'static>,
+    key: tokio_rustls::rustls::pki_types::PrivateKeyDer<'static>,
+    whole: bool,
+) -> SocketAddr {
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::crypto::ring;
+
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("has versions")
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key.into())
+        .with_single_cert(vec![certificate], key)
         .expect("key and certificate belong together");
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
@@ -631,12 +694,7 @@ async fn serve_tls(whole: bool) -> (HttpRequest, SocketAddr) {
             let _ = stream.shutdown().await;
         }
     });
-    let mut block = block(&settings());
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).expect("is a certificate");
-    let shared = Arc::get_mut(&mut block.shared).expect("is not in use");
-    shared.tls = dial::tls_config(roots);
-    (block, address)
+    address
 }
 
 #[test]
@@ -658,6 +716,44 @@ fn an_encrypted_answer_is_read_when_the_certificate_fits_the_host() {
         let failure = get(&settings(), url).await.expect_err("is refused");
         assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
     });
+}
+
+#[test]
+fn an_authority_of_the_settings_vouches_beside_the_public_ones() {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let certificates = caf_testkit::tls::Certificates::generate().expect("generates");
+    let stranger = caf_testkit::tls::Certificates::generate().expect("generates");
+    let (certificate, key) = certificates.server();
+    let certificate = CertificateDer::from_pem_file(certificate).expect("reads");
+    let key = PrivateKeyDer::from_pem_file(key).expect("reads");
+    let with = |ca_file| {
+        let ca_file = Some(ca_file);
+        block(&HttpSettings {
+            ca_file,
+            ..settings()
+        })
+    };
+    block_on(async {
+        let address = serve_tls_with(certificate, key, true).await;
+        let given = json!({"url": format!("https://localhost:{}/", address.port()), "method": "GET"});
+        let trusting = with(certificates.authority());
+        let outputs = send(&trusting, given.clone()).await.expect("succeeds");
+        assert_eq!(outputs["body"], json!("secret"));
+        let failure = send(&with(stranger.authority()), given)
+            .await
+            .expect_err("is refused");
+        assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+    });
+    let missing = HttpSettings {
+        ca_file: Some("no/such/ca.pem".into()),
+        ..settings()
+    };
+    let error = HttpRequest::new(&missing, Extras::default())
+        .err()
+        .expect("is refused");
+    assert_eq!(error.key, ["blocks", "http", "ca_file"]);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Runs a query on PostgreSQL, in a transaction of its own, on a connection from a pool.
 //!
-//! Neighbours: [`super`] runs it on an event loop; `params` binds, `decode` reads values, `rows` collects. A query that is
+//! Neighbours: [`super`] runs it on an event loop; `address` reads the settings, `dial` connects, `params` binds, `decode` reads values, `rows` collects. A query that is
 //! given up (dropped, cancelled, over a limit) is cancelled on the server too, and its connection is thrown away: none is
 //! left running, none comes back to the pool in an unknown state.
 
+mod address;
 mod decode;
+mod dial;
 mod params;
 
 use std::error::Error as _;
@@ -21,13 +23,15 @@ use deadpool_postgres::{
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, Config, Error, NoTls};
+use tokio_postgres::{Client, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
+use self::address::Address;
 use self::decode::Raw;
+use self::dial::Dial;
 use super::rows::RowSet;
-use super::source::Limits;
+use super::source::{Broken, Limits};
 use super::{Query, param_count_failure, param_failure, words};
 use crate::settings::{SqlConnectionSettings, ms};
 use crate::watch::attempt_limit;
@@ -44,17 +48,19 @@ pub(super) struct Postgres {
     pool: Pool,
     read_only: bool,
     connect_limit: Duration,
+    tls: MakeRustlsConnect,
 }
 
 impl Postgres {
-    /// The rule that the url breaks, if it breaks one.
-    pub(super) fn check(settings: &SqlConnectionSettings) -> Result<(), String> {
-        parse(settings).map(drop)
+    /// The rule that the address breaks, if it breaks one.
+    pub(super) fn check(settings: &SqlConnectionSettings) -> Result<(), Broken> {
+        Address::of(settings).map(drop)
     }
 
-    /// Reads the settings. Connects only when a job needs it.
-    pub(super) fn new(settings: &SqlConnectionSettings) -> Result<Self, String> {
-        let mut config = parse(settings)?;
+    /// Reads the settings and the file of authorities. Connects only when a job needs it.
+    pub(super) fn new(settings: &SqlConnectionSettings) -> Result<Self, Broken> {
+        let Address { mut config, trust } = Address::of(settings)?;
+        let tls = dial::tls(trust, settings.ca_file.as_deref()).map_err(Broken::ca_file)?;
         if let Some(user) = &settings.user {
             config.user(user);
         }
@@ -70,15 +76,16 @@ impl Postgres {
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Clean,
         };
-        let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
+        let pool = Pool::builder(Manager::from_connect(config, Dial::new(tls.clone()), recycling))
             .max_size(settings.pool_size)
             .runtime(Runtime::Tokio1)
             .build()
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| Broken::url(error.to_string()))?;
         Ok(Self {
             pool,
             read_only: settings.read_only,
             connect_limit,
+            tls,
         })
     }
 
@@ -90,7 +97,10 @@ impl Postgres {
         context: &BlockContext,
     ) -> Result<Outputs, Failure> {
         let client = self.connect(context).await?;
-        let running = Running(Some(client));
+        let running = Running {
+            client: Some(client),
+            tls: self.tls.clone(),
+        };
         let limit = context.cap(limits.statement_timeout);
         let began = Instant::now();
         let timed_out = || {
@@ -204,22 +214,6 @@ impl Postgres {
     }
 }
 
-/// Reads the url.
-fn parse(settings: &SqlConnectionSettings) -> Result<Config, String> {
-    let config: Config = settings
-        .url
-        .trim()
-        .parse()
-        .map_err(|_| "must be a PostgreSQL address, postgres://user@host:port/database")?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        return Err("must name a host".to_owned());
-    }
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err("must not require TLS, which this version cannot speak to a database".to_owned());
-    }
-    Ok(config)
-}
-
 fn unreadable(column: &tokio_postgres::Column, cause: &str, query: &Query) -> Stop {
     let text = format!(
         "column {} has the type {}, {cause}; cast it to text",
@@ -246,18 +240,22 @@ impl From<Error> for Stop {
 }
 
 /// A connection in use. Unless it is given back, dropping it cancels what runs on it and closes it.
-struct Running(Option<Object>);
+struct Running {
+    client: Option<Object>,
+    /// The request to cancel is encrypted as the connection is.
+    tls: MakeRustlsConnect,
+}
 
 impl Running {
     fn client(&self) -> &Client {
-        self.0
+        self.client
             .as_ref()
             .expect("is taken only by what consumes or drops it")
     }
 
     /// Back to the pool.
     fn release(mut self) {
-        drop(self.0.take());
+        drop(self.client.take());
     }
 
     /// Back to the pool after a rollback, if that works.
@@ -271,13 +269,16 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some(object) = self.0.take() else { return };
+        let Some(object) = self.client.take() else {
+            return;
+        };
+        let tls = self.tls.clone();
         let client = Object::take(object);
         let cancel = client.cancel_token();
         // Without a runtime the process is ending, and the connection with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(NoTls)).await;
+                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(tls)).await;
                 drop(client);
             });
         }
@@ -298,6 +299,10 @@ fn failure_to_connect(error: Error) -> Failure {
         None if io_kind(&error) == Some(io::ErrorKind::TimedOut) => Failure::new(
             ErrorCode::ConnectionTimeout,
             "timeout while connecting to the database",
+        ),
+        None if dial::is_of_tls(&error) => Failure::new(
+            ErrorCode::NetworkError,
+            "no encrypted connection to the database: the TLS handshake failed",
         ),
         None if io_kind(&error).is_some() => {
             Failure::new(ErrorCode::NetworkError, "no connection to the database")

@@ -37,6 +37,27 @@ pub(super) struct Limits {
     pub(super) statement_timeout: Duration,
 }
 
+/// A rule that the settings of a connection break.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Broken {
+    /// `url` or `ca_file`.
+    pub(crate) key: &'static str,
+    /// What the value has to be.
+    pub(crate) rule: String,
+}
+
+impl Broken {
+    pub(super) fn url(rule: impl Into<String>) -> Self {
+        let rule = rule.into();
+        Self { key: "url", rule }
+    }
+
+    pub(super) fn ca_file(rule: impl Into<String>) -> Self {
+        let rule = rule.into();
+        Self { key: "ca_file", rule }
+    }
+}
+
 impl Source {
     /// The database that a job gets when it names none.
     pub(super) fn memory(settings: &SqlMemorySettings) -> Self {
@@ -53,11 +74,11 @@ impl Source {
         }
     }
 
-    /// A connection of the settings.
+    /// A connection of the settings. Reads the file of its authorities.
     pub(super) fn named(
         settings: &SqlConnectionSettings,
         memory: &SqlMemorySettings,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Broken> {
         let url = settings.url.trim();
         if is_memory(url) {
             return Ok(Self::memory(memory));
@@ -79,7 +100,7 @@ impl Source {
     }
 
     /// A connection that a job brings: read-only, one connection, limits as in memory.
-    pub(super) fn inline(text: &str, memory: &SqlMemorySettings) -> Result<Self, String> {
+    pub(super) fn inline(text: &str, memory: &SqlMemorySettings) -> Result<Self, Broken> {
         let mut settings = SqlConnectionSettings::new(text);
         settings.max_rows = memory.max_rows;
         settings.max_bytes = memory.max_bytes;
@@ -89,8 +110,8 @@ impl Source {
     }
 }
 
-/// The rule that the url of a connection breaks, if it breaks one.
-pub(crate) fn check_url(settings: &SqlConnectionSettings) -> Result<(), String> {
+/// The rule that the address of a connection breaks, if it breaks one. Reads no file.
+pub(crate) fn check_address(settings: &SqlConnectionSettings) -> Result<(), Broken> {
     let url = settings.url.trim();
     if is_memory(url) {
         return Ok(());
@@ -118,14 +139,14 @@ fn is_postgres(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
-fn sqlite_path(url: &str) -> Result<PathBuf, String> {
-    let rule = "must begin with sqlite:, postgres: or postgresql:";
+fn sqlite_path(url: &str) -> Result<PathBuf, Broken> {
+    let rule = || Broken::url("must begin with sqlite:, postgres: or postgresql:");
     let path = url
         .strip_prefix("sqlite://")
         .or_else(|| url.strip_prefix("sqlite:"))
-        .ok_or(rule)?;
+        .ok_or_else(rule)?;
     if path.is_empty() || path.contains(['?', '\0']) {
-        return Err("must name a database file, without options".to_owned());
+        return Err(Broken::url("must name a database file, without options"));
     }
     Ok(PathBuf::from(path))
 }
@@ -134,7 +155,7 @@ fn sqlite_path(url: &str) -> Result<PathBuf, String> {
 mod tests {
     use super::*;
 
-    fn kind(url: &str) -> Result<String, String> {
+    fn kind(url: &str) -> Result<String, Broken> {
         let source = Source::named(&SqlConnectionSettings::new(url), &SqlMemorySettings::default())?;
         Ok(match source.kind {
             Kind::Memory { .. } => "memory".to_owned(),
@@ -154,7 +175,7 @@ mod tests {
             ("postgres://h/db", "postgres"),
             ("postgresql://u:p@h:1/db", "postgres"),
         ] {
-            assert_eq!(kind(url).as_deref(), Ok(expected), "{url}");
+            assert_eq!(kind(url), Ok(expected.to_owned()), "{url}");
         }
         for url in [
             "",

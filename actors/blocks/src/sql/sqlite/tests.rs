@@ -286,6 +286,28 @@ fn a_query_without_end_is_stopped_by_limit_deadline_and_cancelling() {
 }
 
 #[test]
+fn at_the_deadline_a_write_is_undone_and_its_lock_is_gone() {
+    let file = File::new();
+    let endless = json!({
+        "connection": "rw",
+        "query": "INSERT INTO t WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x FROM c",
+    });
+    let begin = std::time::Instant::now();
+    let failure = query_with(&file.settings, context_for(Duration::from_millis(200)), endless);
+    assert_eq!(failure.expect_err("runs out"), Failure::timeout("deadline"));
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(file.count(), json!(1));
+    for left in ["-journal", "-wal", "-shm"] {
+        let path = format!("{}{left}", file.path.display());
+        assert!(!std::path::Path::new(&path).exists(), "{path}");
+    }
+    let holder = Connection::open(&file.path).expect("opens");
+    holder
+        .execute_batch("BEGIN EXCLUSIVE; ROLLBACK")
+        .expect("nobody else holds a lock");
+}
+
+#[test]
 fn other_files_are_out_of_reach() {
     let file = File::new();
     let path = file.path.display();
