@@ -149,7 +149,7 @@ fn whatever_bytes_exec_is_given_each_line_leaves_by_its_row() {
 #[test]
 fn ten_megabytes_through_exec_are_an_error_with_size_and_hash_and_not_a_crash() {
     let job = AssignmentBuilder::new("echo", json!({"text": "x".repeat(10 * 1024 * 1024)}));
-    let finished = exec(lines(&[job.clone()]));
+    let finished = exec(lines(std::slice::from_ref(&job)));
     assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
     let answers = printed(&finished);
     let result = &answers.results(job.assignment_id())[0];
