@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use caf_testkit::client::{HEARTBEAT, RESULT};
+use caf_testkit::client::{ACK, HEARTBEAT, RESULT};
 use caf_testkit::tls::Certificates;
 use caf_testkit::worker::WorkerBuilder;
 use caf_testkit::{AssignmentBuilder, Client, NatsAuth, NatsOptions, NatsServer, wait_until};
@@ -96,6 +96,31 @@ fn streams_of_an_operator_are_used_as_they_are() {
         client.stream_count("everything").is_ok_and(|count| count == 3)
     });
     assert_each_answered_once(&heard, &job);
+}
+
+/// An operator's stream has the name that ours would get, and stores only half of what it must.
+#[test]
+fn a_stream_that_stores_too_little_is_named_with_what_to_mend() {
+    let nats = NatsServer::start().expect("the broker starts");
+    let client = Client::connect(&nats).expect("the client connects");
+    let config =
+        |subjects: &[&str]| json!({"name": "caf-results", "subjects": subjects, "storage": "memory"});
+    client
+        .jetstream_api("STREAM.CREATE.caf-results", &config(&[RESULT]))
+        .expect("is created");
+    let mut worker = program().serve(&nats).start().expect("starts");
+    let log = worker
+        .wait_for_message("Pull failed, rebuilding")
+        .expect("says why it waits");
+    let error = log["context"]["error"].as_str().unwrap_or_default();
+    assert!(
+        error.contains("stream caf-results exists and does not store caf.exec.assign.v1.ack"),
+        "{error}"
+    );
+    client
+        .jetstream_api("STREAM.UPDATE.caf-results", &config(&[RESULT, ACK]))
+        .expect("is mended");
+    worker.wait_ready().expect("becomes ready");
 }
 
 #[test]

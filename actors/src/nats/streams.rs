@@ -43,6 +43,16 @@ pub enum StreamError {
     /// No stream covers a subject, and creating is not allowed.
     #[error("no stream covers {0} and nats.create_streams is false")]
     NotCovered(String),
+    /// The stream to create exists, but without these subjects.
+    #[error(
+        "stream {name} exists and does not store {subjects}: add the subjects to it, or name another stream in the settings"
+    )]
+    NameTaken {
+        /// The stream.
+        name: String,
+        /// What it would have to store.
+        subjects: String,
+    },
     /// The consumer exists but cannot be used.
     #[error("consumer {name} of stream {stream} {rule}")]
     Consumer {
@@ -74,25 +84,38 @@ async fn covering(jetstream: &Context, subject: &str) -> Result<Option<String>, 
 /// Creates a stream; on a server without room for its size, a smaller one.
 async fn create(jetstream: &Context, config: Config, log: &Log) -> Result<(), StreamError> {
     let name = config.name.clone();
-    let no_room = |error: &CreateStreamError| {
-        matches!(
-            error.kind(),
-            CreateStreamErrorKind::JetStream(error)
-                if [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES]
-                    .contains(&error.error_code())
-        )
+    let taken = StreamError::NameTaken {
+        name: name.clone(),
+        subjects: config.subjects.join(", "),
     };
     let smaller = Config {
         max_bytes: SMALL_STREAM_BYTES,
         ..config.clone()
     };
+    let no_room = [
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+    ];
     let created = match jetstream.create_stream(config).await {
-        Err(error) if no_room(&error) => jetstream.create_stream(smaller).await,
+        Err(error) if code_of(&error).is_some_and(|code| no_room.contains(&code)) => {
+            jetstream.create_stream(smaller).await
+        }
         other => other,
     };
-    created.map_err(|error| failed(format!("creating stream {name}"), &error))?;
+    created.map_err(|error| match code_of(&error) {
+        Some(ErrorCode::STREAM_NAME_EXIST) => taken,
+        _ => failed(format!("creating stream {name}"), &error),
+    })?;
     log.emit(events::stream_ready("stream", &name, true));
     Ok(())
+}
+
+/// What JetStream itself said, if it answered.
+fn code_of(error: &CreateStreamError) -> Option<ErrorCode> {
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => Some(error.error_code()),
+        _ => None,
+    }
 }
 
 /// The assignment stream's name, and how long its consumer, found or created, waits for an answer or a renewal.
