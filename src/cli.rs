@@ -56,14 +56,14 @@ pub enum Command {
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// File with one assignment per line, or - for standard input
+    /// File with one assignment per line (or one document, or an array), or - for lines of standard input
     pub file: Input,
 }
 
 /// Arguments of `submit`.
 #[derive(Debug, Args)]
 pub struct SubmitArgs {
-    /// File with one assignment per line, or - for standard input
+    /// File with one assignment per line (or one document, or an array), or - for lines of standard input
     pub file: Input,
     /// Longest wait for all results, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -17,7 +17,7 @@ use caf_actors::events::{self, Log};
 use caf_actors::job::{Arrival, Delivery};
 use caf_actors::lease::LeaseToken;
 use caf_actors::runtime::Route;
-use caf_actors::sink::{Outgoing, PublishError, Sink, Verdict};
+use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::status::NodeStatus;
 use caf_protocol::block::Registry;
 use caf_protocol::headers::Headers;
@@ -31,7 +31,7 @@ use crate::assignments::{Input, answerable_id, read_all};
 use crate::exit::Exit;
 use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
-use crate::shutdown::{Feed, Intake, drain};
+use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
 use crate::wiring::{EventLoops, build, new_status};
 
@@ -103,7 +103,7 @@ pub async fn run(
         () = finished => Exit::Ok,
         () = stop_early(&mut signals, &mut nobody_reads, fed.is_none()) => {
             log.emit(events::shutting_down(signals.last(), status.held().held_jobs()));
-            drain(&tree, &feed, Intake::DeliversOnce, settings, &mut signals).await
+            drain(&tree, &feed, Guarantee::AtMostOnce, settings, &mut signals).await
         }
     };
     port.close().await;
@@ -229,7 +229,7 @@ struct Line<'a> {
 }
 
 impl Printer {
-    fn print(&self, message: &Outgoing) -> Result<(), PublishError> {
+    fn print(&self, message: &Outgoing) -> Result<Published, PublishError> {
         let refused = |error: &dyn std::fmt::Display| PublishError::Refused(error.to_string());
         let text = std::str::from_utf8(&message.payload).map_err(|error| refused(&error))?;
         let payload: &RawValue = serde_json::from_str(text).map_err(|error| refused(&error))?;
@@ -247,7 +247,7 @@ impl Printer {
             // The reader has gone away: the run ends, quietly.
             let _ = self.gone.send_replace(true);
         }
-        Ok(())
+        Ok(Published::Stored)
     }
 
     /// Remembers who was answered with a result, and how.
@@ -273,7 +273,7 @@ impl Printer {
 }
 
 impl Sink for LocalSink {
-    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<Published, PublishError>> {
         std::future::ready(self.printer.print(message)).boxed()
     }
 

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::exit::Exit;
 use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
-use crate::shutdown::{Feed, Intake, drain};
+use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
 use crate::wiring::{EventLoops, Tree, adopt, build, new_status};
 
@@ -72,7 +72,10 @@ pub async fn run(
         Ok(connected) => connected,
         Err(error) => {
             log.emit(events::fatal(&error.to_string()));
-            return Ok(Exit::Unavailable);
+            return Ok(match error {
+                ConnectError::Settings(_) => Exit::Config,
+                ConnectError::Deadline { .. } => Exit::Unavailable,
+            });
         }
     };
     let tree = build(settings, registry, Arc::new(sink), loops, status, log).await;
@@ -176,11 +179,11 @@ async fn feed_and_wait(
         None => {
             let held = tree.status.held().held_jobs();
             log.emit(events::shutting_down(signals.last(), held));
-            let intake = match settings.nats.mode {
-                NatsMode::Jetstream => Intake::Redelivers,
-                NatsMode::Core => Intake::DeliversOnce,
+            let guarantee = match settings.nats.mode {
+                NatsMode::Jetstream => Guarantee::AtLeastOnce,
+                NatsMode::Core => Guarantee::AtMostOnce,
             };
-            drain(&tree, &feed, intake, settings, signals).await
+            drain(&tree, &feed, guarantee, settings, signals).await
         }
         // The tree cannot be trusted to drain; what it holds is delivered again.
         Some(Escalation::RestartBudgetSpent) => Exit::RestartsSpent,

@@ -21,11 +21,11 @@ const POOL_LIMIT: Duration = Duration::from_secs(1);
 
 /// How assignments came in: decides what becomes of those that have not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Intake {
+pub enum Guarantee {
     /// From a stream: what is handed back is delivered to another worker, or to this one's successor.
-    Redelivers,
+    AtLeastOnce,
     /// Once only: what has not started by the soft limit is answered with an overload.
-    DeliversOnce,
+    AtMostOnce,
 }
 
 /// The feeding edge: told to stop, and tells when nothing more will arrive.
@@ -41,7 +41,7 @@ pub struct Feed {
 pub async fn drain(
     tree: &Tree,
     feed: &Feed,
-    intake: Intake,
+    guarantee: Guarantee,
     settings: &Settings,
     signals: &mut Signals,
 ) -> Exit {
@@ -55,7 +55,7 @@ pub async fn drain(
         _ = timeout_at(soft, stopped.wait_for(|stopped| *stopped)) => true,
         () = signals.next() => false,
     };
-    if intake == Intake::Redelivers {
+    if guarantee == Guarantee::AtLeastOnce {
         empty_lines(tree, EmptyLine::HandBack).await;
     }
     let all_returned: BoxFuture<'_, ()> = Box::pin(tree.status.held().all_returned());
@@ -66,7 +66,7 @@ pub async fn drain(
             () = signals.next() => false,
         };
     if !finished {
-        if intake == Intake::DeliversOnce {
+        if guarantee == Guarantee::AtMostOnce {
             empty_lines(tree, EmptyLine::Refuse).await;
         }
         tree.cancel_all.cancel();

@@ -163,15 +163,25 @@ impl Tally {
         for id in self.open.keys() {
             eprintln!("caf-worker: no result for {id}");
         }
+        if !self.open.is_empty() {
+            eprintln!(
+                "caf-worker: is a worker running? an id that was answered within the last hour is not answered anew"
+            );
+        }
         if show == Show::Text {
             self.latencies.sort_unstable();
             let (p50, p99) = (percentile(&self.latencies, 50), percentile(&self.latencies, 99));
             let sent = self.open.len() + self.answered.len() + self.unreadable;
             let counts = |map: &BTreeMap<String, usize>| {
-                map.iter()
+                let counts: Vec<_> = map
+                    .iter()
                     .map(|(status, count)| format!("{count} {status}"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                    .collect();
+                if counts.is_empty() {
+                    "none".to_owned()
+                } else {
+                    counts.join(", ")
+                }
             };
             println!(
                 "sent {sent}; acks: {}; results: {}",

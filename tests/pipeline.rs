@@ -319,6 +319,22 @@ fn a_finished_assignment_is_answered_again_with_the_same_bytes_and_never_run_aga
     });
 }
 
+#[test]
+fn an_answer_that_the_stream_has_had_before_is_said_in_the_log_unless_it_is_a_repetition() {
+    in_system(async {
+        let rig = Rig::start().await;
+        rig.sink.know_all();
+        rig.deliver(assignment("a", &json!({})), 1).await;
+        rig.settled(1).await;
+        let said = "Answer dropped by the stream: this id was answered before";
+        assert_eq!(rig.lines(said), 1, "the result");
+        rig.deliver(assignment("a", &json!({})), 1).await;
+        rig.settled(2).await;
+        assert_eq!(rig.lines(said), 1, "row 11 repeats on purpose");
+        rig.stop().await;
+    });
+}
+
 /// Row 12.
 #[test]
 fn while_draining_what_has_not_started_is_handed_back() {

@@ -12,11 +12,11 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
 
-/// How loud a line is: error pages someone, warn is looked at in the morning, info is a change of state (and one
-/// line per job), debug is everything else about a job.
+/// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
+/// change of state (and one line per job), debug is everything else about a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Pages someone.
+    /// A job or the worker failed; goes to the stream of errors.
     Error,
     /// Looked at in the morning.
     Warn,
@@ -249,6 +249,11 @@ pub fn unanswerable(subject: &str, bytes: usize, failure: &Failure) -> Event {
         .because(failure)
 }
 
+/// A message was answered with the recorded result.
+pub fn answered_again(identity: &Identity) -> Event {
+    Event::new(Level::Info, "Assignment answered again").of(identity)
+}
+
 /// A message left by a row that publishes no new answer.
 pub fn not_run(identity: &Identity, why: &'static str) -> Event {
     Event::new(Level::Debug, "Assignment not run")
@@ -271,6 +276,16 @@ pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) 
         .with("error", error)
         .with("attempt", attempt)
         .with("backoff_delay_ms", delay_ms)
+}
+
+/// The stream kept an earlier answer with the same message id: whoever reads the stream will not see this one.
+pub fn answered_before(subject: &str, message_id: &str) -> Event {
+    Event::new(
+        Level::Warn,
+        "Answer dropped by the stream: this id was answered before",
+    )
+    .with("subject", subject)
+    .with("message_id", message_id)
 }
 
 /// The server will never take a message; what it said is lost to the subscribers, the job counts as answered.

@@ -236,7 +236,7 @@ impl Intake {
     fn settle_without_answer(&self, row: &Row, standing: &Standing, identity: &Identity, holdings: Holdings) {
         let (why, verdict) = match (row, standing) {
             (Row::Repeat, Standing::Finished(result)) => {
-                self.parts.log.emit(events::not_run(identity, "finished before"));
+                self.parts.log.emit(events::answered_again(identity));
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
             (Row::Renew, Standing::Held(held)) => {

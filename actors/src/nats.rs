@@ -1,6 +1,6 @@
 //! The edges towards NATS: the only place that knows the client library.
 //!
-//! Neighbours: wiring connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
+//! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
 //! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`.
 
 pub mod connection;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::assignment::Identity;
+use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
 
@@ -18,7 +19,7 @@ use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck};
 use crate::runtime::Route;
-use crate::sink::{Outgoing, PublishError, Sink, Verdict};
+use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
 /// First wait before an unconfirmed message is sent again.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -111,7 +112,7 @@ pub enum AckState {
 }
 
 impl Conclude {
-    /// The last word on a job that was accepted: rows 6, 7, 8 and 9, and 16.
+    /// The last word on a job that was accepted: rows 6, 7 and 8, and what a shutdown cancels.
     pub fn of_job(job: Job, step: StepResult) -> Self {
         // Failed for good: kept for people. Time and cancellation are nobody's fault; overload is retried.
         let dead_letter = match &step.outcome {
@@ -233,16 +234,17 @@ impl Publisher {
 // ---- Effects ----
 
 impl Sender {
-    /// Sends until confirmed. Gives up only on what the server will never take.
-    async fn send(&self, message: &Outgoing) {
+    /// Sends until confirmed. Gives up only on what the server will never take. True when the stream had an answer with
+    /// this message id before this process sent any.
+    async fn send(&self, message: &Outgoing) -> bool {
         self.unconfirmed.fetch_add(1, SeqCst);
         let _counted = Uncount(&self.unconfirmed);
         for attempt in 1.. {
             let error = match self.sink.publish(message).await {
-                Ok(()) => return,
+                Ok(published) => return attempt == 1 && published == Published::KnownBefore,
                 Err(PublishError::Refused(error)) => {
                     self.log.emit(events::publish_refused(&message.subject, &error));
-                    return;
+                    return false;
                 }
                 Err(PublishError::Unconfirmed(error)) => error,
             };
@@ -256,12 +258,15 @@ impl Sender {
             ));
             tokio::time::sleep(delay).await;
         }
+        false
     }
 
     /// The acknowledgement that was on its way; sent again when word of it never came.
     async fn confirm(&self, ack: AckState) {
         match ack {
-            AckState::Unsent(message) => self.send(&message).await,
+            AckState::Unsent(message) => {
+                self.send(&message).await;
+            }
             AckState::Sent(SentAck { message, confirmed }) => {
                 if confirmed.await.is_err() {
                     self.send(&message).await;
@@ -272,6 +277,8 @@ impl Sender {
 
     /// Everything that is said about an assignment, then the verdict, then letting go.
     async fn conclude(self, ack: Option<AckState>, messages: Vec<Arc<Outgoing>>, holdings: Holdings) {
+        // What is repeated is known to the stream; what is said for the first time should not be.
+        let is_news = ack.is_some();
         let ack = async {
             if let Some(ack) = ack {
                 self.confirm(ack).await;
@@ -280,7 +287,10 @@ impl Sender {
         // Polled in this order, so the acknowledgement is handed to the connection first.
         tokio::join!(biased; ack, async {
             for message in &messages {
-                self.send(message).await;
+                if self.send(message).await && is_news {
+                    let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
+                    self.log.emit(events::answered_before(&message.subject, id));
+                }
             }
         });
         self.settle(&holdings, Verdict::Ack).await;

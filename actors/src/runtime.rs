@@ -1,7 +1,8 @@
 //! The thin layer over actix: addresses that survive a restart, and children whose end is noticed.
 //!
 //! Neighbours: stations hold [`Route`]s; the supervisor starts children through [`spawn_actor`] and [`spawn_task`].
-//! This is the only file that touches actix internals (contexts, arbiters, raw sends). No policy here.
+//! This is the only file that makes contexts, arbiters and raw sends; stations only implement `Actor` and `Handler`.
+//! No policy here.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError, RwLock};

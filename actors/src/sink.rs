@@ -1,6 +1,6 @@
 //! Where the pipeline's messages leave: the edge that the publisher writes to.
 //!
-//! Neighbours: `nats::sink` is the real one, `local` prints, tests bring their own. A sink tries once and says what
+//! Neighbours: `nats::sink` is the real one, `exec` prints, tests bring their own. A sink tries once and says what
 //! became of it; trying again is the publisher's business.
 
 use bytes::Bytes;
@@ -34,6 +34,15 @@ pub enum Verdict {
     InProgress,
 }
 
+/// A message that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// It is stored, or where nothing stores, handed over.
+    Stored,
+    /// The stream had one with the same message id already and kept that one.
+    KnownBefore,
+}
+
 /// Why a message was not published.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PublishError {
@@ -49,7 +58,7 @@ pub enum PublishError {
 pub trait Sink: Send + Sync + 'static {
     /// Publishes once. Resolves when the message is confirmed as stored, or where nothing confirms, handed over.
     /// Never waits without limit.
-    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<(), PublishError>>;
+    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<Published, PublishError>>;
 
     /// Tells the broker what became of a delivery. A lost verdict is harmless: the delivery comes back.
     fn settle(&self, token: LeaseToken, verdict: Verdict) -> BoxFuture<'static, ()>;

@@ -41,7 +41,7 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
         print::error(&problem);
         return Exit::Usage;
     }
-    // Failures are in the printed results; the log speaks up for faults of the node only.
+    // What succeeds is in the printed results; the log speaks up for failures only.
     let quiet = quiet(loaded);
     with_log(settings, &quiet, Streams::StandardError, |log| {
         let registry = |health| {

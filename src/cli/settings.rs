@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Environment, OutputFormat, print};
 use crate::exit::Exit;
-use crate::settings::load::{Assignment, Loaded, Sources, load};
+use crate::settings::load::{Loaded, SetKey, Sources, load};
 use crate::settings::origin::SettingsError;
 
 /// Options that set something. They beat files and environment; `--set` beats the named ones.
@@ -55,16 +55,13 @@ impl SettingsArgs {
         ];
         let named = named
             .into_iter()
-            .filter_map(|(key, value)| Some(Assignment::Key(key.to_owned(), value?)));
-        let base = self
-            .prometheus_endpoint
-            .clone()
-            .map(Assignment::PrometheusEndpoint);
+            .filter_map(|(key, value)| Some(SetKey::Key(key.to_owned(), value?)));
+        let base = self.prometheus_endpoint.clone().map(SetKey::PrometheusEndpoint);
         let set = self
             .set
             .iter()
             .cloned()
-            .map(|(key, value)| Assignment::Key(key, value));
+            .map(|(key, value)| SetKey::Key(key, value));
         Sources {
             working_dir: PathBuf::new(),
             files: self.files.clone(),

@@ -33,12 +33,12 @@ pub struct Sources {
     /// Environment variables.
     pub environment: Vec<(OsString, OsString)>,
     /// Options, in order.
-    pub command_line: Vec<Assignment>,
+    pub command_line: Vec<SetKey>,
 }
 
 /// What an option sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Assignment {
+pub enum SetKey {
     /// A key, dotted, and its value as text; empty puts it back to its default.
     Key(String, String),
     /// The base address of `--prometheus-endpoint`.
@@ -114,14 +114,14 @@ fn judge(
     Err(SettingsError { problems })
 }
 
-fn options(reader: &mut Reader<'_>, assignments: &[Assignment]) -> Vec<Entry> {
+fn options(reader: &mut Reader<'_>, assignments: &[SetKey]) -> Vec<Entry> {
     let mut entries = Vec::new();
     for assignment in assignments {
         match assignment {
-            Assignment::Key(key, text) => {
+            SetKey::Key(key, text) => {
                 entries.extend(reader.text(environment::split(key), text, Origin::CommandLine));
             }
-            Assignment::PrometheusEndpoint(base) => {
+            SetKey::PrometheusEndpoint(base) => {
                 entries.extend(environment::endpoints(reader, base, &Origin::CommandLine));
             }
         }

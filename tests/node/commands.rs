@@ -56,12 +56,17 @@ fn exec(input: impl Into<Vec<u8>>) -> Finished {
 
 #[test]
 fn the_examples_run_without_any_server_and_all_succeed() {
-    let finished = program()
-        .arg("exec")
-        .arg(example("assignments.jsonl"))
-        .run(SOON)
-        .expect("ends by itself");
-    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let run = |file: &str| {
+        let finished = program()
+            .arg("exec")
+            .arg(example(file))
+            .run(SOON)
+            .expect("ends by itself");
+        assert_eq!(finished.code(), Some(0), "{file}: {}", finished.stderr());
+        finished
+    };
+    run("demo.jsonl");
+    let finished = run("assignments.jsonl");
     let answers = printed(&finished);
     let count = std::fs::read_to_string(example("assignments.jsonl"))
         .expect("is there")

@@ -110,7 +110,7 @@ fn a_stream_that_stores_too_little_is_named_with_what_to_mend() {
         .expect("is created");
     let mut worker = program().serve(&nats).start().expect("starts");
     let log = worker
-        .wait_for_message("Pull failed, rebuilding")
+        .wait_for_message("Answers wait for their stream")
         .expect("says why it waits");
     let error = log["context"]["error"].as_str().unwrap_or_default();
     assert!(
@@ -230,7 +230,11 @@ fn a_broker_without_jetstream_is_said_to_have_none() {
     let log = worker
         .wait_for_log(|log| log["level"] == "WARN")
         .expect("says what is missing");
-    assert!(log.to_string().to_lowercase().contains("jetstream"), "{log}");
+    let error = log["context"]["error"].as_str().unwrap_or_default();
+    assert!(
+        error.starts_with("the broker or the account has no JetStream"),
+        "{log}"
+    );
     assert_eq!(worker.get("/readyz").expect("answers").status, 503);
     worker.terminate().expect("is told");
     assert_eq!(worker.wait_exit(SOON).expect("ends").code(), Some(0));

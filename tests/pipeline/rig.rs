@@ -12,7 +12,7 @@ use caf_actors::lease::LeaseToken;
 use caf_actors::pool::{EmptyLine, LookAtPool};
 use caf_actors::publisher::LookAtPublisher;
 use caf_actors::runtime::Undelivered;
-use caf_actors::sink::{Outgoing, PublishError, Sink, Verdict};
+use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::supervisor::{Escalation, StopWatching};
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, Registry, ResourceClass, RunMode, Task,
@@ -153,6 +153,7 @@ pub(crate) struct FakeSink {
     published: Mutex<Vec<Outgoing>>,
     verdicts: Mutex<Vec<(String, Verdict)>>,
     refusing: AtomicBool,
+    knows_all: AtomicBool,
     tries: AtomicUsize,
     max_message_bytes: AtomicUsize,
 }
@@ -160,6 +161,11 @@ pub(crate) struct FakeSink {
 impl FakeSink {
     pub(crate) fn refuse_publishes(&self, refuse: bool) {
         self.refusing.store(refuse, SeqCst);
+    }
+
+    /// From now on the stream has had every message id before.
+    pub(crate) fn know_all(&self) {
+        self.knows_all.store(true, SeqCst);
     }
 
     pub(crate) fn tries(&self) -> usize {
@@ -172,7 +178,7 @@ impl FakeSink {
 }
 
 impl Sink for FakeSink {
-    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<Published, PublishError>> {
         self.tries.fetch_add(1, SeqCst);
         let answer = if self.refusing.load(SeqCst) {
             Err(PublishError::Unconfirmed("asked to refuse".to_owned()))
@@ -181,7 +187,11 @@ impl Sink for FakeSink {
                 .lock()
                 .expect("no panic holds it")
                 .push(message.clone());
-            Ok(())
+            Ok(if self.knows_all.load(SeqCst) {
+                Published::KnownBefore
+            } else {
+                Published::Stored
+            })
         };
         std::future::ready(answer).boxed()
     }
@@ -263,6 +273,7 @@ impl Rig {
             published: Mutex::default(),
             verdicts: Mutex::default(),
             refusing: AtomicBool::new(false),
+            knows_all: AtomicBool::new(false),
             tries: AtomicUsize::new(0),
             max_message_bytes: AtomicUsize::new(1024 * 1024),
         });
@@ -374,7 +385,7 @@ impl Rig {
         *self.log.fail_at.lock().expect("no panic holds it") = Some((line.to_owned(), true));
     }
 
-    fn lines(&self, message: &str) -> usize {
+    pub(crate) fn lines(&self, message: &str) -> usize {
         self.log
             .lines
             .lock()

@@ -52,7 +52,7 @@ impl Failure {
 
     /// The job as a whole ran out of time; `limit` says which limit.
     pub fn timeout(limit: &str) -> Self {
-        let mut failure = Self::new(ErrorCode::CancelledByTimeout, format!("{limit} exceeded"));
+        let mut failure = Self::new(ErrorCode::CancelledByTimeout, format!("{limit} has passed"));
         failure.total_limit = true;
         failure
     }

@@ -1,6 +1,6 @@
 //! Connects to NATS, waits for it with patience, and tells when it comes and goes.
 //!
-//! Neighbours: wiring and the lease keeper connect through [`connect`]; a connection lives on the runtime that made
+//! Neighbours: `serve` and the lease keeper connect through [`connect`]; a connection lives on the runtime that made
 //! it. Reconnects are the client library's, with our delays.
 
 use std::hash::{BuildHasher, RandomState};

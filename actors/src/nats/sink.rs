@@ -22,7 +22,7 @@ use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::lease::LeaseToken;
 use crate::settings::NatsSettings;
-use crate::sink::{Outgoing, PublishError, Sink, Verdict};
+use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
 /// The sink of a connected worker.
 pub struct NatsSink {
@@ -131,7 +131,7 @@ async fn publish_stored(
     jetstream: Context,
     message: Outgoing,
     stream_lost: &Notify,
-) -> Result<(), PublishError> {
+) -> Result<Published, PublishError> {
     let publish = PublishMessage::build()
         .payload(message.payload)
         .headers(header_map(&message.headers));
@@ -143,17 +143,20 @@ async fn publish_stored(
         }
         _ => PublishError::Unconfirmed(chain(&error)),
     };
-    // `duplicate: true` in the answer counts as stored: an earlier copy is.
-    jetstream
+    let stored = jetstream
         .send_publish(message.subject, publish)
         .await
         .map_err(sort)?
         .await
         .map_err(sort)?;
-    Ok(())
+    Ok(if stored.duplicate {
+        Published::KnownBefore
+    } else {
+        Published::Stored
+    })
 }
 
-async fn publish_plain(client: async_nats::Client, message: Outgoing) -> Result<(), PublishError> {
+async fn publish_plain(client: async_nats::Client, message: Outgoing) -> Result<Published, PublishError> {
     use async_nats::client::PublishErrorKind as Kind;
     let sort = |error: async_nats::client::PublishError| match error.kind() {
         Kind::MaxPayloadExceeded => PublishError::Refused(chain(&error)),
@@ -164,11 +167,12 @@ async fn publish_plain(client: async_nats::Client, message: Outgoing) -> Result<
         .await
         .map_err(sort)?;
     // Handed over when the server has answered the flush.
-    client.flush().await.map_err(unconfirmed)
+    client.flush().await.map_err(unconfirmed)?;
+    Ok(Published::Stored)
 }
 
 impl Sink for NatsSink {
-    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<Published, PublishError>> {
         let message = message.clone();
         let stored = self.stored.contains(&message.subject);
         let (client, jetstream) = (self.connection.client.clone(), self.jetstream.clone());

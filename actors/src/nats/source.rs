@@ -85,8 +85,11 @@ pub async fn run_pull(mut parts: SourceParts) {
                     failures + 1
                 };
                 let wait = delay(failures);
-                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                parts.log.emit(events::pull_rebuilt(&error.to_string(), wait_ms));
+                // The first line at once, then one every few seconds: waiting is not news.
+                if failures % 10 <= 1 {
+                    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                    parts.log.emit(events::pull_rebuilt(&error.to_string(), wait_ms));
+                }
                 parts.pause(wait).await;
             }
         }

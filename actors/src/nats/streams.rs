@@ -1,6 +1,6 @@
 //! Makes sure that the streams and the consumer are there: bound as they are, or created where allowed.
 //!
-//! Neighbours: the source calls [`ensure_consumer`], wiring calls [`ensure_answer_streams`], the sink
+//! Neighbours: the source calls [`ensure_consumer`], `serve` calls [`ensure_answer_streams_when_possible`], the sink
 //! [`restore_answer_streams`]. Never changes what it finds.
 
 use std::collections::HashSet;
@@ -32,6 +32,9 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 /// Why a stream or consumer cannot be used. All are tried again: an operator may mend them meanwhile.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
+    /// Nobody answers for JetStream: not enabled, or not yet.
+    #[error("the broker or the account has no JetStream (yet): enable it, or set nats.mode to core")]
+    NoJetStream,
     /// JetStream did not answer as it should.
     #[error("{what}: {why}")]
     Request {
@@ -65,11 +68,17 @@ pub enum StreamError {
     },
 }
 
+/// How the client library words a request that nobody answered, and the server an account without JetStream. A
+/// whole-node test holds the library to it.
+const NO_JETSTREAM: [&str; 2] = ["requested JetStream resource does not exist", "not enabled"];
+
 fn failed(what: impl Into<String>, error: &dyn std::error::Error) -> StreamError {
-    StreamError::Request {
-        what: what.into(),
-        why: chain(error),
+    let why = chain(error);
+    if NO_JETSTREAM.iter().any(|words| why.contains(words)) {
+        return StreamError::NoJetStream;
     }
+    let what = what.into();
+    StreamError::Request { what, why }
 }
 
 /// The stream that covers a subject, if any.
@@ -163,29 +172,30 @@ pub async fn ensure_consumer(
         filter_subject: subject.clone(),
         ..pull::Config::default()
     };
-    let what = || format!("consumer {} of stream {stream}", settings.durable);
-    let consumer: PullConsumer = if settings.create_streams {
-        handle
-            .get_or_create_consumer(&settings.durable, config)
+    let name = settings.durable.as_str();
+    let what = || format!("consumer {name} of stream {stream}");
+    let existing: Result<PullConsumer, _> = handle.get_consumer(name).await;
+    let created = existing.is_err() && settings.create_streams;
+    let consumer = match existing {
+        Ok(consumer) => consumer,
+        // Another worker may be creating it at the same time.
+        Err(_) if created => handle
+            .get_or_create_consumer(name, config)
             .await
-            .map_err(|error| failed(what(), &error))?
-    } else {
-        handle
-            .get_consumer(&settings.durable)
-            .await
-            .map_err(|error| StreamError::Request {
-                what: what(),
-                why: error.to_string(),
-            })?
+            .map_err(|error| failed(what(), &error))?,
+        Err(error) => {
+            let why = error.to_string();
+            return Err(StreamError::Request { what: what(), why });
+        }
     };
     if consumer.cached_info().config.ack_policy != AckPolicy::Explicit {
-        let (name, rule) = (settings.durable.clone(), "must use explicit acknowledgement");
+        let (name, rule) = (name.to_owned(), "must use explicit acknowledgement");
         return Err(StreamError::Consumer { stream, name, rule });
     }
     log.emit(events::stream_ready(
         "consumer",
-        &format!("{stream}.{}", settings.durable),
-        false,
+        &format!("{stream}.{name}"),
+        created,
     ));
     let found = &consumer.cached_info().config;
     for oddity in oddities(found, settings) {
@@ -332,10 +342,8 @@ pub async fn ensure_answer_streams_when_possible(
             Err(error) => {
                 let wait = delay(attempt);
                 if attempt % 10 == 0 {
-                    log.emit(events::pull_rebuilt(
-                        &error.to_string(),
-                        u64::try_from(wait.as_millis()).unwrap_or(0),
-                    ));
+                    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                    log.emit(events::answers_not_stored(&error.to_string(), wait_ms));
                 }
                 tokio::time::sleep(wait).await;
             }

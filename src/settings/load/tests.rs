@@ -25,7 +25,7 @@ impl Drop for Dir {
 }
 
 fn sources(dir: &Dir, files: &[PathBuf], environment: &[(&str, &str)], options: &[(&str, &str)]) -> Sources {
-    let option = |(key, value): &(&str, &str)| Assignment::Key((*key).to_owned(), (*value).to_owned());
+    let option = |(key, value): &(&str, &str)| SetKey::Key((*key).to_owned(), (*value).to_owned());
     Sources {
         working_dir: dir.0.clone(),
         files: files.to_vec(),
