@@ -3,6 +3,7 @@
 //! Neighbours: `exec` and `submit` read with it. Refuses nothing: whatever the bytes, the tree answers them.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -43,6 +44,9 @@ impl Input {
                 let readable = std::fs::File::open(path).and_then(|file| file.metadata());
                 match readable {
                     Ok(meta) if meta.is_dir() => Err(format!("{}: is a directory", path.display())),
+                    Ok(meta) if meta.file_type().is_char_device() => {
+                        Err(format!("{}: is a device", path.display()))
+                    }
                     Ok(_) => Ok(()),
                     Err(error) => Err(format!("{}: {error}", path.display())),
                 }
@@ -67,13 +71,15 @@ pub fn answerable_id(payload: &[u8]) -> Result<String, Failure> {
 pub fn read_all(input: Input, mut each: impl FnMut(std::io::Result<Vec<u8>>) -> bool) {
     let outcome = match input {
         Input::Stdin => read_lines(std::io::stdin().lock(), &mut each),
-        Input::File(path) => std::fs::read(path).and_then(|bytes| match split_document(&bytes) {
-            Some(documents) => {
-                let _ = documents.into_iter().all(|document| each(Ok(document)));
-                Ok(())
-            }
-            None => read_lines(BufReader::new(&bytes[..]), &mut each),
-        }),
+        Input::File(path) => {
+            std::fs::read(path).and_then(|bytes| match split_document(without_mark(&bytes)) {
+                Some(documents) => {
+                    let _ = documents.into_iter().all(|document| each(Ok(document)));
+                    Ok(())
+                }
+                None => read_lines(BufReader::new(without_mark(&bytes)), &mut each),
+            })
+        }
     };
     if let Err(error) = outcome {
         each(Err(error));
@@ -94,6 +100,11 @@ fn read_lines(
             return Ok(());
         }
     }
+}
+
+/// Some editors begin a file with a byte order mark; it is no part of the first assignment.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 /// A file that is one JSON document over several lines, or an array of them; nothing when it is lines.

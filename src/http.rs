@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, web};
+use caf_actors::block_worker::threads::Threads;
 use caf_actors::pool::LookAtPool;
 use caf_actors::publisher::LookAtPublisher;
 use caf_actors::runtime::Route;
@@ -21,6 +22,9 @@ use crate::wiring::Tree;
 /// How long a part may take to prove that it lives: the page answers within 100 ms.
 const LIFE_LIMIT: Duration = Duration::from_millis(50);
 
+/// A message that is not confirmed for this long, in milliseconds, is a fault of the broker or its streams.
+const UNCONFIRMED_LIMIT_MS: u64 = 10_000;
+
 /// What the page looks at. Before the tree is built, only the status is known.
 #[derive(Clone)]
 pub struct Health {
@@ -33,6 +37,7 @@ pub struct Health {
 struct Parts {
     pools: Vec<(&'static str, Route<LookAtPool>)>,
     publisher: Route<LookAtPublisher>,
+    threads: Threads,
 }
 
 impl Health {
@@ -56,6 +61,7 @@ impl Health {
         let _ = self.parts.set(Parts {
             pools,
             publisher: tree.publisher.clone(),
+            threads: tree.threads.clone(),
         });
     }
 
@@ -64,8 +70,9 @@ impl Health {
         let mut checks = Map::new();
         let mut details = Map::new();
         let alive = self.look_at_parts(&mut checks, &mut details).await;
-        let reachable = self.look_at_broker(&mut checks);
-        let status = match (alive, reachable && !self.status.is_draining()) {
+        self.look_at_broker(&mut checks);
+        let well = checks.values().all(|check| check["status"] == "ok") && !self.status.is_draining();
+        let status = match (alive, well) {
             (false, _) => "unhealthy",
             (true, false) => "degraded",
             (true, true) => "healthy",
@@ -88,7 +95,7 @@ impl Health {
         })
     }
 
-    fn look_at_broker(&self, checks: &mut Map<String, Value>) -> bool {
+    fn look_at_broker(&self, checks: &mut Map<String, Value>) {
         let (ok, message) = match (self.mode, self.status.is_connected(), self.status.is_consuming()) {
             ("local", ..) => (true, "not used"),
             (_, false, _) => (false, "not connected"),
@@ -97,9 +104,9 @@ impl Health {
             (_, true, true) => (true, "connected"),
         };
         checks.insert("nats".to_owned(), check(ok, message));
-        ok
     }
 
+    /// Whether every part answers.
     async fn look_at_parts(&self, checks: &mut Map<String, Value>, details: &mut Map<String, Value>) -> bool {
         let Some(parts) = self.parts.get() else {
             for part in ["processor", "pools", "publisher"] {
@@ -135,10 +142,14 @@ impl Health {
             .map(|((name, _), answer)| ((*name).to_owned(), json!(answer)));
         details.insert("pools".to_owned(), Value::Object(answers.collect()));
         details.insert("publisher".to_owned(), json!(publisher));
-        let publisher_message = if publisher.is_some() {
-            "running"
-        } else {
-            "no answer"
+        details.insert("stray_threads".to_owned(), json!(parts.threads.strays()));
+        let confirming = publisher
+            .as_ref()
+            .is_none_or(|now| now.oldest_unconfirmed_ms < UNCONFIRMED_LIMIT_MS);
+        let publisher_message = match (&publisher, confirming) {
+            (None, _) => "no answer".to_owned(),
+            (Some(now), false) => format!("{} messages are not confirmed", now.unconfirmed),
+            (Some(_), true) => "running".to_owned(),
         };
         let all = pools_ok && publisher.is_some();
         checks.insert(
@@ -148,7 +159,7 @@ impl Health {
         checks.insert("pools".to_owned(), check(pools_ok, &pools_message));
         checks.insert(
             "publisher".to_owned(),
-            check(publisher.is_some(), publisher_message),
+            check(publisher.is_some() && confirming, &publisher_message),
         );
         all
     }
@@ -176,6 +187,7 @@ impl HealthPort {
             App::new()
                 .app_data(health.clone())
                 .route("/_health", web::get().to(page))
+                .route("/_health", web::head().to(page))
                 .route("/livez", web::get().to(HttpResponse::Ok))
                 .route("/readyz", web::get().to(ready))
                 .default_service(web::to(nothing_here))

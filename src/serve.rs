@@ -11,7 +11,7 @@ use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
-use caf_actors::nats::streams::ensure_answer_streams_when_possible;
+use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::{NatsMode, NatsSettings};
 use caf_actors::status::NodeStatus;
@@ -125,13 +125,13 @@ async fn connect_pipeline(
     let connected = run_on(&on, move || {
         async move {
             let connection = connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
-            let stored = match settings.mode {
-                NatsMode::Core => Vec::new(),
+            let streams = match settings.mode {
+                NatsMode::Core => AnswerStreams::none(),
                 NatsMode::Jetstream => {
                     ensure_answer_streams_when_possible(&connection, &settings, &log).await
                 }
             };
-            let sink = NatsSink::new(connection.clone(), &settings, stored, &log);
+            let sink = NatsSink::new(connection.clone(), &settings, streams, &log);
             Ok((connection, sink))
         }
         .boxed_local()

@@ -35,6 +35,8 @@ struct Tally {
     /// Sent and not answered with a result yet, with the time of sending.
     open: HashMap<String, Instant>,
     answered: HashSet<String>,
+    /// Results and acknowledgements that came already.
+    seen: HashSet<(bool, String)>,
     by_status: BTreeMap<String, usize>,
     acks: BTreeMap<String, usize>,
     latencies: Vec<Duration>,
@@ -105,7 +107,10 @@ async fn converse(
                 Some(line) => {
                     let payload = Bytes::from(line.map_err(Conversation::Input)?);
                     tally.sent(&payload);
-                    router.submit(payload).await?;
+                    match router.submit(payload.clone()).await {
+                        Err(error @ RouterSideError::TooLarge) => tally.not_sent(&payload, &error),
+                        sent => sent?,
+                    }
                     deadline = Instant::now() + limit;
                 }
                 None => {
@@ -133,6 +138,14 @@ impl Tally {
         }
     }
 
+    /// It counts as failed; the others go on.
+    fn not_sent(&mut self, payload: &[u8], error: &RouterSideError) {
+        self.unreadable += 1;
+        let id = answerable_id(payload).unwrap_or_default();
+        self.open.remove(&id);
+        eprintln!("caf-worker: not sent: {id}: {error}");
+    }
+
     fn came_back(&mut self, answer: &Outgoing, show: Show) {
         let Ok(body) = serde_json::from_slice::<Value>(&answer.payload) else {
             return;
@@ -149,6 +162,9 @@ impl Tally {
         else {
             return;
         };
+        if !self.seen.insert((is_result, id.to_owned())) {
+            return;
+        }
         print_answer(answer, &body, is_result, show);
         if !is_result {
             *self.acks.entry(status.to_owned()).or_default() += 1;
@@ -164,9 +180,7 @@ impl Tally {
             eprintln!("caf-worker: no result for {id}");
         }
         if !self.open.is_empty() {
-            eprintln!(
-                "caf-worker: is a worker running? an id that was answered within the last hour is not answered anew"
-            );
+            eprintln!("caf-worker: is a worker running?");
         }
         if show == Show::Text {
             self.latencies.sort_unstable();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
+use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
 use caf_actors::claims::Claims;
 use caf_actors::events::{self, Log};
@@ -71,6 +72,8 @@ pub struct Tree {
     pub status: NodeStatus,
     /// What is held from the broker.
     pub leases: LeaseTable,
+    /// Threads that outlived their job.
+    pub threads: Threads,
     /// Cancels every job.
     pub cancel_all: CancellationToken,
     /// Watches the parts.
@@ -113,10 +116,13 @@ pub async fn build(
     )
     .await;
 
+    let threads = Threads::default();
+    let workers = BlockWorker::new(publisher.clone(), threads.clone(), log.clone());
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
-        let (handle, door) = start_pool(class, settings, &supervisor, &loops, &publisher, log).await;
+        let (handle, door) =
+            start_pool(class, settings, &supervisor, &loops, (&publisher, &workers), log).await;
         pools.push(handle);
         doors.push(door);
     }
@@ -148,6 +154,7 @@ pub async fn build(
         publisher: look_at_publisher,
         status,
         leases,
+        threads,
         cancel_all,
         supervisor,
         escalations,
@@ -203,7 +210,7 @@ async fn start_pool(
     settings: &Settings,
     supervisor: &Addr<Supervisor>,
     loops: &EventLoops,
-    publisher: &PublisherRoutes,
+    (publisher, blueprint): (&PublisherRoutes, &BlockWorker),
     log: &Log,
 ) -> (PoolHandle, PoolDoor) {
     let pool = settings.pools.get(class);
@@ -211,11 +218,7 @@ async fn start_pool(
     for index in 0..pool.max_concurrency {
         let worker = Route::default();
         let on = &loops.blocks[index % loops.blocks.len()];
-        adopt(
-            supervisor,
-            worker_child(class, index, on, &worker, publisher, log),
-        )
-        .await;
+        adopt(supervisor, worker_child(class, index, on, &worker, blueprint)).await;
         workers.push(worker);
     }
     let slots_returned = Route::default();
@@ -265,17 +268,16 @@ fn worker_child(
     index: usize,
     on: &EventLoop,
     route: &Route<Run>,
-    publisher: &PublisherRoutes,
-    log: &Log,
+    blueprint: &BlockWorker,
 ) -> Child {
-    let (on, route, publisher, log) = (on.handle(), route.clone(), publisher.clone(), log.clone());
+    let (on, route, blueprint) = (on.handle(), route.clone(), blueprint.clone());
     Child {
         name: format!("block_worker.{}.{index}", class.as_str()),
         may_finish: false,
         start: Box::new(move |ended| {
-            let (on, route, publisher, log) = (on.clone(), route.clone(), publisher.clone(), log.clone());
+            let (on, route, blueprint) = (on.clone(), route.clone(), blueprint.clone());
             async move {
-                let make = move || BlockWorker::new(publisher, log);
+                let make = move || blueprint;
                 spawn_actor(
                     &on,
                     make,

@@ -7,11 +7,11 @@ mod support;
 
 use std::time::Duration;
 
-use caf_testkit::client::RESULT;
-use caf_testkit::{AssignmentBuilder, NatsServer, Worker, wait_until};
+use caf_testkit::client::{ACK, RESULT};
+use caf_testkit::{AssignmentBuilder, Client, NatsServer, Worker, wait_until};
 use serde_json::json;
 use support::{
-    ANSWERS, ASSIGNMENTS, CONSUMER, Node, SOON, answers, assert_each_answered_once, jobs, statuses,
+    ANSWERS, ASSIGNMENTS, CONSUMER, Node, SOON, answers, assert_each_answered_once, jobs, program, statuses,
 };
 
 /// Results stored so far; 0 while the broker is away.
@@ -329,6 +329,48 @@ fn what_a_killed_worker_held_is_answered_by_its_successor() {
     node.worker.kill();
     assert!(results_stored(&node) < 120, "nothing was left to do");
     let _successor = node.another(|worker| worker.env("NATS_ACK_WAIT_MS", 1_000));
+    node.wait_answered(&load, SOON);
+    assert_each_answered_once(&node.answers(), &load);
+}
+
+/// Row 15, by the limit of the stream.
+#[test]
+fn a_result_that_its_stream_cannot_take_becomes_an_error_with_size_and_hash() {
+    let nats = NatsServer::start().expect("the broker starts");
+    let client = Client::connect(&nats).expect("the client connects");
+    let config =
+        json!({"name": ANSWERS, "subjects": [RESULT, ACK], "max_msg_size": 2_000, "storage": "memory"});
+    client
+        .jetstream_api(&format!("STREAM.CREATE.{ANSWERS}"), &config)
+        .expect("is created");
+    let mut worker = program().serve(&nats).start().expect("starts");
+    worker.wait_ready().expect("becomes ready");
+    let heard = client.collect_answers().expect("listens");
+    let large = AssignmentBuilder::new("echo", json!({"text": "x".repeat(3_000)}));
+    client.assign(&large).expect("is sent");
+    let result = heard
+        .wait_for_result(large.assignment_id(), SOON)
+        .expect("is answered");
+    assert_eq!(
+        (&result["status"], &result["error_code"]),
+        (&json!("error"), &json!("RESOURCE_UNAVAILABLE"))
+    );
+    wait_until("both answers are stored", SOON, || {
+        client.stream_count(ANSWERS).is_ok_and(|count| count == 2)
+    });
+}
+
+/// Somebody who listens hides from the worker that nobody stores.
+#[test]
+fn a_lost_stream_is_made_again_although_somebody_listens() {
+    let node = Node::start_with(|worker| worker.env("WORKER__NATS__REQUEST_TIMEOUT_MS", 500));
+    let _gateway = node.client.collect_answers().expect("listens");
+    let request = format!("STREAM.DELETE.{ANSWERS}");
+    node.client
+        .jetstream_api(&request, &json!({}))
+        .expect("is deleted");
+    let load = jobs(5, |_| AssignmentBuilder::echo());
+    node.client.assign_all(&load).expect("are sent");
     node.wait_answered(&load, SOON);
     assert_each_answered_once(&node.answers(), &load);
 }

@@ -14,7 +14,7 @@ use caf_protocol::ids::sha256_hex;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use caf_protocol::result::ExecResult;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::job::PoolLoad;
 use crate::settings::SubjectSettings;
@@ -90,7 +90,11 @@ impl Answers {
                 // The status stands; outputs and details that do not fit are replaced by their size and hash.
                 let dropped = too_large(&outputs, limit);
                 failure.outputs.clear();
-                failure.details = dropped.details;
+                // What a block reports stays: the router needs the status of the other side.
+                failure
+                    .details
+                    .retain(|key, value| key == "status_code" || !value_is_long(value));
+                failure.details.extend(dropped.details);
                 failure
                     .message
                     .truncate(failure.message.floor_char_boundary(1024));
@@ -140,6 +144,11 @@ impl Answers {
     }
 }
 
+/// Longer than a fact about a failure needs to be.
+fn value_is_long(value: &Value) -> bool {
+    value.to_string().len() > 256
+}
+
 fn too_large(outputs: &[u8], limit: usize) -> Failure {
     Failure::new(
         ErrorCode::ResourceUnavailable,
@@ -174,7 +183,6 @@ fn wire_bytes(message: &Outgoing) -> usize {
 #[cfg(test)]
 mod tests {
     use caf_protocol::block::Outputs;
-    use serde_json::Value;
 
     use super::*;
 
@@ -222,6 +230,32 @@ mod tests {
         assert_eq!(body["error"]["details"]["outputs_bytes"], outputs.len());
         assert_eq!(body["error"]["details"]["outputs_sha256"], sha256_hex(&outputs));
         assert_eq!(body["outputs"], json!({}));
+    }
+
+    #[test]
+    fn a_failure_that_does_not_fit_keeps_the_status_of_the_other_side() {
+        let mut failure =
+            Failure::new(ErrorCode::HttpError, "the server failed").with("status_code", json!(503));
+        failure
+            .outputs
+            .insert("body".to_owned(), json!("x".repeat(5_000)));
+        failure
+            .details
+            .insert("long".to_owned(), json!("x".repeat(5_000)));
+        let step = StepResult {
+            outcome: Outcome::from(failure),
+            latency_ms: 1,
+            retries_used: 0,
+        };
+        let cut = answers().result(&identity(), &step, None, 2_000, 1);
+        assert!(wire_bytes(&cut.message) <= 2_000);
+        let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
+        assert_eq!(
+            (&body["error_type"], &body["error"]["retryable"]),
+            (&json!("server_error"), &json!(true))
+        );
+        assert_eq!(body["error"]["details"]["status_code"], 503);
+        assert!(body["error"]["details"]["outputs_bytes"].as_u64() > Some(5_000));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! to a broker.
 
 pub mod retry;
+pub mod threads;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 
 use self::retry::{NextStep, RetryPlan};
+use self::threads::Threads;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
 use crate::job::Job;
@@ -36,8 +38,10 @@ pub struct Run {
 
 /// The block worker actor. Stateless between jobs: a job's state lives in the job's own future, which survives the
 /// actor.
+#[derive(Clone)]
 pub struct BlockWorker {
     publisher: PublisherRoutes,
+    threads: Threads,
     log: Log,
 }
 
@@ -48,14 +52,19 @@ enum Ended {
 }
 
 impl BlockWorker {
-    /// A worker whose outcomes go to `publisher`.
-    pub fn new(publisher: PublisherRoutes, log: Log) -> Self {
-        Self { publisher, log }
+    /// A worker whose outcomes go to `publisher`; `threads` are shared by all workers of the node.
+    pub fn new(publisher: PublisherRoutes, threads: Threads, log: Log) -> Self {
+        Self {
+            publisher,
+            threads,
+            log,
+        }
     }
 }
 
-async fn run(job: Box<Job>, slot: Slot, publisher: PublisherRoutes, log: Log) {
-    let ended = attempts(&job, &log).await;
+async fn run(job: Box<Job>, slot: Slot, worker: BlockWorker) {
+    let ended = attempts(&job, &worker).await;
+    let publisher = worker.publisher;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
     match ended {
@@ -80,11 +89,11 @@ async fn run(job: Box<Job>, slot: Slot, publisher: PublisherRoutes, log: Log) {
 }
 
 /// Calls the block until it succeeds, the plan says stop, time runs out or somebody cancels.
-async fn attempts(job: &Job, log: &Log) -> Ended {
+async fn attempts(job: &Job, worker: &BlockWorker) -> Ended {
     let plan = RetryPlan::cp1(job.max_attempts);
     let mut attempt = 0;
     loop {
-        let failure = match one_attempt(job, attempt).await {
+        let failure = match one_attempt(job, attempt, &worker.threads).await {
             Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
             Attempt::Done(Err(failure)) => failure,
             Attempt::OutOfTime => return out_of_time(attempt),
@@ -94,7 +103,9 @@ async fn attempts(job: &Job, log: &Log) -> Ended {
             return Ended::Outcome(Outcome::from(failure), attempt);
         };
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        log.emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));
+        worker
+            .log
+            .emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));
         tokio::select! {
             biased;
             () = job.cancel.cancelled() => return cancelled(job, attempt),
@@ -130,7 +141,7 @@ enum Attempt {
 }
 
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
-async fn one_attempt(job: &Job, attempt: u32) -> Attempt {
+async fn one_attempt(job: &Job, attempt: u32, threads: &Threads) -> Attempt {
     let context = BlockContext {
         tenant_id: job.identity.tenant_id.clone(),
         assignment_id: job.identity.assignment_id.clone(),
@@ -144,7 +155,7 @@ async fn one_attempt(job: &Job, attempt: u32) -> Attempt {
     let work = async {
         match job.task.mode() {
             RunMode::Async => on_this_loop(Arc::clone(&job.task), context).await,
-            RunMode::Thread => on_a_thread(Arc::clone(&job.task), context).await,
+            RunMode::Thread => on_a_thread(Arc::clone(&job.task), context, threads).await,
         }
     };
     tokio::select! {
@@ -161,11 +172,14 @@ async fn on_this_loop(task: Arc<dyn Task>, context: BlockContext) -> Result<Outp
         .unwrap_or_else(|_| Err(panicked()))
 }
 
-async fn on_a_thread(task: Arc<dyn Task>, context: BlockContext) -> Result<Outputs, Failure> {
+async fn on_a_thread(
+    task: Arc<dyn Task>,
+    context: BlockContext,
+    threads: &Threads,
+) -> Result<Outputs, Failure> {
     let handle = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || handle.block_on(task.run(context)))
-        .await
-        .unwrap_or_else(|_| Err(panicked()))
+    let done = threads.run(move || handle.block_on(task.run(context))).await?;
+    done.unwrap_or_else(|| Err(panicked()))
 }
 
 fn panicked() -> Failure {
@@ -180,6 +194,6 @@ impl Handler<Run> for BlockWorker {
     type Result = ();
 
     fn handle(&mut self, Run { job, slot }: Run, _: &mut Self::Context) {
-        actix::spawn(run(job, slot, self.publisher.clone(), self.log.clone()));
+        actix::spawn(run(job, slot, self.clone()));
     }
 }

@@ -4,8 +4,8 @@
 //! that sends. What it sends again is the same, byte for byte, under the same message id. What a job holds is let go
 //! when its answer is confirmed, so unconfirmed answers are bounded by the held permits.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
@@ -13,11 +13,12 @@ use caf_protocol::assignment::Identity;
 use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::answers::Answers;
 use crate::clock;
 use crate::events::{self, Log};
-use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck};
+use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
 use crate::runtime::Route;
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
@@ -68,6 +69,8 @@ pub struct LookAtPublisher;
 pub struct PublisherSnapshot {
     /// Messages sent and not confirmed yet.
     pub unconfirmed: usize,
+    /// How long the oldest of them has waited, in milliseconds.
+    pub oldest_unconfirmed_ms: u64,
 }
 
 /// A last word.
@@ -163,7 +166,14 @@ pub struct Publisher {
 struct Sender {
     sink: Arc<dyn Sink>,
     log: Log,
-    unconfirmed: Arc<AtomicUsize>,
+    unconfirmed: Arc<Mutex<Unconfirmed>>,
+}
+
+/// Messages that are being sent, by number, with the time of their first try.
+#[derive(Default)]
+struct Unconfirmed {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
 }
 
 impl Publisher {
@@ -237,8 +247,7 @@ impl Sender {
     /// Sends until confirmed. Gives up only on what the server will never take. True when the stream had an answer with
     /// this message id before this process sent any.
     async fn send(&self, message: &Outgoing) -> bool {
-        self.unconfirmed.fetch_add(1, SeqCst);
-        let _counted = Uncount(&self.unconfirmed);
+        let _counted = Counted::new(&self.unconfirmed);
         for attempt in 1.. {
             let error = match self.sink.publish(message).await {
                 Ok(published) => return attempt == 1 && published == Published::KnownBefore,
@@ -311,11 +320,26 @@ fn retry_delay(attempt: u32) -> Duration {
         .min(LONGEST_RETRY)
 }
 
-struct Uncount<'a>(&'a AtomicUsize);
+/// One message among the unconfirmed ones, for as long as it is being sent.
+struct Counted<'a> {
+    unconfirmed: &'a Mutex<Unconfirmed>,
+    number: u64,
+}
 
-impl Drop for Uncount<'_> {
+impl<'a> Counted<'a> {
+    fn new(unconfirmed: &'a Mutex<Unconfirmed>) -> Self {
+        let mut all = unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = all.next;
+        all.next += 1;
+        all.since.insert(number, Instant::now());
+        Self { unconfirmed, number }
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        let mut all = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        all.since.remove(&self.number);
     }
 }
 
@@ -361,8 +385,15 @@ impl Handler<LookAtPublisher> for Publisher {
     type Result = PublisherSnapshot;
 
     fn handle(&mut self, _: LookAtPublisher, _: &mut Self::Context) -> PublisherSnapshot {
+        let unconfirmed = self
+            .sender
+            .unconfirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let oldest = unconfirmed.since.first_key_value().map(|(_, since)| *since);
         PublisherSnapshot {
-            unconfirmed: self.sender.unconfirmed.load(SeqCst),
+            unconfirmed: unconfirmed.since.len(),
+            oldest_unconfirmed_ms: oldest.map_or(0, |since| elapsed_ms(since, Instant::now())),
         }
     }
 }

@@ -215,6 +215,15 @@ fn submit_sends_prints_and_sums_up() {
     );
     assert!(out.contains("p50") && out.contains("p99"), "{out}");
 
+    // The worker answers again, and the stream drops what it has: submit hears it all the same.
+    let again = submit("text", &good);
+    assert_eq!(again.code(), Some(0), "{}", again.stderr());
+    assert!(
+        again.stdout().contains("results: 3 success"),
+        "{}",
+        again.stdout()
+    );
+
     let bad = [
         AssignmentBuilder::echo(),
         AssignmentBuilder::new("no.such.type", json!({})),

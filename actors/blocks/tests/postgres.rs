@@ -438,7 +438,7 @@ fn limit_and_deadline_end_a_statement_as_a_timeout() {
             .expect_err("runs out");
         assert_eq!(
             (failure.message.as_str(), failure.total_limit),
-            ("statement limit exceeded", true),
+            ("statement limit has passed", true),
             "{failure:?}"
         );
 
@@ -450,7 +450,7 @@ fn limit_and_deadline_end_a_statement_as_a_timeout() {
             .expect_err("runs out");
         assert_eq!(
             (failure.code, failure.message.as_str()),
-            (ErrorCode::CancelledByTimeout, "deadline exceeded")
+            (ErrorCode::CancelledByTimeout, "deadline has passed")
         );
         until(&patient, RUNNING, json!(0)).await;
     });
@@ -505,7 +505,7 @@ fn at_the_deadline_neither_statement_nor_connection_stays() {
                 assert!(tokio::time::timeout_at(limit, running).await.is_err());
             } else {
                 let ended = task.run(context(Duration::from_millis(500))).await;
-                assert_eq!(ended.expect_err("runs out").message, "deadline exceeded");
+                assert_eq!(ended.expect_err("runs out").message, "deadline has passed");
             }
             assert!(begin.elapsed() < Duration::from_secs(5));
             until(&observer, RUNNING, json!(0)).await;

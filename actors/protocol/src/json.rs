@@ -5,6 +5,8 @@
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+/// Longest path that is remembered, in bytes: it travels in answers.
+const MAX_PATH_BYTES: usize = 256;
 /// How many duplicate keys are remembered; one is enough to refuse, a few help to mend.
 const MAX_DUPLICATES: usize = 8;
 /// Keys on the way to the ids that an answer is sent to: a flood of other duplicates must not hide these.
@@ -93,7 +95,8 @@ struct Node<'a> {
 impl Node<'_> {
     fn remember(&mut self, path: &Path<'_>, differs: bool) {
         if self.duplicates.len() < MAX_DUPLICATES || path.is_always_remembered() {
-            let path = path.to_string();
+            let mut path = path.to_string();
+            path.truncate(path.floor_char_boundary(MAX_PATH_BYTES));
             let duplicate = DuplicateKey { path, differs };
             if !self.duplicates.contains(&duplicate) {
                 self.duplicates.push(duplicate);

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::{self, stream::Stream};
@@ -81,6 +82,9 @@ pub enum RouterSideError {
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The assignment is larger than the server takes; others may fit.
+    #[error("larger than the largest message that the server takes")]
+    TooLarge,
     /// The connection broke.
     #[error("nats: {0}")]
     Broken(String),
@@ -99,8 +103,9 @@ impl RouterSide {
         })
     }
 
-    /// Every acknowledgement and result from now on. Read from the stream that stores them when there is one, so that a
-    /// broker that comes back loses none; else as they pass by.
+    /// Every acknowledgement and result from now on, some of them twice: as they pass by, and from the stream that stores
+    /// them if there is one. The first shows what a stream drops because it had it before, the second what passed by
+    /// while the broker was away.
     ///
     /// # Errors
     /// When the connection broke.
@@ -118,14 +123,8 @@ impl RouterSide {
         {
             let next = stream.cached_info().state.last_sequence + 1;
             let filter = vec![subjects.ack.clone(), subjects.result.clone()];
-            tokio::spawn(read_stream(
-                stream,
-                filter,
-                next,
-                self.connection.link.clone(),
-                answers,
-            ));
-            return Ok(receiver);
+            let link = self.connection.link.clone();
+            tokio::spawn(read_stream(stream, filter, next, link, answers.clone()));
         }
         let client = &self.connection.client;
         let acks = client.subscribe(subjects.ack.clone()).await.map_err(broken)?;
@@ -151,7 +150,13 @@ impl RouterSide {
     pub async fn submit(&self, payload: Bytes) -> Result<(), RouterSideError> {
         let client = &self.connection.client;
         let subject = self.settings.subjects.assign.clone();
-        client.publish(subject, payload).await.map_err(broken)
+        client
+            .publish(subject, payload)
+            .await
+            .map_err(|error| match error.kind() {
+                PublishErrorKind::MaxPayloadExceeded => RouterSideError::TooLarge,
+                _ => broken(error),
+            })
     }
 
     /// Waits until the server has everything that was sent.

@@ -17,18 +17,23 @@ use tokio::time::timeout;
 
 use super::connection::{Connection, delay};
 use super::header_map;
-use super::streams::restore_answer_streams;
+use super::streams::{AnswerStreams, restore_answer_streams};
 use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::lease::LeaseToken;
 use crate::settings::NatsSettings;
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
+/// How the server words that a message is larger than its stream takes (error 10054).
+const TOO_LARGE_FOR_STREAM: &str = "10054";
+
 /// The sink of a connected worker.
 pub struct NatsSink {
     connection: Connection,
     jetstream: Context,
     stored: Arc<HashSet<String>>,
+    /// Largest message that every stream of ours takes, in bytes.
+    stream_max_bytes: usize,
     /// Whether publishing can succeed now.
     open: watch::Receiver<bool>,
     /// Told when a stream turns out to be missing.
@@ -37,14 +42,14 @@ pub struct NatsSink {
 }
 
 impl NatsSink {
-    /// `stored` are the subjects that a stream stores; publishing on others is not confirmed. Spawns a task on this
+    /// `streams` store what is confirmed; publishing on other subjects is not. Spawns a task on this
     /// runtime that watches for the broker's return and for the loss of a stream.
-    pub fn new(connection: Connection, settings: &NatsSettings, stored: Vec<String>, log: &Log) -> Self {
+    pub fn new(connection: Connection, settings: &NatsSettings, streams: AnswerStreams, log: &Log) -> Self {
         let limit = Duration::from_millis(settings.request_timeout_ms);
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(limit);
         let (opened, open) = watch::channel(true);
-        let stored: Arc<HashSet<String>> = Arc::new(stored.into_iter().collect());
+        let stored: Arc<HashSet<String>> = Arc::new(streams.subjects.into_iter().collect());
         let stream_lost = Arc::new(Notify::new());
         let gate = Gate {
             connection: connection.clone(),
@@ -60,6 +65,7 @@ impl NatsSink {
             connection,
             jetstream,
             stored,
+            stream_max_bytes: streams.max_message_bytes,
             open,
             stream_lost,
             limit,
@@ -137,10 +143,13 @@ async fn publish_stored(
         .headers(header_map(&message.headers));
     let sort = |error: async_nats::jetstream::context::PublishError| match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => PublishError::Refused(chain(&error)),
-        PublishErrorKind::StreamNotFound => {
+        // A plain subscriber takes the place of the missing answer "nobody listens" when a stream is lost: then nothing
+        // answers at all.
+        PublishErrorKind::StreamNotFound | PublishErrorKind::TimedOut => {
             stream_lost.notify_one();
             PublishError::Unconfirmed(chain(&error))
         }
+        _ if chain(&error).contains(TOO_LARGE_FOR_STREAM) => PublishError::Refused(chain(&error)),
         _ => PublishError::Unconfirmed(chain(&error)),
     };
     let stored = jetstream
@@ -210,7 +219,7 @@ impl Sink for NatsSink {
     }
 
     fn max_message_bytes(&self) -> usize {
-        self.connection.client.max_payload()
+        self.connection.client.max_payload().min(self.stream_max_bytes)
     }
 }
 

@@ -280,8 +280,8 @@ pub async fn ensure_answer_streams(
     jetstream: &Context,
     settings: &NatsSettings,
     log: &Log,
-) -> Result<Vec<String>, StreamError> {
-    let mut stored = Vec::new();
+) -> Result<AnswerStreams, StreamError> {
+    let mut streams = AnswerStreams::none();
     for (name, wanted, max_age) in answer_streams(settings) {
         let mut missing = not_stored(jetstream, wanted.clone()).await?;
         if !missing.is_empty() && settings.create_streams {
@@ -295,10 +295,11 @@ pub async fn ensure_answer_streams(
             );
             log.emit(events::warning(&text));
         }
-        let covered = wanted.into_iter().filter(|subject| !missing.contains(subject));
-        stored.extend(covered.map(str::to_owned));
+        for subject in wanted.into_iter().filter(|subject| !missing.contains(subject)) {
+            streams.add(jetstream, subject).await?;
+        }
     }
-    Ok(stored)
+    Ok(streams)
 }
 
 /// Sees to it that every subject in `stored` is stored again, after a stream was deleted or the server came back
@@ -327,18 +328,50 @@ pub async fn restore_answer_streams(
     Ok(())
 }
 
+/// The streams of what the worker says, as far as the sink must know them.
+#[derive(Debug, Clone)]
+pub struct AnswerStreams {
+    /// Subjects that a stream stores.
+    pub subjects: Vec<String>,
+    /// Largest message that each of these streams takes, in bytes.
+    pub max_message_bytes: usize,
+}
+
+impl AnswerStreams {
+    /// Nothing is stored, as in core mode.
+    pub fn none() -> Self {
+        Self {
+            subjects: Vec::new(),
+            max_message_bytes: usize::MAX,
+        }
+    }
+
+    async fn add(&mut self, jetstream: &Context, subject: &str) -> Result<(), StreamError> {
+        if let Some(name) = covering(jetstream, subject).await? {
+            let stream = jetstream.get_stream(&name).await;
+            let stream = stream.map_err(|error| failed(format!("reading stream {name}"), &error))?;
+            // Not positive: no limit of the stream's own.
+            if let Ok(max @ 1..) = usize::try_from(stream.cached_info().config.max_message_size) {
+                self.max_message_bytes = self.max_message_bytes.min(max);
+            }
+        }
+        self.subjects.push(subject.to_owned());
+        Ok(())
+    }
+}
+
 /// [`ensure_answer_streams`], again and again until the broker can: it may be starting, or an operator may be needed.
 /// The log says so, readiness too.
 pub async fn ensure_answer_streams_when_possible(
     connection: &Connection,
     settings: &NatsSettings,
     log: &Log,
-) -> Vec<String> {
+) -> AnswerStreams {
     let mut jetstream = async_nats::jetstream::new(connection.client.clone());
     jetstream.set_timeout(Duration::from_millis(settings.request_timeout_ms));
     for attempt in 0.. {
         match ensure_answer_streams(&jetstream, settings, log).await {
-            Ok(stored) => return stored,
+            Ok(streams) => return streams,
             Err(error) => {
                 let wait = delay(attempt);
                 if attempt % 10 == 0 {
@@ -349,7 +382,7 @@ pub async fn ensure_answer_streams_when_possible(
             }
         }
     }
-    Vec::new()
+    AnswerStreams::none()
 }
 
 #[cfg(test)]

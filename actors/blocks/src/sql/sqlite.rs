@@ -106,6 +106,9 @@ fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     Ok(connection)
 }
 
+/// Memory that all SQLite jobs of the process may use together, in bytes: four in-memory databases of the default size.
+const MAX_HEAP_BYTES: u64 = 256 * 1024 * 1024;
+
 /// Sets every limit and ban. The authorizer comes last: it would refuse our own pragmas.
 fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result<(), Error> {
     connection.busy_timeout(watch.left().min(MAX_BUSY_WAIT))?;
@@ -117,6 +120,12 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
         i32::try_from(value_bytes).unwrap_or(i32::MAX),
     )?;
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    // Temporary tables, sorters and queues of recursive queries would fill the disk; in memory the heap limit, which
+    // all SQLite jobs of the process share, ends the job that grows.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.query_row(&format!("PRAGMA hard_heap_limit = {MAX_HEAP_BYTES}"), [], |_| {
+        Ok(())
+    })?;
     if let Kind::Memory { max_database_bytes } = source.kind {
         let pages = (max_database_bytes / PAGE_BYTES).max(1);
         connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
@@ -271,7 +280,7 @@ impl Stop {
             ),
             Some(Sqlite::TooBig | Sqlite::OutOfMemory) => (
                 ErrorCode::ResourceUnavailable,
-                "a value or the query is too large".to_owned(),
+                "a value, the query or its working memory is too large".to_owned(),
             ),
             Some(Sqlite::ReadOnly) => (
                 ErrorCode::PermissionDenied,

@@ -236,6 +236,23 @@ fn an_answer_over_a_limit_fails_and_is_not_cut_off() {
 }
 
 #[test]
+fn temporary_tables_and_sorters_end_the_job_before_they_fill_memory_or_disk() {
+    let n = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)";
+    for text in [
+        format!("CREATE TEMP TABLE x AS {n} SELECT randomblob(10000) AS r FROM n"),
+        format!("{n} SELECT randomblob(10000) AS r FROM n ORDER BY r"),
+    ] {
+        let failure =
+            query_with(&SqlSettings::default(), context(), json!({"query": text})).expect_err(&text);
+        assert_eq!(
+            failure.code,
+            ErrorCode::ResourceUnavailable,
+            "{text}: {failure:?}"
+        );
+    }
+}
+
+#[test]
 fn a_database_in_memory_cannot_grow_without_end() {
     let mut settings = SqlSettings::default();
     settings.memory.max_database_bytes = 1 << 20;
