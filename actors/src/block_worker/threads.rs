@@ -102,7 +102,7 @@ mod tests {
         let released = Arc::new(Mutex::new(released));
         for _ in 0..MAX_STRAYS {
             let released = Arc::clone(&released);
-            let stuck = threads.run(move || drop(released.lock().expect("not poisoned").recv()));
+            let stuck = threads.run(move || released.lock().expect("not poisoned").recv());
             assert!(
                 timeout(Duration::from_millis(1), stuck).await.is_err(),
                 "it does not return"
