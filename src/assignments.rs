@@ -137,6 +137,12 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_assignment() {
+        assert_eq!(without_mark(b"\xef\xbb\xbf{}"), b"{}");
+        assert_eq!(without_mark(b"{}"), b"{}");
+    }
+
+    #[test]
     fn lines_documents_and_arrays_are_told_apart() {
         assert_eq!(lines(b"{\"a\":1}\n\n {\"b\":2}"), ["{\"a\":1}", "{\"b\":2}"]);
         assert_eq!(lines(b"{\n\"a\":1\n}\n"), ["{\n\"a\":1\n}"]);

@@ -358,6 +358,7 @@ fn a_result_that_its_stream_cannot_take_becomes_an_error_with_size_and_hash() {
     wait_until("both answers are stored", SOON, || {
         client.stream_count(ANSWERS).is_ok_and(|count| count == 2)
     });
+    assert_eq!(heard.objections(), Vec::<String>::new());
 }
 
 /// Somebody who listens hides from the worker that nobody stores.

@@ -186,8 +186,15 @@ fn nothing_is_settled_before_everything_is_confirmed() {
         rig.wait("several tries", |rig| rig.sink.tries() >= 4).await;
         assert!(rig.verdicts().is_empty());
         assert_eq!(rig.tree().status.held().held_jobs(), 1);
+        let waiting = rig.publisher().await;
+        assert!(
+            waiting.unconfirmed > 0 && waiting.oldest_unconfirmed_ms >= 100,
+            "{waiting:?}"
+        );
         rig.sink.refuse_publishes(false);
         rig.settled(1).await;
+        let done = rig.publisher().await;
+        assert_eq!((done.unconfirmed, done.oldest_unconfirmed_ms), (0, 0));
         assert_eq!(rig.counts(), (1, 1, 1));
         rig.stop().await;
     });

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::retry::{NextStep, RetryPlan};
 use self::threads::Threads;
+use crate::clock::whole_ms;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
 use crate::job::Job;
@@ -102,7 +103,7 @@ async fn attempts(job: &Job, worker: &BlockWorker) -> Ended {
         let NextStep::RetryAfter(delay) = plan.after(&failure, attempt) else {
             return Ended::Outcome(Outcome::from(failure), attempt);
         };
-        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        let delay_ms = whole_ms(delay);
         worker
             .log
             .emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::claims::Claim;
+use crate::clock::whole_ms;
 use crate::held::HeldPermit;
 use crate::lease::Lease;
 use crate::pool::Place;
@@ -120,7 +121,7 @@ impl Job {
 
 /// Whole milliseconds from `from` to `to`; 0 when the order is reversed.
 pub fn elapsed_ms(from: Instant, to: Instant) -> u64 {
-    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
+    whole_ms(to.saturating_duration_since(from))
 }
 
 /// How full a bounded queue was.

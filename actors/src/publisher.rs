@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::answers::Answers;
-use crate::clock;
+use crate::clock::{self, whole_ms};
 use crate::events::{self, Log};
 use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
 use crate::runtime::Route;
@@ -258,7 +258,7 @@ impl Sender {
                 Err(PublishError::Unconfirmed(error)) => error,
             };
             let delay = retry_delay(attempt);
-            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            let delay_ms = whole_ms(delay);
             self.log.emit(events::publish_retried(
                 &message.subject,
                 &error,

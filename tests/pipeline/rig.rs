@@ -10,7 +10,7 @@ use caf_actors::events::Log;
 use caf_actors::job::{Arrival, Delivery};
 use caf_actors::lease::LeaseToken;
 use caf_actors::pool::{EmptyLine, LookAtPool};
-use caf_actors::publisher::LookAtPublisher;
+use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Undelivered;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::supervisor::{Escalation, StopWatching};
@@ -455,6 +455,15 @@ impl Rig {
     }
 
     // What came out.
+
+    /// What the health page is told of the publisher.
+    pub(crate) async fn publisher(&self) -> PublisherSnapshot {
+        self.tree
+            .publisher
+            .ask(LookAtPublisher, PATIENCE)
+            .await
+            .expect("it answers")
+    }
 
     fn payloads(&self, subject: &str) -> Vec<String> {
         let published = self.sink.published.lock().expect("no panic holds it");

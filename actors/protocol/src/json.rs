@@ -251,6 +251,18 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_a_duplicate_is_bounded_because_it_travels() {
+        let key = "ü".repeat(100_000);
+        let document = parse(format!("{{\"{key}\":1,\"{key}\":2}}").as_bytes()).expect("parses");
+        let path = &document.duplicates[0].path;
+        assert!(
+            path.len() <= MAX_PATH_BYTES && key.starts_with(path.as_str()),
+            "{}",
+            path.len()
+        );
+    }
+
+    #[test]
     fn deep_nesting_is_an_error_and_not_a_crash() {
         let deep = "[".repeat(100_000);
         assert!(parse(deep.as_bytes()).is_err());

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::settings::NatsSettings;
@@ -119,7 +120,7 @@ pub async fn connect(
         }
         // The first line at once, then one every few seconds: waiting is not news.
         if attempt % 10 == 0 {
-            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            let delay_ms = whole_ms(delay);
             log.emit(events::nats_waiting(name, &last, delay_ms));
         }
         tokio::time::sleep(delay).await;

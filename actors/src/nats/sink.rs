@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::connection::{Connection, delay};
 use super::header_map;
 use super::streams::{AnswerStreams, restore_answer_streams};
+use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::lease::LeaseToken;
@@ -119,7 +120,7 @@ impl Gate {
             let wait = delay(attempt);
             // A server that has just started needs a moment; after that, one line every few seconds.
             if attempt % 10 == 5 {
-                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                let wait_ms = whole_ms(wait);
                 self.log
                     .emit(events::answers_not_stored(&error.to_string(), wait_ms));
             }

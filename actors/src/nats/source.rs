@@ -18,7 +18,7 @@ use self::pull::{PullEnd, PullRequest, position_of, pull_end};
 use super::connection::{Connection, delay};
 use super::headers_of;
 use super::streams::ensure_consumer;
-use crate::clock;
+use crate::clock::{self, whole_ms};
 use crate::events::{self, Log};
 use crate::held::Reservation;
 use crate::job::{Arrival, Delivery};
@@ -87,7 +87,7 @@ pub async fn run_pull(mut parts: SourceParts) {
                 let wait = delay(failures);
                 // The first line at once, then one every few seconds: waiting is not news.
                 if failures % 10 <= 1 {
-                    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                    let wait_ms = whole_ms(wait);
                     parts.log.emit(events::pull_rebuilt(&error.to_string(), wait_ms));
                 }
                 parts.pause(wait).await;

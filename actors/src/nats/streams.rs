@@ -12,6 +12,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use async_nats::jetstream::{Context, ErrorCode};
 
 use super::connection::{Connection, delay};
+use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::settings::NatsSettings;
@@ -375,7 +376,7 @@ pub async fn ensure_answer_streams_when_possible(
             Err(error) => {
                 let wait = delay(attempt);
                 if attempt % 10 == 0 {
-                    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                    let wait_ms = whole_ms(wait);
                     log.emit(events::answers_not_stored(&error.to_string(), wait_ms));
                 }
                 tokio::time::sleep(wait).await;
