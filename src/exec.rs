@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use caf_actors::claims::Claims;
 use caf_actors::clock;
 use caf_actors::events::{self, Log};
 use caf_actors::job::{Arrival, Delivery};
@@ -33,7 +34,7 @@ use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
-use crate::wiring::{EventLoops, build, new_status};
+use crate::wiring::{Edges, EventLoops, build, new_status};
 
 /// Host by which an assignment names the run's own health page, whatever its port.
 pub const HEALTH_HOST: &str = "health.worker.internal";
@@ -67,11 +68,15 @@ pub async fn run(
     let sink = Arc::new(LocalSink {
         printer: Arc::clone(&printer),
     });
+    let edges = Edges {
+        sink,
+        claims: Claims::new(&settings.idempotency, None),
+    };
     let loops = EventLoops::start(settings);
     let tree = build(
         settings,
         registry(port.address)?,
-        sink,
+        edges,
         loops,
         status.clone(),
         log,
@@ -247,7 +252,7 @@ impl Printer {
             // The reader has gone away: the run ends, quietly.
             let _ = self.gone.send_replace(true);
         }
-        Ok(Published::Stored)
+        Ok(Published::default())
     }
 
     /// Remembers who was answered with a result, and how.

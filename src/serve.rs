@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use caf_actors::claims::Claims;
+use caf_actors::claims::fleet::Fleet;
 use caf_actors::events::{self, Log};
+use caf_actors::nats::buckets::ensure_claims_bucket_when_possible;
+use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
-use caf_actors::settings::{NatsMode, NatsSettings};
+use caf_actors::settings::NatsMode;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
 use caf_protocol::block::{Registry, ResourceClass};
@@ -25,7 +29,7 @@ use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
-use crate::wiring::{EventLoops, Tree, adopt, build, new_status};
+use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_status};
 
 /// How long the last verdicts may take to reach the broker.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
@@ -60,7 +64,7 @@ pub async fn run(
         Err(exit) => return Ok(exit),
     };
     let loops = EventLoops::start(settings);
-    let connecting = connect_pipeline(&loops.pipeline, &settings.nats, &status, log);
+    let connecting = connect_pipeline(&loops.pipeline, settings, &status, log);
     let connected = tokio::select! {
         connected = connecting => connected,
         () = signals.next() => {
@@ -68,7 +72,7 @@ pub async fn run(
             return Ok(Exit::Ok);
         }
     };
-    let (connection, sink) = match connected {
+    let (connection, edges) = match connected {
         Ok(connected) => connected,
         Err(error) => {
             log.emit(events::fatal(&error.to_string()));
@@ -78,7 +82,7 @@ pub async fn run(
             });
         }
     };
-    let tree = build(settings, registry, Arc::new(sink), loops, status, log).await;
+    let tree = build(settings, registry, edges, loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, &connection, &mut signals, log).await?;
     let address = port.address;
@@ -116,23 +120,37 @@ fn open_health_port(settings: &Settings, health: &Health, log: &Log) -> Result<H
 /// Connects on the pipeline's event loop, where the socket is then served, and makes the sink there.
 async fn connect_pipeline(
     pipeline: &EventLoop,
-    settings: &NatsSettings,
+    settings: &Settings,
     status: &NodeStatus,
     log: &Log,
-) -> Result<(Connection, NatsSink), ConnectError> {
+) -> Result<(Connection, Edges), ConnectError> {
+    let idempotency = settings.idempotency.clone();
+    let settings = &settings.nats;
     let (settings, status, log) = (settings.clone(), status.clone(), log.clone());
     let on = pipeline.handle();
     let connected = run_on(&on, move || {
         async move {
             let connection = connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
-            let streams = match settings.mode {
-                NatsMode::Core => AnswerStreams::none(),
-                NatsMode::Jetstream => {
-                    ensure_answer_streams_when_possible(&connection, &settings, &log).await
-                }
+            let (streams, bucket) = match settings.mode {
+                NatsMode::Core => (AnswerStreams::none(), None),
+                NatsMode::Jetstream => (
+                    ensure_answer_streams_when_possible(&connection, &settings, &log).await,
+                    ensure_claims_bucket_when_possible(&connection, &settings, &idempotency, &log).await,
+                ),
             };
-            let sink = NatsSink::new(connection.clone(), &settings, streams, &log);
-            Ok((connection, sink))
+            let has_bucket = bucket.is_some();
+            let sink = NatsSink::new(connection.clone(), &settings, streams, bucket, &log);
+            let fleet = has_bucket.then(|| {
+                let store = NatsClaimStore::new(&sink, &settings, &idempotency.bucket);
+                Fleet::new(
+                    Arc::new(store),
+                    &uuid::Uuid::new_v4().simple().to_string(),
+                    log.worker_id(),
+                )
+            });
+            let claims = Claims::new(&idempotency, fleet);
+            let sink = Arc::new(sink);
+            Ok((connection, Edges { sink, claims }))
         }
         .boxed_local()
     });
@@ -201,6 +219,7 @@ fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<L
         settings: settings.nats.clone(),
         heartbeat: Duration::from_millis(settings.worker.heartbeat_interval_ms),
         leases: tree.leases.clone(),
+        claims: tree.claims.clone(),
         status: tree.status.clone(),
         gpu: Arc::clone(&tree.pool(ResourceClass::Gpu).slots),
         log: log.clone(),

@@ -10,6 +10,7 @@ use caf_actors::answers::Answers;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
 use caf_actors::claims::Claims;
+use caf_actors::claims::record::QuarantineRule;
 use caf_actors::events::{self, Log};
 use caf_actors::held::HeldPermits;
 use caf_actors::intake::{Intake, IntakeParts};
@@ -60,6 +61,14 @@ pub struct PoolHandle {
     pub slots: Arc<Slots>,
 }
 
+/// What the tree is given to reach the world outside.
+pub struct Edges {
+    /// Where answers go.
+    pub sink: Arc<dyn Sink>,
+    /// What is known of assignments, here and in the fleet.
+    pub claims: Claims,
+}
+
 /// A running pipeline.
 pub struct Tree {
     /// Where deliveries go in.
@@ -72,6 +81,8 @@ pub struct Tree {
     pub status: NodeStatus,
     /// What is held from the broker.
     pub leases: LeaseTable,
+    /// What is known of assignments.
+    pub claims: Claims,
     /// Threads that outlived their job.
     pub threads: Threads,
     /// Cancels every job.
@@ -98,11 +109,12 @@ impl Tree {
 pub async fn build(
     settings: &Settings,
     registry: Registry,
-    sink: Arc<dyn Sink>,
+    edges: Edges,
     loops: EventLoops,
     status: NodeStatus,
     log: &Log,
 ) -> Tree {
+    let Edges { sink, claims } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
     let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone()).start();
     let answers = Answers::new(&settings.nats.subjects, log.worker_id());
@@ -133,11 +145,15 @@ pub async fn build(
         registry,
         pools: PoolDoors { cpu, gpu, io },
         publisher,
-        claims: Claims::new(&settings.idempotency),
+        claims: claims.clone(),
         status: status.clone(),
         answers,
         allowed_tenants: settings.tenants.allowed.clone().into(),
         default_attempts: settings.retry.max_attempts,
+        quarantine: QuarantineRule {
+            max_deaths: settings.worker.supervision.max_deaths,
+            max_attempts: settings.nats.max_deliver,
+        },
         cancel_all: cancel_all.clone(),
         log: log.clone(),
     };
@@ -154,6 +170,7 @@ pub async fn build(
         publisher: look_at_publisher,
         status,
         leases,
+        claims,
         threads,
         cancel_all,
         supervisor,

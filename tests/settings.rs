@@ -225,13 +225,13 @@ fn secrets_are_shown_nowhere() -> Result<()> {
 #[test]
 fn keys_without_effect_are_warned_about() -> Result<()> {
     let ran = Place::new()?.run(
-        "config check --set nats.max_deliver=3 --set outbox.sync=interval",
+        "config check --set queue.admission=wait --set outbox.sync=interval",
         &[],
     )?;
     assert_eq!((ran.code, ran.answer.as_str()), (0, "OK\n"));
     assert!(
         ran.complaint
-            .starts_with("warning: nats.max_deliver (command line) has no effect"),
+            .starts_with("warning: queue.admission (command line) has no effect"),
         "{ran:?}"
     );
     assert_eq!(ran.complaint.lines().count(), 1);

@@ -1,14 +1,19 @@
 //! What this process knows about assignments: which it holds, which it has finished and with what answer.
 //!
 //! Neighbours: intake looks an assignment up and takes a claim on it; the job carries the claim; the publisher records
-//! the answer in it. In memory and bounded: the oldest go first. Never shared between processes.
+//! the answer in it. In memory and bounded: the oldest go first. What other processes must know is in [`fleet`]; there
+//! the decisions are those of [`record`].
 
-use std::collections::{HashMap, VecDeque};
+pub mod fleet;
+pub mod record;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use caf_protocol::ids::AssignmentKey;
 use tokio::time::Instant;
 
+use self::fleet::{Fleet, FleetClaim};
 use crate::lease::Lease;
 use crate::settings::IdempotencySettings;
 use crate::sink::Outgoing;
@@ -21,6 +26,7 @@ struct Shared {
     max_entries: usize,
     max_bytes: usize,
     ttl: std::time::Duration,
+    fleet: Option<Fleet>,
     book: Mutex<Book>,
 }
 
@@ -29,6 +35,8 @@ struct Book {
     entries: HashMap<AssignmentKey, Entry>,
     /// Released claims, oldest first. An entry claimed again since then has another release number.
     released: VecDeque<(AssignmentKey, u64)>,
+    /// Claims that leave no memory behind when they are dropped.
+    forgotten: HashSet<AssignmentKey>,
     bytes: usize,
     releases: u64,
 }
@@ -39,6 +47,8 @@ struct Entry {
     result: Option<Arc<Outgoing>>,
     /// The lease of the delivery that is being worked on; dangling once the claim is released.
     lease: Weak<Lease>,
+    /// The claim that the fleet knows; dangling without one.
+    fleet: Weak<FleetClaim>,
     /// When the claim was released, and its number; nothing while it is held.
     released: Option<(Instant, u64)>,
 }
@@ -50,8 +60,13 @@ pub enum Standing {
     New,
     /// This process works on it; the lease when it came from a stream.
     Held(Option<Arc<Lease>>),
-    /// It was answered with this result.
-    Finished(Arc<Outgoing>),
+    /// It was answered with this result; nothing when it cannot be read back any more.
+    Finished(Option<Arc<Outgoing>>),
+    /// Another worker works on it.
+    Elsewhere {
+        /// Whether by this very message.
+        same_message: bool,
+    },
     /// It was taken on but never answered: handed back, or lost with a failed actor.
     Interrupted {
         /// When it was first handled.
@@ -65,21 +80,43 @@ pub enum Standing {
 pub struct Claim {
     key: AssignmentKey,
     claims: Claims,
+    fleet: Option<Arc<FleetClaim>>,
 }
 
 impl Claims {
-    /// Knows nothing.
-    pub fn new(settings: &IdempotencySettings) -> Self {
+    /// Knows nothing. With a `fleet`, what is held here is claimed there as well.
+    pub fn new(settings: &IdempotencySettings, fleet: Option<Fleet>) -> Self {
         Self(Arc::new(Shared {
             max_entries: settings.max_entries,
             max_bytes: settings.memory_bytes,
             ttl: std::time::Duration::from_secs(settings.ttl_s),
+            fleet,
             book: Mutex::default(),
         }))
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The claims that all workers share, if they do.
+    pub fn fleet(&self) -> Option<&Fleet> {
+        self.0.fleet.as_ref()
+    }
+
+    /// Whether this process works on an assignment.
+    pub fn is_held(&self, key: &AssignmentKey) -> bool {
+        let book = self.book();
+        book.entries
+            .get(key)
+            .is_some_and(|entry| entry.released.is_none())
+    }
+
+    /// The fleet's claims on everything that is held.
+    pub fn held_in_fleet(&self) -> Vec<Arc<FleetClaim>> {
+        let book = self.book();
+        let held = book.entries.values().filter(|entry| entry.released.is_none());
+        held.filter_map(|entry| entry.fleet.upgrade()).collect()
     }
 
     /// What is known of an assignment now.
@@ -91,7 +128,7 @@ impl Claims {
         };
         match (entry.released, &entry.result) {
             (None, _) => Standing::Held(entry.lease.upgrade()),
-            (Some(_), Some(result)) => Standing::Finished(Arc::clone(result)),
+            (Some(_), Some(result)) => Standing::Finished(Some(Arc::clone(result))),
             (Some(_), None) => Standing::Interrupted {
                 first_start: entry.first_start,
                 ack: entry.ack.clone(),
@@ -107,6 +144,7 @@ impl Claims {
             ack: None,
             result: None,
             lease: Weak::new(),
+            fleet: Weak::new(),
             released: None,
         });
         entry.lease = lease.map(Arc::downgrade).unwrap_or_default();
@@ -116,6 +154,7 @@ impl Claims {
         Claim {
             key,
             claims: self.clone(),
+            fleet: None,
         }
     }
 
@@ -131,6 +170,32 @@ impl Claim {
         if let Some(entry) = self.claims.book().entries.get_mut(&self.key) {
             change(entry);
         }
+    }
+
+    /// Which assignment.
+    pub fn key(&self) -> &AssignmentKey {
+        &self.key
+    }
+
+    /// The fleet has granted it too.
+    pub fn grant(&mut self, claim: FleetClaim) {
+        let claim = Arc::new(claim);
+        self.with_entry(|entry| entry.fleet = Arc::downgrade(&claim));
+        self.fleet = Some(claim);
+    }
+
+    /// The fleet's side of it, if it has one.
+    pub fn fleet(&self) -> Option<&Arc<FleetClaim>> {
+        self.fleet.as_ref()
+    }
+
+    /// Lets go as if it had never been taken: somebody else answers.
+    pub fn forget(self) {
+        let mut book = self.claims.book();
+        if let Some(entry) = book.entries.get_mut(&self.key) {
+            (entry.ack, entry.result) = (None, None);
+        }
+        book.forgotten.insert(self.key.clone());
     }
 
     /// Fixes the acknowledgement: no other is ever sent for this assignment.
@@ -155,6 +220,10 @@ impl Drop for Claim {
 
 impl Book {
     fn release(&mut self, key: &AssignmentKey, now: Instant) {
+        if self.forgotten.remove(key) {
+            self.entries.remove(key);
+            return;
+        }
         self.releases += 1;
         let number = self.releases;
         let Some(entry) = self.entries.get_mut(key) else {

@@ -12,6 +12,9 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
 
+use crate::claims::fleet::StoreError;
+use crate::claims::record::ClaimRecord;
+
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
 /// change of state (and one line per job), debug is everything else about a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,6 +262,43 @@ pub fn not_run(identity: &Identity, why: &'static str) -> Event {
     Event::new(Level::Debug, "Assignment not run")
         .of(identity)
         .with("reason", why)
+}
+
+/// Another worker gave it back, died with it or cannot be reached: it is ours now.
+pub fn taken_over(identity: &Identity, record: &ClaimRecord) -> Event {
+    let from = record.history.last();
+    Event::new(Level::Info, "Assignment taken over")
+        .of(identity)
+        .with("attempt", record.attempt)
+        .with("deaths", record.deaths)
+        .with("from_worker", from.map(|past| past.worker_id.as_str()))
+        .with("given_back", from.is_some_and(|past| past.given_back))
+}
+
+/// The claims that the fleet shares cannot be reached.
+pub fn claims_unavailable(identity: &Identity, error: &StoreError) -> Event {
+    Event::new(Level::Warn, "Claims not available, asking again")
+        .of(identity)
+        .with("error", error.to_string())
+}
+
+/// The claims that the fleet shares cannot be reached, and an answer waits for them.
+pub fn claims_silent(error: &str) -> Event {
+    Event::new(Level::Warn, "Answer waits for claims").with("error", error)
+}
+
+/// A result is not published: while the lease had lapsed, another worker took the assignment over.
+pub fn result_suppressed(identity: Option<&Identity>, why: &str) -> Event {
+    let event = Event::new(Level::Warn, "Result suppressed").with("reason", why);
+    match identity {
+        Some(identity) => event.of(identity),
+        None => event,
+    }
+}
+
+/// A result could not be stored before it is published; it is published all the same.
+pub fn not_kept(error: &str) -> Event {
+    Event::new(Level::Error, "Result not stored before publishing").with("error", error)
 }
 
 /// A result was too large for the server.

@@ -4,6 +4,7 @@
 //! everything else straight to the publisher. Intake never runs a block, never waits, and never talks to a broker.
 //! A message it drops by failing is delivered again by the broker; nothing is parked here.
 
+mod admission;
 pub mod decision;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +22,8 @@ use tokio::time::Instant;
 
 use self::decision::{Facts, Row, StandingFact, decide};
 use crate::answers::Answers;
+use crate::claims::fleet::Revision;
+use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
 use crate::clock;
 use crate::events::{self, Log};
@@ -30,6 +33,9 @@ use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, Publ
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
 
+/// How long a message stays away that another worker is busy with, in milliseconds: it is asked about no more often than
+/// that, and answered again at most that late.
+pub const COME_BACK_DELAY_MS: u64 = 2_000;
 /// Delay of a hand-back in milliseconds: an immediate one would come straight back, thousands of times a second.
 pub const HAND_BACK_DELAY_MS: u64 = 100;
 
@@ -56,13 +62,16 @@ pub struct IntakeParts {
     pub allowed_tenants: Arc<[String]>,
     /// Total calls of a job whose assignment does not say.
     pub default_attempts: u32,
+    /// What becomes of assignments that end their workers.
+    pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
     pub cancel_all: CancellationToken,
     /// Log.
     pub log: Log,
 }
 
-/// The intake actor.
+/// The intake actor. Cheap to clone: what waits for the fleet's word takes a copy along, which survives the actor.
+#[derive(Clone)]
 pub struct Intake {
     parts: IntakeParts,
 }
@@ -74,21 +83,48 @@ struct Case {
     /// What would run, or why it will not.
     prepared: Result<Runnable, Refusal>,
     standing: Standing,
-    /// First start of handling by this process.
+    /// What the fleet knows of it, and at which revision; nothing for what the fleet was not asked about.
+    known: Known,
+    /// First start of handling by a worker.
     first_start: Instant,
-    /// The acknowledgement that was sent then.
+    /// The acknowledgement that was fixed then.
     sent_ack: Option<Arc<Outgoing>>,
+    /// The one that was fixed now, with the claim.
+    fixed_ack: Option<Arc<Outgoing>>,
     holdings: Holdings,
 }
+
+/// The claim that a new one is written on top of.
+#[derive(Default)]
+struct Known {
+    record: Option<ClaimRecord>,
+    revision: Revision,
+}
+
+/// A place in a pool, with the load at the time.
+type TakenPlace = (Place, Option<PoolLoad>);
 
 /// A message that may run: its inputs suit its block.
 struct Runnable {
     task: Arc<dyn Task>,
     class: ResourceClass,
     repeatable: bool,
-    /// When it must be over.
-    deadline: Instant,
+    /// How long it may take from the first start.
+    time_limit: Duration,
     max_attempts: u32,
+}
+
+impl Case {
+    /// When a job must be over.
+    fn deadline(&self, job: &Runnable) -> Instant {
+        self.first_start + job.time_limit
+    }
+
+    /// Whether the acknowledgement that is fixed already is a rejection.
+    fn was_refused(&self) -> bool {
+        let record = self.known.record.as_ref();
+        record.is_some_and(|record| record.ack.is_some() && record.refused)
+    }
 }
 
 impl Intake {
@@ -100,7 +136,7 @@ impl Intake {
     // ---- Decisions ----
 
     /// Looks up the block and lets it check the inputs.
-    fn prepare(&self, assignment: Assignment, first_start: Instant) -> Result<Runnable, Refusal> {
+    fn prepare(&self, assignment: Assignment) -> Result<Runnable, Refusal> {
         let Some(block) = self.parts.registry.get(&assignment.job_type) else {
             let known = self.parts.registry.job_types();
             let failure = Failure::of_field(
@@ -127,7 +163,7 @@ impl Intake {
             task,
             class: assignment.resource_class.unwrap_or(block.spec().class),
             repeatable: block.spec().repeatable,
-            deadline: first_start + Duration::from_millis(assignment.deadline_ms),
+            time_limit: Duration::from_millis(assignment.deadline_ms),
             max_attempts: assignment.max_attempts.unwrap_or(self.parts.default_attempts),
         })
     }
@@ -147,25 +183,31 @@ impl Intake {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
             _ => (arrival.received, None),
         };
-        let prepared = assignment.and_then(|assignment| self.prepare(assignment, first_start));
+        let prepared = assignment.and_then(|assignment| self.prepare(assignment));
         Some(Case {
             arrival,
             identity,
             prepared,
             standing,
+            known: Known::default(),
             first_start,
             sent_ack,
+            fixed_ack: None,
             holdings,
         })
     }
 
     /// The row, and for a job that runs its place. A place is taken only for a job that would run; without one the
     /// decision is made again.
-    fn choose_row(&self, case: &Case) -> (Row, Option<(Place, Option<PoolLoad>)>) {
+    fn choose_row(&self, case: &Case) -> (Row, Option<TakenPlace>) {
         let allowed = &self.parts.allowed_tenants;
+        let (rule, record) = (&self.parts.quarantine, case.known.record.as_ref());
+        let refused = case.was_refused();
         let mut facts = Facts {
             unanswerable: false,
             standing: standing_fact(&case.standing, &case.holdings),
+            quarantined: record.is_some_and(|record| rule.is_quarantined(record)),
+            exhausted: record.is_some_and(|record| rule.is_exhausted(record)),
             draining: self.parts.status.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
@@ -173,8 +215,8 @@ impl Intake {
             expired: case
                 .prepared
                 .as_ref()
-                .is_ok_and(|job| job.deadline <= Instant::now()),
-            pool_has_room: true,
+                .is_ok_and(|job| case.deadline(job) <= Instant::now()),
+            pool_has_room: !refused,
         };
         match (decide(&facts), &case.prepared) {
             (Row::Run, Ok(job)) => {
@@ -203,10 +245,23 @@ impl Intake {
             return;
         };
         let (row, place) = self.choose_row(&case);
-        if matches!(row, Row::Run | Row::Reject { .. } | Row::Expired) {
-            let (key, lease) = (case.identity.key(), case.holdings.lease.as_ref());
-            case.holdings.claim = Some(self.parts.claims.take(key, lease, case.first_start));
+        if !row.needs_claim() {
+            return self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings);
         }
+        // From here on, the same assignment is seen to be held here, whatever the fleet says.
+        let (key, lease) = (case.identity.key(), case.holdings.lease.as_ref());
+        case.holdings.claim = Some(self.parts.claims.take(key, lease, case.first_start));
+        match self.parts.claims.fleet().zip(case.arrival.position.clone()) {
+            None => self.carry_out(case, row, place),
+            Some((fleet, position)) => {
+                let waiting = self.clone().admit(fleet.clone(), position, case, row, place);
+                actix::spawn(waiting);
+            }
+        }
+    }
+
+    /// Rows that end with a new answer.
+    fn carry_out(&self, case: Case, row: Row, place: Option<TakenPlace>) {
         match (row, place) {
             (Row::Run, Some((place, load))) => self.accept(case, place, load),
             (
@@ -217,6 +272,7 @@ impl Intake {
                 },
                 _,
             ) => self.reject(case, reason, failure, dead_letter),
+            (Row::GiveUp { reason, failure }, _) => self.give_up(case, reason, failure),
             (Row::Expired, _) => self.expire(case),
             (row, _) => self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings),
         }
@@ -232,20 +288,33 @@ impl Intake {
         self.conclude(Conclusion::Bury { arrival, failure }, holdings);
     }
 
-    /// Rows 10, 10b, 11 and 12: nothing new is said about the assignment.
+    /// Rows 10, 10b, 10c, 11 and 12: nothing new is said about the assignment.
     fn settle_without_answer(&self, row: &Row, standing: &Standing, identity: &Identity, holdings: Holdings) {
         let (why, verdict) = match (row, standing) {
-            (Row::Repeat, Standing::Finished(result)) => {
+            (Row::Repeat, Standing::Finished(Some(result))) => {
                 self.parts.log.emit(events::answered_again(identity));
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
+            (Row::Repeat, _) => (
+                "answered before; the result cannot be read back any more",
+                Verdict::Ack,
+            ),
             (Row::Renew, Standing::Held(held)) => {
-                if let (Some(held), Some(lease)) = (held, &holdings.lease) {
-                    held.adopt(lease.token());
+                let now = Instant::now();
+                if let (Some(held), Some(lease)) = (held, &holdings.lease)
+                    && let Some(token) = lease.token(now)
+                {
+                    held.adopt(token, now);
                 }
                 ("held here", Verdict::InProgress)
             }
-            (Row::Copy, _) => ("copy of an assignment held here", Verdict::Ack),
+            (Row::Copy, _) => ("copy of an assignment that is held", Verdict::Ack),
+            (Row::ComeBack, _) => (
+                "held by another worker",
+                Verdict::Nak {
+                    delay_ms: COME_BACK_DELAY_MS,
+                },
+            ),
             _ => (
                 "draining",
                 Verdict::Nak {
@@ -266,37 +335,58 @@ impl Intake {
             }
             _ => events::rejected(&case.identity, reason, &failure),
         });
-        let ack = self.ack(&case, Some(reason), None);
-        let answer = Answer {
-            ack: AckState::Unsent(ack),
-            step: StepResult {
-                outcome: Outcome::from(failure),
-                latency_ms: 0,
-                retries_used: 0,
-            },
-            dead_letter: dead_letter.then_some(reason.as_str()),
-            rejected: true,
-            load: None,
-            arrival: case.arrival,
-            identity: case.identity,
+        let ack = AckState::Unsent(self.ack(&case, Some(reason), None));
+        self.answer(
+            case,
+            ack,
+            Outcome::from(failure),
+            dead_letter.then_some(reason.as_str()),
+            true,
+        );
+    }
+
+    /// Rows 14 and 17. When an acknowledgement is fixed, it was sent before or nobody misses it.
+    fn give_up(&self, case: Case, reason: RejectReason, failure: Failure) {
+        self.parts
+            .log
+            .emit(events::rejected(&case.identity, reason, &failure));
+        let ack = match &case.sent_ack {
+            Some(_) => AckState::Known,
+            None => AckState::Unsent(self.ack(&case, Some(reason), None)),
         };
-        self.conclude(Conclusion::Answer(Box::new(answer)), case.holdings);
+        self.answer(case, ack, Outcome::from(failure), Some(reason.as_str()), true);
     }
 
     /// Row 8b.
     fn expire(&self, case: Case) {
-        let ack = self.ack(&case, None, None);
-        let latency_ms = elapsed_ms(case.first_start, Instant::now());
+        let ack = AckState::Unsent(self.ack(&case, None, None));
         let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
+        self.answer(case, ack, outcome, None, false);
+    }
+
+    /// The last word on a case that does not run.
+    fn answer(
+        &self,
+        case: Case,
+        ack: AckState,
+        outcome: Outcome,
+        dead_letter: Option<&'static str>,
+        rejected: bool,
+    ) {
+        let latency_ms = if rejected {
+            0
+        } else {
+            elapsed_ms(case.first_start, Instant::now())
+        };
         let answer = Answer {
-            ack: AckState::Unsent(ack),
+            ack,
             step: StepResult {
                 outcome,
                 latency_ms,
                 retries_used: 0,
             },
-            dead_letter: None,
-            rejected: false,
+            dead_letter,
+            rejected,
             load: None,
             arrival: case.arrival,
             identity: case.identity,
@@ -307,6 +397,12 @@ impl Intake {
     /// Rows 6 to 9 follow. Here the job has its place, so the acknowledgement may go.
     fn accept(&self, case: Case, place: Place, load: Option<PoolLoad>) {
         let message = self.ack(&case, None, load);
+        let record = case.known.record.as_ref();
+        let alone = record.is_some_and(|record| self.parts.quarantine.runs_alone(record));
+        let deadline = match &case.prepared {
+            Ok(runnable) => case.deadline(runnable),
+            Err(_) => return,
+        };
         let Ok(runnable) = case.prepared else { return };
         let (confirmed, is_confirmed) = oneshot::channel();
         // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
@@ -322,8 +418,9 @@ impl Intake {
             class: runnable.class,
             repeatable: runnable.repeatable,
             started: case.first_start,
-            deadline: runnable.deadline,
+            deadline,
             max_attempts: runnable.max_attempts,
+            alone,
             cancel: self.parts.cancel_all.child_token(),
             load,
             ack: SentAck {
@@ -342,13 +439,14 @@ impl Intake {
             .tell(Enqueue(Box::new(job)));
     }
 
-    /// The acknowledgement: the recorded one if there is one, byte for byte.
+    /// The acknowledgement: the one that is fixed if there is one, byte for byte.
     fn ack(&self, case: &Case, rejection: Option<RejectReason>, load: Option<PoolLoad>) -> Arc<Outgoing> {
         let overload = match rejection {
             Some(RejectReason::QueueFull) => Some(OverloadStatus::Critical),
             _ => load.map(|load| load.status),
         };
-        let ack = case.sent_ack.clone().unwrap_or_else(|| {
+        let fixed = case.fixed_ack.as_ref().or(case.sent_ack.as_ref());
+        let ack = fixed.cloned().unwrap_or_else(|| {
             Arc::new(
                 self.parts
                     .answers
@@ -378,6 +476,8 @@ impl Intake {
 fn standing_fact(standing: &Standing, holdings: &Holdings) -> StandingFact {
     match standing {
         Standing::New | Standing::Interrupted { .. } => StandingFact::Free,
+        Standing::Elsewhere { same_message: true } => StandingFact::ElsewhereSameMessage,
+        Standing::Elsewhere { same_message: false } => StandingFact::ElsewhereOtherMessage,
         Standing::Finished(_) => StandingFact::Finished,
         Standing::Held(held) => {
             let same = match (held, &holdings.lease) {

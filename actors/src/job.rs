@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::claims::Claim;
+use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::held::HeldPermit;
 use crate::lease::Lease;
@@ -74,6 +75,27 @@ pub struct Holdings {
     pub permit: HeldPermit,
 }
 
+impl Holdings {
+    /// Whether the assignment is still ours to answer and to work on: the lease vouches for it, and when that has
+    /// lapsed, the claim. Where no claim is shared with others, nobody else can tell.
+    pub async fn prove(&self) -> Proof {
+        if !self.has_lapsed() {
+            return Proof::Ours;
+        }
+        match self.claim.as_ref().and_then(Claim::fleet) {
+            Some(claim) => claim.prove().await,
+            None => Proof::Ours,
+        }
+    }
+
+    /// Whether there was a lease and it has lapsed.
+    pub fn has_lapsed(&self) -> bool {
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| !lease.is_valid(Instant::now()))
+    }
+}
+
 /// The acknowledgement of an accepted job: its exact bytes, and word of its confirmation.
 pub struct SentAck {
     /// For sending again if the word never comes.
@@ -100,6 +122,8 @@ pub struct Job {
     pub deadline: Instant,
     /// Total calls.
     pub max_attempts: u32,
+    /// Whether nothing may run beside it: it may have killed its worker before.
+    pub alone: bool,
     /// Fires when it is to stop.
     pub cancel: CancellationToken,
     /// Load of the pool when the job came, if its queue is bounded.

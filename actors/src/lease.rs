@@ -1,7 +1,9 @@
 //! The lease: the worker's hold on a delivery, which the broker takes back unless it is renewed.
 //!
 //! Neighbours: a source makes one per delivery, the job carries it, the lease keeper renews whatever is in the table,
-//! the publisher settles it. Knows no broker: a token is what the edge needs to name the delivery.
+//! the publisher settles it. A lease that was not renewed in time lapses for good: whoever got the delivery since would
+//! be hit by anything said about it. Only a new delivery of the same message makes it valid again. Knows no broker: a
+//! token is what the edge needs to name the delivery.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,9 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Names a delivery to the broker.
 pub type LeaseToken = Arc<str>;
+
+/// The last part of the ack wait in which a lease is not trusted any more: one tenth, for the way of a message to the
+/// broker and for clocks that run at different speed.
+const MARGIN_PART: u32 = 10;
 
 /// All leases of this worker. Shared with the lease keeper's thread; cheap to clone.
 #[derive(Clone, Default)]
@@ -20,7 +27,7 @@ pub struct LeaseTable(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     next: AtomicU64,
-    tokens: Mutex<HashMap<u64, LeaseToken>>,
+    terms: Mutex<HashMap<u64, Term>>,
     /// How long the broker waits for a renewal, once that is known.
     ack_wait: watch::Sender<Option<Duration>>,
 }
@@ -33,11 +40,42 @@ pub struct Lease {
     table: LeaseTable,
 }
 
+/// What is known of the newest delivery. Pure: every question brings its own time.
+#[derive(Debug, Clone)]
+pub struct Term {
+    token: LeaseToken,
+    /// When the last renewal was sent that the broker confirmed; before the first, when the delivery arrived.
+    renewed: Instant,
+    lapsed: bool,
+}
+
+impl Term {
+    /// A delivery that arrived now.
+    pub fn new(token: LeaseToken, now: Instant) -> Self {
+        Self {
+            token,
+            renewed: now,
+            lapsed: false,
+        }
+    }
+
+    /// Whether the delivery is still ours for certain. Once it is not, it never is again.
+    pub fn is_valid(&mut self, now: Instant, ack_wait: Duration) -> bool {
+        self.lapsed |= now >= self.renewed + (ack_wait - ack_wait / MARGIN_PART);
+        !self.lapsed
+    }
+
+    /// The broker has confirmed a renewal that was sent at `sent`. It does not bring a lapsed term back.
+    pub fn renewed_at(&mut self, sent: Instant) {
+        self.renewed = self.renewed.max(sent);
+    }
+}
+
 impl LeaseTable {
-    /// Holds a delivery.
-    pub fn hold(&self, token: LeaseToken, sequence: u64) -> Lease {
+    /// Holds a delivery that arrived at `now`.
+    pub fn hold(&self, token: LeaseToken, sequence: u64, now: Instant) -> Lease {
         let id = self.0.next.fetch_add(1, Relaxed);
-        self.tokens_mut().insert(id, token);
+        self.terms().insert(id, Term::new(token, now));
         Lease {
             id,
             sequence,
@@ -45,9 +83,25 @@ impl LeaseTable {
         }
     }
 
-    /// The tokens to renew now.
-    pub fn tokens(&self) -> Vec<LeaseToken> {
-        self.tokens_mut().values().cloned().collect()
+    /// The leases to renew now: number and token. Lapsed ones are not among them.
+    pub fn renewable(&self, now: Instant) -> Vec<(u64, LeaseToken)> {
+        let ack_wait = self.patience();
+        let mut terms = self.terms();
+        let renewable = |(id, term): (&u64, &mut Term)| {
+            term.is_valid(now, ack_wait)
+                .then(|| (*id, Arc::clone(&term.token)))
+        };
+        terms.iter_mut().filter_map(renewable).collect()
+    }
+
+    /// The broker has confirmed renewals of these leases that were sent at `sent`.
+    pub fn renewed(&self, renewed: &[(u64, LeaseToken)], sent: Instant) {
+        let mut terms = self.terms();
+        for (id, token) in renewed {
+            if let Some(term) = terms.get_mut(id).filter(|term| term.token == *token) {
+                term.renewed_at(sent);
+            }
+        }
     }
 
     /// The broker takes a delivery back when it has heard nothing for this long.
@@ -60,30 +114,39 @@ impl LeaseTable {
         self.0.ack_wait.subscribe()
     }
 
-    fn tokens_mut(&self) -> MutexGuard<'_, HashMap<u64, LeaseToken>> {
-        self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Until it is known how long the broker waits, nothing was delivered that could lapse.
+    fn patience(&self) -> Duration {
+        self.0.ack_wait.borrow().unwrap_or(Duration::from_secs(3600))
+    }
+
+    fn terms(&self) -> MutexGuard<'_, HashMap<u64, Term>> {
+        self.0.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lease {
-    /// What names the newest delivery of this message.
-    pub fn token(&self) -> LeaseToken {
-        self.table
-            .tokens_mut()
-            .get(&self.id)
-            .cloned()
-            .unwrap_or_else(|| Arc::from(""))
+    /// What names the newest delivery to the broker; nothing when the lease has lapsed: then nothing may be said.
+    pub fn token(&self, now: Instant) -> Option<LeaseToken> {
+        let ack_wait = self.table.patience();
+        let mut terms = self.table.terms();
+        let term = terms.get_mut(&self.id)?;
+        term.is_valid(now, ack_wait).then(|| Arc::clone(&term.token))
     }
 
-    /// The same message was delivered again: from now on the new delivery is renewed and settled.
-    pub fn adopt(&self, token: LeaseToken) {
-        self.table.tokens_mut().insert(self.id, token);
+    /// Whether the delivery is still ours for certain.
+    pub fn is_valid(&self, now: Instant) -> bool {
+        self.token(now).is_some()
+    }
+
+    /// The same message was delivered again, to us: from now on the new delivery is renewed and settled.
+    pub fn adopt(&self, token: LeaseToken, now: Instant) {
+        self.table.terms().insert(self.id, Term::new(token, now));
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.table.tokens_mut().remove(&self.id);
+        self.table.terms().remove(&self.id);
     }
 }
 
@@ -91,14 +154,64 @@ impl Drop for Lease {
 mod tests {
     use super::*;
 
+    const ACK_WAIT: Duration = Duration::from_secs(10);
+
+    fn table() -> LeaseTable {
+        let table = LeaseTable::default();
+        table.set_ack_wait(ACK_WAIT);
+        table
+    }
+
+    fn tokens(table: &LeaseTable, now: Instant) -> Vec<String> {
+        let renewable = table.renewable(now);
+        renewable.iter().map(|(_, token)| token.to_string()).collect()
+    }
+
     #[test]
     fn a_lease_is_in_the_table_until_dropped_and_follows_redelivery() {
-        let table = LeaseTable::default();
-        let lease = table.hold("first".into(), 7);
-        lease.adopt("second".into());
-        assert_eq!(table.tokens(), [LeaseToken::from("second")]);
-        assert_eq!(&*lease.token(), "second");
+        let (table, now) = (table(), Instant::now());
+        let lease = table.hold("first".into(), 7, now);
+        lease.adopt("second".into(), now);
+        assert_eq!(tokens(&table, now), ["second"]);
+        assert_eq!(lease.token(now).as_deref(), Some("second"));
         drop(lease);
-        assert!(table.tokens().is_empty());
+        assert!(table.renewable(now).is_empty());
+    }
+
+    #[test]
+    fn a_lease_lapses_for_good_shortly_before_the_broker_would_take_it_back() {
+        let (table, start) = (table(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let lease = table.hold("first".into(), 7, start);
+        assert!(lease.is_valid(at(8_999)));
+        let renewable = table.renewable(at(5_000));
+        table.renewed(&renewable, at(5_000));
+        assert!(
+            lease.is_valid(at(13_999)),
+            "counted from the renewal that was confirmed"
+        );
+        assert!(!lease.is_valid(at(14_000)));
+        table.renewed(&renewable, at(14_000));
+        assert!(
+            !lease.is_valid(at(14_001)),
+            "a late confirmation does not bring it back"
+        );
+        assert_eq!(
+            (lease.token(at(14_001)), tokens(&table, at(14_001))),
+            (None, vec![])
+        );
+        lease.adopt("second".into(), at(20_000));
+        assert!(lease.is_valid(at(28_999)));
+    }
+
+    #[test]
+    fn a_renewal_of_an_earlier_delivery_does_not_count_for_a_later_one() {
+        let (table, start) = (table(), Instant::now());
+        let at = |s| start + Duration::from_secs(s);
+        let lease = table.hold("first".into(), 7, start);
+        let earlier = table.renewable(start);
+        lease.adopt("second".into(), at(1));
+        table.renewed(&earlier, at(8));
+        assert!(!lease.is_valid(at(10)));
     }
 }

@@ -3,6 +3,8 @@
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
 //! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`.
 
+pub mod buckets;
+pub mod claim_store;
 pub mod connection;
 pub mod lease_keeper;
 pub mod router_side;

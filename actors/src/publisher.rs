@@ -2,30 +2,26 @@
 //!
 //! Neighbours: intake, pools and block workers tell it what to say; it writes to a [`Sink`]. It is the only station
 //! that sends. What it sends again is the same, byte for byte, under the same message id. What a job holds is let go
-//! when its answer is confirmed, so unconfirmed answers are bounded by the held permits.
+//! when its answer is confirmed, so unconfirmed answers are bounded by the held permits. The order of the steps is in
+//! [`plan`]; `sending` carries them out.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+pub mod plan;
+mod sending;
+
+use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::assignment::Identity;
-use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
+use self::sending::{Sender, Written};
 use crate::answers::Answers;
-use crate::clock::{self, whole_ms};
+use crate::clock;
 use crate::events::{self, Log};
-use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
+use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck};
 use crate::runtime::Route;
-use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
-
-/// First wait before an unconfirmed message is sent again.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Longest wait before an unconfirmed message is sent again: short enough to be quick when the broker is back.
-const LONGEST_RETRY: Duration = Duration::from_secs(2);
+use crate::sink::{Outgoing, Sink, Verdict};
 
 // ---- Messages, in the order of a job's life ----
 
@@ -112,6 +108,8 @@ pub enum AckState {
     Sent(SentAck),
     /// To be sent before the result.
     Unsent(Arc<Outgoing>),
+    /// Sent by a worker that has died since.
+    Known,
 }
 
 impl Conclude {
@@ -161,30 +159,11 @@ pub struct Publisher {
     answers: Answers,
 }
 
-/// Sends one message after the other until each is confirmed. Cheap to clone.
-#[derive(Clone)]
-struct Sender {
-    sink: Arc<dyn Sink>,
-    log: Log,
-    unconfirmed: Arc<Mutex<Unconfirmed>>,
-}
-
-/// Messages that are being sent, by number, with the time of their first try.
-#[derive(Default)]
-struct Unconfirmed {
-    next: u64,
-    since: BTreeMap<u64, Instant>,
-}
-
 impl Publisher {
     /// A publisher that writes to `sink`.
     pub fn new(sink: Arc<dyn Sink>, answers: Answers, log: Log) -> Self {
         Self {
-            sender: Sender {
-                sink,
-                log,
-                unconfirmed: Arc::default(),
-            },
+            sender: Sender::new(sink, log),
             answers,
         }
     }
@@ -192,8 +171,8 @@ impl Publisher {
     // ---- Decisions ----
 
     /// Writes a conclusion down: the acknowledgement still to be confirmed, and the messages in the order they go.
-    fn write(&self, conclusion: Conclusion, holdings: &Holdings) -> (Option<AckState>, Vec<Arc<Outgoing>>) {
-        let limit = self.sender.sink.max_message_bytes();
+    fn write(&self, conclusion: Conclusion, holdings: &Holdings) -> Written {
+        let limit = self.sender.max_message_bytes();
         let now_ms = clock::epoch_ms();
         match conclusion {
             Conclusion::Bury { arrival, failure } => {
@@ -201,145 +180,44 @@ impl Publisher {
                 let letter = self
                     .answers
                     .dead_letter(None, &failure, "unreadable", &original, limit, now_ms);
-                (None, vec![Arc::new(letter)])
+                Written::repeated(vec![Arc::new(letter)])
             }
-            Conclusion::Repeat(result) => (None, vec![result]),
-            Conclusion::Answer(answer) => {
-                let Answer {
-                    ack,
-                    step,
-                    dead_letter,
-                    rejected,
-                    load,
-                    arrival,
-                    identity,
-                } = *answer;
-                let written = self.answers.result(&identity, &step, load, limit, now_ms);
-                if let Some(bytes) = written.too_large_bytes {
-                    self.sender
-                        .log
-                        .emit(events::result_too_large(&identity, bytes, limit));
-                }
-                if !rejected {
-                    self.sender.log.emit(events::step_ended(&identity, &step));
-                }
-                let result = Arc::new(written.message);
-                if let Some(claim) = &holdings.claim {
-                    claim.record_result(&result);
-                }
-                let letter = step.outcome.failure().zip(dead_letter).map(|(failure, reason)| {
-                    let original = arrival.original();
-                    self.answers
-                        .dead_letter(Some(&identity), failure, reason, &original, limit, now_ms)
-                });
-                (
-                    Some(ack),
-                    std::iter::once(result).chain(letter.map(Arc::new)).collect(),
-                )
-            }
-        }
-    }
-}
-
-// ---- Effects ----
-
-impl Sender {
-    /// Sends until confirmed. Gives up only on what the server will never take. True when the stream had an answer with
-    /// this message id before this process sent any.
-    async fn send(&self, message: &Outgoing) -> bool {
-        let _counted = Counted::new(&self.unconfirmed);
-        for attempt in 1.. {
-            let error = match self.sink.publish(message).await {
-                Ok(published) => return attempt == 1 && published == Published::KnownBefore,
-                Err(PublishError::Refused(error)) => {
-                    self.log.emit(events::publish_refused(&message.subject, &error));
-                    return false;
-                }
-                Err(PublishError::Unconfirmed(error)) => error,
-            };
-            let delay = retry_delay(attempt);
-            let delay_ms = whole_ms(delay);
-            self.log.emit(events::publish_retried(
-                &message.subject,
-                &error,
-                attempt,
-                delay_ms,
-            ));
-            tokio::time::sleep(delay).await;
-        }
-        false
-    }
-
-    /// The acknowledgement that was on its way; sent again when word of it never came.
-    async fn confirm(&self, ack: AckState) {
-        match ack {
-            AckState::Unsent(message) => {
-                self.send(&message).await;
-            }
-            AckState::Sent(SentAck { message, confirmed }) => {
-                if confirmed.await.is_err() {
-                    self.send(&message).await;
-                }
-            }
+            Conclusion::Repeat(result) => Written::repeated(vec![result]),
+            Conclusion::Answer(answer) => self.write_answer(*answer, holdings, limit, now_ms),
         }
     }
 
-    /// Everything that is said about an assignment, then the verdict, then letting go.
-    async fn conclude(self, ack: Option<AckState>, messages: Vec<Arc<Outgoing>>, holdings: Holdings) {
-        // What is repeated is known to the stream; what is said for the first time should not be.
-        let is_news = ack.is_some();
-        let ack = async {
-            if let Some(ack) = ack {
-                self.confirm(ack).await;
-            }
-        };
-        // Polled in this order, so the acknowledgement is handed to the connection first.
-        tokio::join!(biased; ack, async {
-            for message in &messages {
-                if self.send(message).await && is_news {
-                    let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
-                    self.log.emit(events::answered_before(&message.subject, id));
-                }
-            }
+    fn write_answer(&self, answer: Answer, holdings: &Holdings, limit: usize, now_ms: u64) -> Written {
+        let Answer {
+            ack,
+            step,
+            dead_letter,
+            rejected,
+            load,
+            arrival,
+            identity,
+        } = answer;
+        let written = self.answers.result(&identity, &step, load, limit, now_ms);
+        if let Some(bytes) = written.too_large_bytes {
+            self.sender.log(events::result_too_large(&identity, bytes, limit));
+        }
+        if !rejected {
+            self.sender.log(events::step_ended(&identity, &step));
+        }
+        let result = Arc::new(written.message);
+        if let Some(claim) = &holdings.claim {
+            claim.record_result(&result);
+        }
+        let letter = step.outcome.failure().zip(dead_letter).map(|(failure, reason)| {
+            let original = arrival.original();
+            self.answers
+                .dead_letter(Some(&identity), failure, reason, &original, limit, now_ms)
         });
-        self.settle(&holdings, Verdict::Ack).await;
-        drop(holdings);
-    }
-
-    async fn settle(&self, holdings: &Holdings, verdict: Verdict) {
-        if let Some(lease) = &holdings.lease {
-            self.sink.settle(lease.token(), verdict).await;
+        Written {
+            ack: Some(ack),
+            messages: std::iter::once(result).chain(letter.map(Arc::new)).collect(),
+            identity: Some(identity),
         }
-    }
-}
-
-/// Doubles from [`FIRST_RETRY`] up to [`LONGEST_RETRY`].
-fn retry_delay(attempt: u32) -> Duration {
-    FIRST_RETRY
-        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
-        .min(LONGEST_RETRY)
-}
-
-/// One message among the unconfirmed ones, for as long as it is being sent.
-struct Counted<'a> {
-    unconfirmed: &'a Mutex<Unconfirmed>,
-    number: u64,
-}
-
-impl<'a> Counted<'a> {
-    fn new(unconfirmed: &'a Mutex<Unconfirmed>) -> Self {
-        let mut all = unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = all.next;
-        all.next += 1;
-        all.since.insert(number, Instant::now());
-        Self { unconfirmed, number }
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        let mut all = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        all.since.remove(&self.number);
     }
 }
 
@@ -355,7 +233,7 @@ impl Handler<Acknowledge> for Publisher {
     fn handle(&mut self, Acknowledge { message, confirmed }: Acknowledge, _: &mut Self::Context) {
         let sender = self.sender.clone();
         actix::spawn(async move {
-            sender.send(&message).await;
+            sender.send_until_confirmed(&message).await;
             let _ = confirmed.send(());
         });
     }
@@ -365,8 +243,8 @@ impl Handler<Conclude> for Publisher {
     type Result = ();
 
     fn handle(&mut self, Conclude { conclusion, holdings }: Conclude, _: &mut Self::Context) {
-        let (ack, messages) = self.write(conclusion, &holdings);
-        actix::spawn(self.sender.clone().conclude(ack, messages, holdings));
+        let written = self.write(conclusion, &holdings);
+        actix::spawn(self.sender.clone().conclude(written, holdings));
     }
 }
 
@@ -375,9 +253,7 @@ impl Handler<Settle> for Publisher {
 
     fn handle(&mut self, Settle { holdings, verdict }: Settle, _: &mut Self::Context) {
         let sender = self.sender.clone();
-        actix::spawn(async move {
-            sender.settle(&holdings, verdict).await;
-        });
+        actix::spawn(async move { sender.settle(holdings, verdict).await });
     }
 }
 
@@ -385,15 +261,6 @@ impl Handler<LookAtPublisher> for Publisher {
     type Result = PublisherSnapshot;
 
     fn handle(&mut self, _: LookAtPublisher, _: &mut Self::Context) -> PublisherSnapshot {
-        let unconfirmed = self
-            .sender
-            .unconfirmed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let oldest = unconfirmed.since.first_key_value().map(|(_, since)| *since);
-        PublisherSnapshot {
-            unconfirmed: unconfirmed.since.len(),
-            oldest_unconfirmed_ms: oldest.map_or(0, |since| elapsed_ms(since, Instant::now())),
-        }
+        self.sender.snapshot()
     }
 }

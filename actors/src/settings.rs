@@ -50,7 +50,7 @@ pub struct NatsSettings {
     pub ack_wait_ms: u64,
     /// Most unanswered assignments of the whole fleet.
     pub max_ack_pending: u64,
-    /// Most attempts at one assignment, counted by the workers. Not in effect yet.
+    /// Most attempts at one assignment, counted by the workers in its claim; hand-backs do not count.
     pub max_deliver: u32,
     /// How long to wait for the server at start, in milliseconds; 0 waits for ever.
     pub connect_deadline_ms: u64,
@@ -134,6 +134,8 @@ pub struct SubjectSettings {
     pub heartbeat: String,
     /// Dead letters.
     pub dlq: String,
+    /// Questions between workers: the subject is this, a dot and the name of the process that is asked.
+    pub owner: String,
     /// Requests to cancel an assignment. Not in effect yet.
     pub cancel: Option<String>,
 }
@@ -146,6 +148,7 @@ impl Default for SubjectSettings {
             result: "caf.exec.result.v1".to_owned(),
             heartbeat: "caf.worker.heartbeat.v1".to_owned(),
             dlq: "caf.exec.dlq.v1".to_owned(),
+            owner: "caf.worker.owner.v1".to_owned(),
             cancel: None,
         }
     }
@@ -254,7 +257,7 @@ impl PoolsSettings {
 pub enum IdempotencyScope {
     /// In this process.
     Worker,
-    /// In a bucket that all workers share. Not in effect yet: works as `worker`.
+    /// In a bucket that all workers share.
     Fleet,
 }
 
@@ -262,8 +265,10 @@ pub enum IdempotencyScope {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdempotencySettings {
-    /// Where: `worker` is in this process, `fleet` in all workers.
+    /// Where: `worker` is in this process, `fleet` in all workers. Core mode knows `worker` only.
     pub scope: IdempotencyScope,
+    /// Key-value bucket that all workers of the fleet share.
+    pub bucket: String,
     /// How long, in seconds. The router itself forgets after 3600.
     pub ttl_s: u64,
     /// Most finished assignments remembered; the oldest go first.
@@ -275,7 +280,8 @@ pub struct IdempotencySettings {
 impl Default for IdempotencySettings {
     fn default() -> Self {
         Self {
-            scope: IdempotencyScope::Worker,
+            scope: IdempotencyScope::Fleet,
+            bucket: "caf-claims".to_owned(),
             ttl_s: 3_600,
             max_entries: 100_000,
             memory_bytes: 8 * 1024 * 1024,
@@ -305,6 +311,9 @@ pub struct SupervisionSettings {
     pub max_restarts: usize,
     /// The window in seconds.
     pub window_s: u64,
+    /// Deaths of a process that an assignment may be running at before it is given up; before the last of them it runs
+    /// alone, so that neighbours of a killer are told from the killer.
+    pub max_deaths: u32,
 }
 
 impl Default for SupervisionSettings {
@@ -312,6 +321,7 @@ impl Default for SupervisionSettings {
         Self {
             max_restarts: 5,
             window_s: 60,
+            max_deaths: 3,
         }
     }
 }

@@ -34,13 +34,13 @@ pub enum Verdict {
     InProgress,
 }
 
-/// A message that was published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Published {
-    /// It is stored, or where nothing stores, handed over.
-    Stored,
+/// A message that was published: stored, or where nothing stores, handed over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Stream and sequence at which it can be read back, where a stream stores it.
+    pub position: Option<(String, u64)>,
     /// The stream had one with the same message id already and kept that one.
-    KnownBefore,
+    pub known_before: bool,
 }
 
 /// Why a message was not published.

@@ -9,17 +9,12 @@ use super::environment::split;
 use super::load::Loaded;
 
 /// Keys without effect, and why.
-pub const NOT_YET_IN_EFFECT: [(&str, &str); 8] = [
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 6] = [
     ("worker.state_dir", "results are kept in memory only"),
     ("outbox.sync", "results are kept in memory only"),
     ("http.metrics_addr", "there is no metrics endpoint"),
     ("http.admin_addr", "there is no admin endpoint"),
-    ("nats.max_deliver", "attempts are not counted across workers"),
     ("nats.subjects.cancel", "requests to cancel are not read"),
-    (
-        "idempotency.scope",
-        "finished assignments are remembered in this process only",
-    ),
     ("queue.admission", "pools follow their built-in admission"),
 ];
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use caf_actors::claims::Claims;
 use caf_actors::events::Log;
 use caf_actors::job::{Arrival, Delivery};
 use caf_actors::lease::LeaseToken;
@@ -21,7 +22,7 @@ use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
 use caf_worker::settings::Settings;
-use caf_worker::wiring::{EventLoops, Tree, build, new_status};
+use caf_worker::wiring::{Edges, EventLoops, Tree, build, new_status};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -187,10 +188,9 @@ impl Sink for FakeSink {
                 .lock()
                 .expect("no panic holds it")
                 .push(message.clone());
-            Ok(if self.knows_all.load(SeqCst) {
-                Published::KnownBefore
-            } else {
-                Published::Stored
+            Ok(Published {
+                known_before: self.knows_all.load(SeqCst),
+                ..Published::default()
             })
         };
         std::future::ready(answer).boxed()
@@ -283,7 +283,10 @@ impl Rig {
         let tree = build(
             &settings,
             registry,
-            Arc::clone(&sink) as Arc<dyn Sink>,
+            Edges {
+                sink: Arc::clone(&sink) as Arc<dyn Sink>,
+                claims: Claims::new(&settings.idempotency, None),
+            },
             EventLoops::start(&settings),
             status,
             &Log::new(logger, "worker-under-test"),
@@ -346,7 +349,11 @@ impl Rig {
             received_at_ms: 1,
             received: Instant::now(),
         };
-        let lease = Some(Arc::new(self.tree.leases.hold(token.into(), sequence)));
+        let lease = Some(Arc::new(self.tree.leases.hold(
+            token.into(),
+            sequence,
+            Instant::now(),
+        )));
         let mut delivery = Delivery {
             arrival,
             permit,

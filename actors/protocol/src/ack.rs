@@ -68,6 +68,10 @@ pub enum RejectReason {
     TenantNotAllowed,
     /// The pool is full.
     QueueFull,
+    /// It kills the workers that run it.
+    Quarantined,
+    /// Too many attempts at it ended without a result.
+    AttemptsExhausted,
 }
 
 impl RejectReason {
@@ -83,6 +87,8 @@ impl RejectReason {
             Self::UnsupportedPayloadRef => "unsupported_payload_ref",
             Self::TenantNotAllowed => "tenant_not_allowed",
             Self::QueueFull => "queue_full",
+            Self::Quarantined => "quarantined",
+            Self::AttemptsExhausted => "attempts_exhausted",
         }
     }
 }

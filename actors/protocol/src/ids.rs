@@ -80,6 +80,12 @@ impl AssignmentKey {
         Self(hex(&hash.finalize()))
     }
 
+    /// The key that was written down as `digits`; nothing when they are not 64 lower-case hexadecimal ones.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (digits.len() == 64 && digits.bytes().all(is_digit)).then(|| Self(digits.to_owned()))
+    }
+
     /// The 64 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -5,11 +5,14 @@ use bytes::Bytes;
 use super::*;
 
 fn claims(max_entries: usize, memory_bytes: usize) -> Claims {
-    Claims::new(&IdempotencySettings {
-        max_entries,
-        memory_bytes,
-        ..IdempotencySettings::default()
-    })
+    Claims::new(
+        &IdempotencySettings {
+            max_entries,
+            memory_bytes,
+            ..IdempotencySettings::default()
+        },
+        None,
+    )
 }
 
 fn key(id: &str) -> AssignmentKey {
@@ -84,5 +87,18 @@ async fn finished_assignments_are_forgotten_after_the_ttl() {
     let hour = Duration::from_secs(3600);
     assert!(is_finished(&claims, "a", now + hour - Duration::from_secs(1)));
     assert!(!is_finished(&claims, "a", now + hour + Duration::from_secs(5)));
+    assert_eq!(claims.size(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_forgotten_leaves_nothing_behind() {
+    let (claims, now) = (claims(10, 1000), Instant::now());
+    let claim = claims.take(key("a"), None, now);
+    claim.record_ack(&answer(3));
+    claim.record_result(&answer(10));
+    assert!(claims.is_held(&key("a")));
+    claim.forget();
+    assert!(matches!(claims.look(&key("a"), now), Standing::New));
+    assert!(!claims.is_held(&key("a")));
     assert_eq!(claims.size(), (0, 0));
 }

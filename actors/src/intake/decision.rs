@@ -12,8 +12,12 @@ use caf_protocol::outcome::Failure;
 pub struct Facts<'a> {
     /// Row 1: nobody can be answered.
     pub unanswerable: bool,
-    /// What this process knows of the assignment.
+    /// What this process, or the fleet, knows of the assignment.
     pub standing: StandingFact,
+    /// Row 14: it has killed its workers, the last time alone.
+    pub quarantined: bool,
+    /// Row 17: too many attempts at it ended without a result.
+    pub exhausted: bool,
     /// Whether the node shuts down.
     pub draining: bool,
     /// Whether a broker will deliver it again if it is handed back.
@@ -24,7 +28,8 @@ pub struct Facts<'a> {
     pub tenant_allowed: bool,
     /// Whether its deadline has passed.
     pub expired: bool,
-    /// Whether its pool has a place.
+    /// Whether its pool has a place. False as well when a worker that has died since had refused it: the
+    /// acknowledgement may be out.
     pub pool_has_room: bool,
 }
 
@@ -39,6 +44,10 @@ pub enum StandingFact {
     HeldSameMessage,
     /// This process works on it; this is another message with the same assignment.
     HeldOtherMessage,
+    /// Another worker works on it, by this very message.
+    ElsewhereSameMessage,
+    /// Another worker works on it, by another message.
+    ElsewhereOtherMessage,
 }
 
 /// The row by which a message leaves. Numbers are those of the design.
@@ -50,8 +59,17 @@ pub enum Row {
     Repeat,
     /// 10: hold on to the new delivery.
     Renew,
-    /// 10b, within this process: the original carries the answer.
+    /// 10b: the original carries the answer.
     Copy,
+    /// 10c: back to the broker until whoever has it is done.
+    ComeBack,
+    /// 14, 17: error result, dead letter, and a rejection if no acknowledgement was fixed before.
+    GiveUp {
+        /// Token for the acknowledgement and the dead letter.
+        reason: RejectReason,
+        /// What the result says.
+        failure: Failure,
+    },
     /// 12: back to the broker.
     HandBack,
     /// 2, 3: rejected, error result, dead letter. 4: the same without dead letter.
@@ -69,6 +87,24 @@ pub enum Row {
     Run,
 }
 
+impl Row {
+    /// Whether a new answer follows, so that the right to give it must be had first.
+    pub fn needs_claim(&self) -> bool {
+        matches!(
+            self,
+            Self::GiveUp { .. } | Self::Reject { .. } | Self::Expired | Self::Run
+        )
+    }
+
+    /// Why the acknowledgement is a rejection, if it is one.
+    pub fn rejection(&self) -> Option<RejectReason> {
+        match self {
+            Self::GiveUp { reason, .. } | Self::Reject { reason, .. } => Some(*reason),
+            _ => None,
+        }
+    }
+}
+
 /// Chooses the row: the first that fits wins.
 pub fn decide(facts: &Facts<'_>) -> Row {
     if facts.unanswerable {
@@ -77,8 +113,21 @@ pub fn decide(facts: &Facts<'_>) -> Row {
     match facts.standing {
         StandingFact::Finished => return Row::Repeat,
         StandingFact::HeldSameMessage => return Row::Renew,
-        StandingFact::HeldOtherMessage => return Row::Copy,
+        StandingFact::HeldOtherMessage | StandingFact::ElsewhereOtherMessage => return Row::Copy,
+        StandingFact::ElsewhereSameMessage => return Row::ComeBack,
         StandingFact::Free => {}
+    }
+    if facts.quarantined {
+        return give_up(
+            RejectReason::Quarantined,
+            "the assignment ended the process of every worker that ran it, the last time with nothing beside it",
+        );
+    }
+    if facts.exhausted {
+        return give_up(
+            RejectReason::AttemptsExhausted,
+            "every attempt ended without a result, and no attempt is left (nats.max_deliver)",
+        );
     }
     if facts.draining && facts.redeliverable {
         return Row::HandBack;
@@ -116,6 +165,13 @@ pub fn decide(facts: &Facts<'_>) -> Row {
     Row::Run
 }
 
+fn give_up(reason: RejectReason, message: &str) -> Row {
+    Row::GiveUp {
+        reason,
+        failure: Failure::new(ErrorCode::InternalError, message),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +181,8 @@ mod tests {
         Facts {
             unanswerable: true,
             standing: StandingFact::Finished,
+            quarantined: true,
+            exhausted: true,
             draining: true,
             redeliverable: true,
             refusal: Some(refusal),
@@ -148,7 +206,15 @@ mod tests {
         seen.push(decide(&facts));
         facts.standing = StandingFact::HeldOtherMessage;
         seen.push(decide(&facts));
+        facts.standing = StandingFact::ElsewhereOtherMessage;
+        seen.push(decide(&facts));
+        facts.standing = StandingFact::ElsewhereSameMessage;
+        seen.push(decide(&facts));
         facts.standing = StandingFact::Free;
+        let mut given_up = vec![decide(&facts).rejection()];
+        facts.quarantined = false;
+        given_up.push(decide(&facts).rejection());
+        facts.exhausted = false;
         seen.push(decide(&facts));
         assert_eq!(
             seen,
@@ -157,7 +223,16 @@ mod tests {
                 Row::Repeat,
                 Row::Renew,
                 Row::Copy,
+                Row::Copy,
+                Row::ComeBack,
                 Row::HandBack
+            ]
+        );
+        assert_eq!(
+            given_up,
+            [
+                Some(RejectReason::Quarantined),
+                Some(RejectReason::AttemptsExhausted)
             ]
         );
 
@@ -188,6 +263,8 @@ mod tests {
         let facts = Facts {
             unanswerable: false,
             standing: StandingFact::Free,
+            quarantined: false,
+            exhausted: false,
             redeliverable: false,
             ..worst(&refusal)
         };

@@ -1,19 +1,23 @@
 //! The lease keeper: renews what the worker holds and sends its heartbeat, whatever the rest of the worker does.
 //!
-//! Neighbours: reads the lease table and the node's status; nothing waits for it. It has a thread, a runtime and a
-//! connection of its own, because a busy event loop would delay renewals until the broker gives the jobs to others.
-//! It never looks at a message.
+//! Neighbours: reads the lease table, the claims and the node's status; nothing waits for it. It has a thread, a runtime
+//! and a connection of its own, because a busy event loop would delay renewals until the broker gives the jobs to
+//! others. For the same reason it tells other workers what is held here. It never looks at an assignment.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use caf_protocol::heartbeat::{Heartbeat, Resources, WorkerStatus};
+use caf_protocol::ids::AssignmentKey;
 use caf_protocol::timestamp::iso_micros;
+use futures_util::StreamExt;
 use tokio::sync::watch;
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
+use super::claim_store::{OWNER_HOLDS, OWNER_LET_GO, owner_subject};
 use super::connection::{Connection, connect};
 use super::sink::verdict_body;
+use crate::claims::Claims;
 use crate::events::{self, Log};
 use crate::lease::LeaseTable;
 use crate::pool::Slots;
@@ -35,8 +39,10 @@ pub struct KeeperParts {
     pub settings: NatsSettings,
     /// Time between heartbeats.
     pub heartbeat: Duration,
-    /// What is held.
+    /// What is held, as deliveries.
     pub leases: LeaseTable,
+    /// What is held, as assignments: other workers ask.
+    pub claims: Claims,
     /// State of the node.
     pub status: NodeStatus,
     /// For the share of busy gpu slots.
@@ -98,12 +104,14 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
     heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stats = ProcessStats::start();
     let mut draining = parts.status.draining();
+    let mut questions = questions(&parts, &connection).await;
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             _ = ack_wait.changed() => renewals = renewal_clock(&parts, *ack_wait.borrow_and_update()),
-            _ = renewals.tick() => renew(&parts, &connection).await,
+            _ = renewals.tick() => renew(&parts, &connection, renewals.period()).await,
+            question = next_question(&mut questions) => say_what_is_held(&parts, &connection, question).await,
             _ = heartbeats.tick() => beat(&parts, &connection, &mut stats).await,
             _ = draining.changed() => beat(&parts, &connection, &mut stats).await,
         }
@@ -120,17 +128,60 @@ fn renewal_clock(parts: &KeeperParts, found: Option<Duration>) -> Interval {
     clock
 }
 
-async fn renew(parts: &KeeperParts, connection: &Connection) {
+/// Renews whatever is held. The last renewal asks the broker for a word: renewals count only when it comes, because what
+/// is written into a dead connection renews nothing. Nobody waits for the word here; the heartbeat is due.
+async fn renew(parts: &KeeperParts, connection: &Connection, limit: Duration) {
     if !connection.link.borrow().up {
         return;
     }
-    for token in parts.leases.tokens() {
-        send(
-            connection,
-            token.to_string(),
-            verdict_body(Verdict::InProgress).into(),
-        )
-        .await;
+    let sent = Instant::now();
+    let renewable = parts.leases.renewable(sent);
+    let Some(((_, last), earlier)) = renewable.split_last() else {
+        return;
+    };
+    let body = || bytes::Bytes::from(verdict_body(Verdict::InProgress));
+    for (_, token) in earlier {
+        send(connection, token.to_string(), body()).await;
+    }
+    let confirmed = {
+        let (client, token, body) = (connection.client.clone(), last.to_string(), body());
+        async move { timeout(limit, client.request(token, body)).await }
+    };
+    let leases = parts.leases.clone();
+    tokio::spawn(async move {
+        if let Ok(Ok(_)) = confirmed.await {
+            leases.renewed(&renewable, sent);
+        }
+    });
+}
+
+/// Answers another worker that asks whether an assignment is worked on here.
+async fn say_what_is_held(parts: &KeeperParts, connection: &Connection, question: async_nats::Message) {
+    let Some(reply) = question.reply else { return };
+    let key = std::str::from_utf8(&question.payload)
+        .ok()
+        .and_then(AssignmentKey::from_hex);
+    let word = match key {
+        Some(key) if parts.claims.is_held(&key) => OWNER_HOLDS,
+        _ => OWNER_LET_GO,
+    };
+    send(connection, reply.to_string(), word.into()).await;
+}
+
+/// Listens to questions about what this process holds; for ever silent where nobody asks.
+async fn questions(parts: &KeeperParts, connection: &Connection) -> Option<async_nats::Subscriber> {
+    let owner = parts.claims.fleet()?.owner();
+    let subject = owner_subject(&parts.settings, owner);
+    connection.client.subscribe(subject).await.ok()
+}
+
+async fn next_question(questions: &mut Option<async_nats::Subscriber>) -> async_nats::Message {
+    match questions {
+        Some(subscription) => match subscription.next().await {
+            Some(question) => question,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 

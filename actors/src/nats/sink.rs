@@ -15,14 +15,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
+use super::buckets::ensure_claims_bucket;
 use super::connection::{Connection, delay};
 use super::header_map;
-use super::streams::{AnswerStreams, restore_answer_streams};
+use super::streams::{AnswerStreams, StreamError, restore_answer_streams};
 use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::events::{self, Log};
 use crate::lease::LeaseToken;
-use crate::settings::NatsSettings;
+use crate::settings::{IdempotencySettings, NatsSettings};
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
 /// How the server words that a message is larger than its stream takes (error 10054).
@@ -43,9 +44,15 @@ pub struct NatsSink {
 }
 
 impl NatsSink {
-    /// `streams` store what is confirmed; publishing on other subjects is not. Spawns a task on this
-    /// runtime that watches for the broker's return and for the loss of a stream.
-    pub fn new(connection: Connection, settings: &NatsSettings, streams: AnswerStreams, log: &Log) -> Self {
+    /// `streams` store what is confirmed; publishing on other subjects is not. `bucket` is made again when it is lost, as
+    /// the streams are. Spawns a task on this runtime that watches for the broker's return and for the loss of a stream.
+    pub fn new(
+        connection: Connection,
+        settings: &NatsSettings,
+        streams: AnswerStreams,
+        bucket: Option<IdempotencySettings>,
+        log: &Log,
+    ) -> Self {
         let limit = Duration::from_millis(settings.request_timeout_ms);
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(limit);
@@ -57,6 +64,7 @@ impl NatsSink {
             jetstream: jetstream.clone(),
             settings: settings.clone(),
             stored: Arc::clone(&stored),
+            bucket,
             stream_lost: Arc::clone(&stream_lost),
             opened,
             log: log.clone(),
@@ -74,6 +82,17 @@ impl NatsSink {
     }
 }
 
+impl NatsSink {
+    /// What else is stored on this connection waits for the same gate, and tells of the same loss.
+    pub(super) fn gate(&self) -> (Connection, watch::Receiver<bool>, Arc<Notify>) {
+        (
+            self.connection.clone(),
+            self.open.clone(),
+            Arc::clone(&self.stream_lost),
+        )
+    }
+}
+
 /// Keeps publishing shut from a broken connection or a lost stream until the streams are there (again): a server that
 /// has just started takes messages before it can store them.
 struct Gate {
@@ -81,6 +100,7 @@ struct Gate {
     jetstream: Context,
     settings: NatsSettings,
     stored: Arc<HashSet<String>>,
+    bucket: Option<IdempotencySettings>,
     stream_lost: Arc<Notify>,
     opened: watch::Sender<bool>,
     log: Log,
@@ -106,12 +126,18 @@ impl Gate {
         }
     }
 
+    async fn try_to_restore(&self) -> Result<(), StreamError> {
+        restore_answer_streams(&self.jetstream, &self.settings, &self.stored, &self.log).await?;
+        if let Some(bucket) = &self.bucket {
+            ensure_claims_bucket(&self.jetstream, &self.settings, bucket, &self.log).await?;
+        }
+        Ok(())
+    }
+
     /// Tries until the streams are there; false when the connection broke meanwhile.
     async fn restore_streams(&self) -> bool {
         for attempt in 0.. {
-            let Err(error) =
-                restore_answer_streams(&self.jetstream, &self.settings, &self.stored, &self.log).await
-            else {
+            let Err(error) = self.try_to_restore().await else {
                 break;
             };
             if !self.connection.link.borrow().up {
@@ -159,10 +185,9 @@ async fn publish_stored(
         .map_err(sort)?
         .await
         .map_err(sort)?;
-    Ok(if stored.duplicate {
-        Published::KnownBefore
-    } else {
-        Published::Stored
+    Ok(Published {
+        position: Some((stored.stream, stored.sequence)),
+        known_before: stored.duplicate,
     })
 }
 
@@ -178,7 +203,7 @@ async fn publish_plain(client: async_nats::Client, message: Outgoing) -> Result<
         .map_err(sort)?;
     // Handed over when the server has answered the flush.
     client.flush().await.map_err(unconfirmed)?;
-    Ok(Published::Stored)
+    Ok(Published::default())
 }
 
 impl Sink for NatsSink {

@@ -244,7 +244,7 @@ impl SourceParts {
             return;
         };
         let sequence = position_of(reply).unwrap_or_default();
-        let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence));
+        let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence, Instant::now()));
         let size = message.payload.len();
         let permit = match reservation
             .as_mut()

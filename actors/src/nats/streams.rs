@@ -73,7 +73,7 @@ pub enum StreamError {
 /// whole-node test holds the library to it.
 const NO_JETSTREAM: [&str; 2] = ["requested JetStream resource does not exist", "not enabled"];
 
-fn failed(what: impl Into<String>, error: &dyn std::error::Error) -> StreamError {
+pub(super) fn failed(what: impl Into<String>, error: &dyn std::error::Error) -> StreamError {
     let why = chain(error);
     if NO_JETSTREAM.iter().any(|words| why.contains(words)) {
         return StreamError::NoJetStream;
@@ -92,7 +92,7 @@ async fn covering(jetstream: &Context, subject: &str) -> Result<Option<String>, 
 }
 
 /// Creates a stream; on a server without room for its size, a smaller one.
-async fn create(jetstream: &Context, config: Config, log: &Log) -> Result<(), StreamError> {
+pub(super) async fn create(jetstream: &Context, config: Config, log: &Log) -> Result<(), StreamError> {
     let name = config.name.clone();
     let taken = StreamError::NameTaken {
         name: name.clone(),

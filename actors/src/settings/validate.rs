@@ -99,6 +99,7 @@ impl SubjectSettings {
             ("result", Some(&self.result)),
             ("heartbeat", Some(&self.heartbeat)),
             ("dlq", Some(&self.dlq)),
+            ("owner", Some(&self.owner)),
             ("cancel", self.cancel.as_ref()),
         ];
         let mut seen = HashMap::new();
@@ -136,6 +137,7 @@ impl PoolsSettings {
 impl IdempotencySettings {
     /// Checks that something can be remembered.
     pub fn validate(&self, rules: &mut Rules) {
+        rules.require("bucket", is_bucket_name(&self.bucket), BUCKET_RULE);
         rules.range("ttl_s", self.ttl_s, 1..=7 * 24 * 3_600);
         rules.range("max_entries", self.max_entries, 1..=10_000_000);
         rules.range("memory_bytes", self.memory_bytes, 1_024..=1 << 32);
@@ -154,6 +156,7 @@ impl SupervisionSettings {
     pub fn validate(&self, rules: &mut Rules) {
         rules.range("max_restarts", self.max_restarts, 0..=1_000);
         rules.range("window_s", self.window_s, 1..=24 * 3_600);
+        rules.range("max_deaths", self.max_deaths, 1..=100);
     }
 }
 
@@ -183,6 +186,7 @@ const URL_RULE: &str = "must be addresses such as nats://host:4222, separated by
                         or wss and nothing after the port";
 const NAME_RULE: &str =
     "must have 1 to 255 bytes and no spaces, control characters, '.', '*', '>', '/' or '\\'";
+const BUCKET_RULE: &str = "must have 1 to 128 letters, digits, '-' or '_'";
 const SUBJECT_RULE: &str = "must be words of visible ASCII characters joined by dots, without '*', '>', spaces or a \
                             leading '$', at most 255 bytes";
 
@@ -210,6 +214,13 @@ fn is_stream_name(name: &str) -> bool {
         && !name
             .chars()
             .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\'))
+}
+
+fn is_bucket_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 fn is_subject(subject: &str) -> bool {

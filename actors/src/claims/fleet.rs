@@ -1,0 +1,312 @@
+//! Claims that all workers of a fleet share: taken before the first side effect, kept fresh while a job is held, and
+//! proven before anything is said that the lease no longer vouches for.
+//!
+//! Neighbours: intake takes them, block worker and publisher prove them, the publisher finishes them. What follows from
+//! a record is decided in [`super::record`]; the store behind [`ClaimStore`] is an edge. Never blocks a station: every
+//! call is a future of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use caf_protocol::ids::AssignmentKey;
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::record::{
+    AfterConflict, ClaimRecord, ClaimState, Claimant, Inheritance, OutcomeRef, OwnerWord, after_conflict,
+};
+use crate::sink::Outgoing;
+
+/// Revision of a record in the store; 0 stands for "there is none".
+pub type Revision = u64;
+
+/// Pause before the store is asked again after it did not answer.
+const STORE_RETRY: Duration = Duration::from_millis(200);
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It holds another revision than the one expected.
+    #[error("the claim has changed")]
+    Conflict,
+    /// It did not answer, or not as it should: it may have done it or not.
+    #[error("claims: {0}")]
+    Unavailable(String),
+}
+
+/// Where claims are kept. Every call tries once and never waits without limit.
+pub trait ClaimStore: Send + Sync + 'static {
+    /// Writes a record if the store holds the expected revision.
+    fn write(
+        &self,
+        key: &AssignmentKey,
+        record: &ClaimRecord,
+        expected: Revision,
+    ) -> BoxFuture<'static, Result<Revision, StoreError>>;
+
+    /// What the store holds. A record that cannot be read has a revision but no content.
+    fn read(&self, key: &AssignmentKey) -> BoxFuture<'static, Result<Found, StoreError>>;
+
+    /// Asks the owner of a claim whether it works on the assignment.
+    fn ask_owner(&self, owner: &str, key: &AssignmentKey) -> BoxFuture<'static, OwnerWord>;
+
+    /// Whether a message still waits in its stream, so that it will be delivered again.
+    fn is_waiting(&self, stream: &str, sequence: u64) -> BoxFuture<'static, Result<bool, StoreError>>;
+
+    /// The recorded result; nothing when it is gone or another message stands in its place.
+    fn result(&self, outcome: &OutcomeRef) -> BoxFuture<'static, Result<Option<Outgoing>, StoreError>>;
+}
+
+/// What the store holds for a key.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Found {
+    /// The record, if there is one and it can be read.
+    pub record: Option<ClaimRecord>,
+    /// Its revision; 0 when there is none.
+    pub revision: Revision,
+}
+
+/// The shared claims, as one process uses them. Cheap to clone.
+#[derive(Clone)]
+pub struct Fleet {
+    store: Arc<dyn ClaimStore>,
+    owner: Arc<str>,
+    worker_id: Arc<str>,
+}
+
+/// Whether a claim is still ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// It is, as of now.
+    Ours,
+    /// Somebody else has taken it over or answered.
+    Lost,
+    /// The store does not say.
+    Unknown(String),
+}
+
+/// A claim that this process holds.
+pub struct FleetClaim {
+    fleet: Fleet,
+    key: AssignmentKey,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    record: ClaimRecord,
+    revision: Revision,
+    written: Instant,
+}
+
+/// How an attempt to take an assignment ended.
+pub enum Taken {
+    /// It is ours.
+    Ours(FleetClaim),
+    /// There is a claim already.
+    Exists(Found),
+}
+
+impl Fleet {
+    /// Claims of the process `owner`, which belongs to the worker `worker_id`.
+    pub fn new(store: Arc<dyn ClaimStore>, owner: &str, worker_id: &str) -> Self {
+        Self {
+            store,
+            owner: owner.into(),
+            worker_id: worker_id.into(),
+        }
+    }
+
+    /// Name of this process in claims.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// This process, asking for one message.
+    pub fn claimant(&self, stream: &str, sequence: u64) -> Claimant {
+        Claimant {
+            owner: self.owner.to_string(),
+            worker_id: self.worker_id.to_string(),
+            stream: stream.to_owned(),
+            sequence,
+        }
+    }
+
+    /// Writes a claim on top of `expected`, which is 0 for a new one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] only.
+    pub async fn take(
+        &self,
+        key: &AssignmentKey,
+        record: ClaimRecord,
+        expected: Revision,
+    ) -> Result<Taken, StoreError> {
+        let ours = |record, revision| {
+            Taken::Ours(FleetClaim {
+                fleet: self.clone(),
+                key: key.clone(),
+                held: Mutex::new(Held {
+                    record,
+                    revision,
+                    written: Instant::now(),
+                }),
+            })
+        };
+        match self.store.write(key, &record, expected).await {
+            Ok(revision) => return Ok(ours(record, revision)),
+            Err(StoreError::Conflict) => {}
+            Err(error) => return Err(error),
+        }
+        let found = self.store.read(key).await?;
+        // An earlier try was written although its answer was lost.
+        if found.record.as_ref() == Some(&record) {
+            return Ok(ours(record, found.revision));
+        }
+        Ok(Taken::Exists(found))
+    }
+
+    /// Whether the owner of a claim works on it, as far as it matters for this message. A copy of a message that still
+    /// waits needs no answer: the original will carry it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] only.
+    pub async fn word_of(
+        &self,
+        record: &ClaimRecord,
+        claimant: &Claimant,
+        key: &AssignmentKey,
+    ) -> Result<OwnerWord, StoreError> {
+        let is_copy = record.stream != claimant.stream || record.sequence != claimant.sequence;
+        if is_copy && self.store.is_waiting(&record.stream, record.sequence).await? {
+            return Ok(OwnerWord::Holds);
+        }
+        Ok(self.store.ask_owner(&record.owner, key).await)
+    }
+
+    /// The recorded result of a finished assignment.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] only.
+    pub async fn result(&self, outcome: &OutcomeRef) -> Result<Option<Outgoing>, StoreError> {
+        self.store.result(outcome).await
+    }
+
+    /// Notes that a process died while it ran this assignment. Tries until the store answers.
+    pub async fn note_death(&self, key: &AssignmentKey, alone: bool) {
+        loop {
+            let noted = self.try_note_death(key, alone).await;
+            match noted {
+                Ok(()) => return,
+                Err(StoreError::Conflict) => {}
+                Err(StoreError::Unavailable(_)) => tokio::time::sleep(STORE_RETRY).await,
+            }
+        }
+    }
+
+    async fn try_note_death(&self, key: &AssignmentKey, alone: bool) -> Result<(), StoreError> {
+        let found = self.store.read(key).await?;
+        let Some(mut record) = found.record.filter(|record| record.state != ClaimState::Finished) else {
+            return Ok(());
+        };
+        record.note_death(alone);
+        self.store.write(key, &record, found.revision).await.map(drop)
+    }
+
+    /// Takes over the claim behind a result that a process stored before it ended. Nothing when the result must not be
+    /// published any more.
+    ///
+    /// # Errors
+    /// [`StoreError`]: try again.
+    pub async fn inherit(
+        &self,
+        key: &AssignmentKey,
+        entry_owner: &str,
+    ) -> Result<Result<Option<FleetClaim>, Inheritance>, StoreError> {
+        let found = self.store.read(key).await?;
+        let Some(record) = found.record else {
+            return Ok(Ok(None));
+        };
+        match record.inherit(entry_owner, &self.owner) {
+            Inheritance::Publish => {}
+            other => return Ok(Err(other)),
+        }
+        let ours = ClaimRecord {
+            owner: self.owner.to_string(),
+            worker_id: self.worker_id.to_string(),
+            state: ClaimState::Running,
+            ..record
+        };
+        match self.take(key, ours, found.revision).await? {
+            Taken::Ours(claim) => Ok(Ok(Some(claim))),
+            Taken::Exists(_) => Err(StoreError::Conflict),
+        }
+    }
+}
+
+impl FleetClaim {
+    /// Writes the record again, so that it does not age and it is certain whose it is.
+    pub async fn prove(&self) -> Proof {
+        self.change(|_| {}).await
+    }
+
+    /// The assignment was answered.
+    pub async fn finish(&self, outcome: OutcomeRef) -> Proof {
+        self.change(|record| {
+            record.state = ClaimState::Finished;
+            record.outcome = Some(outcome.clone());
+        })
+        .await
+    }
+
+    /// The assignment is given back: whoever gets it next need not ask.
+    pub async fn give_back(&self) -> Proof {
+        self.change(|record| record.state = ClaimState::Interrupted).await
+    }
+
+    /// Earlier attempts and this one, for a dead letter.
+    pub async fn record(&self) -> ClaimRecord {
+        self.held.lock().await.record.clone()
+    }
+
+    /// When the record was last written.
+    pub async fn written(&self) -> Instant {
+        self.held.lock().await.written
+    }
+
+    async fn change(&self, change: impl Fn(&mut ClaimRecord)) -> Proof {
+        let mut held = self.held.lock().await;
+        loop {
+            let mut next = held.record.clone();
+            change(&mut next);
+            match self.fleet.store.write(&self.key, &next, held.revision).await {
+                Ok(revision) => {
+                    *held = Held {
+                        record: next,
+                        revision,
+                        written: Instant::now(),
+                    };
+                    return Proof::Ours;
+                }
+                Err(StoreError::Conflict) => {}
+                Err(StoreError::Unavailable(why)) => return Proof::Unknown(why),
+            }
+            let found = match self.fleet.store.read(&self.key).await {
+                Ok(found) => found,
+                Err(error) => return Proof::Unknown(error.to_string()),
+            };
+            // An earlier try was written although its answer was lost.
+            if found.record.as_ref() == Some(&next) {
+                held.record = next;
+                held.revision = found.revision;
+                return Proof::Ours;
+            }
+            held.revision = found.revision;
+            match after_conflict(found.record.as_ref(), &self.fleet.owner) {
+                AfterConflict::WriteOnTop(record) => held.record = *record,
+                AfterConflict::WriteAnew => {}
+                AfterConflict::Lost => return Proof::Lost,
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The way of a case through the fleet's claims: nothing is answered or run before the right to do so is granted.
+//!
+//! Neighbours: intake starts one of these futures per case and gets it back to carry the row out. Runs beside the
+//! actor: claims are asked for in parallel, and a case survives a failed intake. Decides nothing itself: the judgement
+//! is [`ClaimRecord::judge`], the row [`super::decision::decide`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::decision::Row;
+use super::{Case, HAND_BACK_DELAY_MS, Intake, Known, TakenPlace};
+use crate::claims::fleet::{Fleet, Found, StoreError, Taken};
+use crate::claims::record::{ClaimRecord, Claimant, Judgement, OwnerWord, StoredMessage};
+use crate::claims::{Claim, Standing};
+use crate::clock;
+use crate::events;
+use crate::job::elapsed_ms;
+use crate::sink::{Outgoing, Verdict};
+
+/// Pause before the claims are asked again after they did not answer.
+const STORE_RETRY: Duration = Duration::from_millis(200);
+
+impl Intake {
+    /// Takes the case to the fleet, as often as what is learnt there changes its row, and carries out what remains.
+    pub(super) async fn admit(
+        self,
+        fleet: Fleet,
+        position: (Arc<str>, u64),
+        mut case: Case,
+        mut row: Row,
+        mut place: Option<TakenPlace>,
+    ) {
+        let claimant = fleet.claimant(&position.0, position.1);
+        let key = case.identity.key();
+        loop {
+            let (record, ack) = self.proposal(&case, &row, place.as_ref(), &claimant);
+            let taken = fleet.take(&key, record, case.known.revision).await;
+            let found = match taken {
+                Ok(Taken::Ours(claim)) => {
+                    if let Some(own) = &mut case.holdings.claim {
+                        own.grant(claim);
+                    }
+                    case.fixed_ack = ack;
+                    return self.granted(case, row, place);
+                }
+                Ok(Taken::Exists(found)) => Ok(found),
+                Err(error) => Err(error),
+            };
+            // What is learnt may take a while: the place is for others meanwhile.
+            drop(place.take());
+            let learnt = match found {
+                Ok(found) => self.learn(&fleet, &claimant, found, &mut case).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = learnt {
+                self.parts
+                    .log
+                    .emit(events::claims_unavailable(&case.identity, &error));
+                tokio::time::sleep(STORE_RETRY).await;
+            }
+            if case.holdings.has_lapsed() {
+                // The broker gives it to somebody, perhaps to us, who then begins anew.
+                return self.forget(case);
+            }
+            (row, place) = self.choose_row(&case);
+            if !row.needs_claim() {
+                return self.leave(case, &row);
+            }
+        }
+    }
+
+    /// The claim as it would stand, with the acknowledgement that goes with the row, unless one is fixed already.
+    fn proposal(
+        &self,
+        case: &Case,
+        row: &Row,
+        place: Option<&TakenPlace>,
+        claimant: &Claimant,
+    ) -> (ClaimRecord, Option<Arc<Outgoing>>) {
+        let mut record = case.known.record.clone().unwrap_or_else(|| {
+            let waited_ms = elapsed_ms(case.first_start, Instant::now());
+            ClaimRecord::first(claimant, clock::epoch_ms().saturating_sub(waited_ms))
+        });
+        if record.ack.is_some() {
+            return (record, None);
+        }
+        let load = place.and_then(|(_, load)| *load);
+        let ack = self.ack(case, row.rejection(), load);
+        record.ack = Some(StoredMessage::from(&*ack));
+        record.refused = row.rejection().is_some();
+        (record, Some(ack))
+    }
+
+    /// Takes in what the fleet knows.
+    async fn learn(
+        &self,
+        fleet: &Fleet,
+        claimant: &Claimant,
+        found: Found,
+        case: &mut Case,
+    ) -> Result<(), StoreError> {
+        case.known = Known {
+            record: None,
+            revision: found.revision,
+        };
+        let Some(record) = found.record else {
+            return Ok(());
+        };
+        let mut judgement = record.judge(claimant, OwnerWord::NotAsked);
+        if judgement == Judgement::AskOwner {
+            let word = fleet.word_of(&record, claimant, &case.identity.key()).await?;
+            judgement = record.judge(claimant, word);
+        }
+        match judgement {
+            // Asked once, an owner has a word; should it not, the case comes back.
+            Judgement::AskOwner => case.standing = Standing::Elsewhere { same_message: true },
+            Judgement::HeldElsewhere { same_message } => case.standing = Standing::Elsewhere { same_message },
+            Judgement::Finished(outcome) => {
+                let result = match outcome {
+                    Some(outcome) => fleet.result(&outcome).await?,
+                    None => None,
+                };
+                case.standing = Standing::Finished(result.map(Arc::new));
+            }
+            Judgement::TakeOver(record) => {
+                self.parts.log.emit(events::taken_over(&case.identity, &record));
+                let passed_ms = clock::epoch_ms().saturating_sub(record.first_start_ms);
+                let now = Instant::now();
+                case.first_start = now.checked_sub(Duration::from_millis(passed_ms)).unwrap_or(now);
+                let ack = record.ack.clone();
+                case.sent_ack = ack.map(|ack| Arc::new(Outgoing::from(ack)));
+                case.known.record = Some(*record);
+            }
+        }
+        Ok(())
+    }
+
+    /// The fleet has granted it.
+    fn granted(&self, case: Case, row: Row, place: Option<TakenPlace>) {
+        let too_late = self.parts.status.is_draining() && row == Row::Run;
+        if too_late {
+            let verdict = Verdict::Nak {
+                delay_ms: HAND_BACK_DELAY_MS,
+            };
+            self.parts.log.emit(events::not_run(&case.identity, "draining"));
+            return self.settle(case.holdings, verdict);
+        }
+        self.carry_out(case, row, place);
+    }
+
+    /// Somebody else answers, or has answered.
+    fn leave(&self, mut case: Case, row: &Row) {
+        if let Some(claim) = case.holdings.claim.take() {
+            match &case.standing {
+                Standing::Finished(Some(result)) => claim.record_result(result),
+                _ => Claim::forget(claim),
+            }
+        }
+        self.settle_without_answer(row, &case.standing, &case.identity, case.holdings);
+    }
+
+    fn forget(&self, mut case: Case) {
+        self.parts.log.emit(events::not_run(
+            &case.identity,
+            "its lease lapsed while claims were away",
+        ));
+        if let Some(claim) = case.holdings.claim.take() {
+            claim.forget();
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Claims in a key-value bucket of JetStream, and questions to their owners.
+//!
+//! Neighbours: [`crate::claims::fleet`] calls it; the lease keeper answers the questions. A bucket is a stream: a key is
+//! a subject, compare-and-set is a publish that expects a revision. Reads go to the leader, so that a conflict is never
+//! followed by an older state. Tries once per call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind, Stream};
+use async_nats::jetstream::{self, Context};
+use caf_protocol::ids::{AssignmentKey, sha256_hex};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use super::connection::Connection;
+use super::headers_of;
+use super::sink::NatsSink;
+use crate::claims::fleet::{ClaimStore, Found, Revision, StoreError};
+use crate::claims::record::{ClaimRecord, OutcomeRef, OwnerWord};
+use crate::errors::chain;
+use crate::settings::NatsSettings;
+use crate::sink::Outgoing;
+
+/// What an owner says that works on the assignment.
+pub(super) const OWNER_HOLDS: &str = "held";
+/// What an owner says that does not.
+pub(super) const OWNER_LET_GO: &str = "free";
+/// How often an owner is asked before its silence counts. A worker that has lost the broker is back within a second.
+const OWNER_TRIES: u32 = 4;
+/// How long each question waits, and the pause after one that nobody heard.
+const OWNER_PATIENCE: Duration = Duration::from_millis(600);
+
+/// Subject on which a process is asked about its claims.
+pub(super) fn owner_subject(settings: &NatsSettings, owner: &str) -> String {
+    format!("{}.{owner}", settings.subjects.owner)
+}
+
+/// The stream behind a bucket.
+pub(super) fn bucket_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// The subjects of a bucket.
+pub(super) fn bucket_subject(bucket: &str, key: &str) -> String {
+    format!("$KV.{bucket}.{key}")
+}
+
+/// The claims of a connected worker.
+pub struct NatsClaimStore {
+    connection: Connection,
+    /// Whether storing can succeed now.
+    open: watch::Receiver<bool>,
+    /// Told when the bucket turns out to be missing.
+    bucket_lost: Arc<Notify>,
+    jetstream: Context,
+    bucket: Arc<str>,
+    settings: Arc<NatsSettings>,
+    limit: Duration,
+}
+
+impl NatsClaimStore {
+    /// Claims beside a sink: the bucket must exist, and the sink's gate makes it again when it is lost.
+    pub fn new(sink: &NatsSink, settings: &NatsSettings, bucket: &str) -> Self {
+        let (connection, open, bucket_lost) = sink.gate();
+        let limit = Duration::from_millis(settings.request_timeout_ms);
+        let mut jetstream = jetstream::new(connection.client.clone());
+        jetstream.set_timeout(limit);
+        Self {
+            connection,
+            open,
+            bucket_lost,
+            jetstream,
+            bucket: bucket.into(),
+            settings: Arc::new(settings.clone()),
+            limit,
+        }
+    }
+
+    /// Makes a call with a limit; nothing is sent while the broker is away: it would arrive when nobody expects it.
+    fn call<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (mut open, limit) = (self.open.clone(), self.limit);
+        async move {
+            match timeout(limit, open.wait_for(|open| *open)).await {
+                Ok(Ok(_)) => {}
+                _ => return Err(unavailable("the broker or the bucket is away")),
+            }
+            let answer = timeout(limit, call).await;
+            answer.unwrap_or_else(|_| Err(unavailable("no answer in time")))
+        }
+        .boxed()
+    }
+}
+
+fn unavailable(why: impl ToString) -> StoreError {
+    StoreError::Unavailable(why.to_string())
+}
+
+async fn stream(jetstream: &Context, name: &str) -> Result<Stream<()>, StoreError> {
+    let stream = jetstream.get_stream_no_info(name).await;
+    stream.map_err(|error| unavailable(chain(&error)))
+}
+
+/// A message of a stream by its sequence, from the leader.
+async fn message(
+    jetstream: &Context,
+    name: &str,
+    sequence: u64,
+) -> Result<Option<StreamMessage>, StoreError> {
+    match stream(jetstream, name).await?.get_raw_message(sequence).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        // A stream that is gone has no messages.
+        Err(error) if chain(&error).contains("stream not found") => Ok(None),
+        Err(error) => Err(unavailable(chain(&error))),
+    }
+}
+
+impl ClaimStore for NatsClaimStore {
+    fn write(
+        &self,
+        key: &AssignmentKey,
+        record: &ClaimRecord,
+        expected: Revision,
+    ) -> BoxFuture<'static, Result<Revision, StoreError>> {
+        let subject = bucket_subject(&self.bucket, key.as_str());
+        let body = serde_json::to_vec(record).expect("a record holds only strings and numbers");
+        let (jetstream, bucket_lost) = (self.jetstream.clone(), Arc::clone(&self.bucket_lost));
+        self.call(async move {
+            let sort = |error: jetstream::context::PublishError| match error.kind() {
+                PublishErrorKind::WrongLastSequence => StoreError::Conflict,
+                PublishErrorKind::StreamNotFound | PublishErrorKind::TimedOut => {
+                    bucket_lost.notify_one();
+                    unavailable(chain(&error))
+                }
+                _ => unavailable(chain(&error)),
+            };
+            let publish = PublishMessage::build()
+                .payload(body.into())
+                .expected_last_subject_sequence(expected);
+            let stored = jetstream.send_publish(subject, publish).await.map_err(sort)?;
+            Ok(stored.await.map_err(sort)?.sequence)
+        })
+    }
+
+    fn read(&self, key: &AssignmentKey) -> BoxFuture<'static, Result<Found, StoreError>> {
+        let subject = bucket_subject(&self.bucket, key.as_str());
+        let (jetstream, name) = (self.jetstream.clone(), bucket_stream(&self.bucket));
+        self.call(async move {
+            let bucket = stream(&jetstream, &name).await?;
+            match bucket.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => Ok(Found {
+                    record: serde_json::from_slice(&message.payload).ok(),
+                    revision: message.sequence,
+                }),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(Found::default()),
+                Err(error) => Err(unavailable(chain(&error))),
+            }
+        })
+    }
+
+    fn ask_owner(&self, owner: &str, key: &AssignmentKey) -> BoxFuture<'static, OwnerWord> {
+        let subject = owner_subject(&self.settings, owner);
+        let (client, question) = (self.connection.client.clone(), key.as_str().to_owned());
+        async move {
+            for _ in 0..OWNER_TRIES {
+                let asked = client.request(subject.clone(), question.clone().into());
+                match timeout(OWNER_PATIENCE, asked).await {
+                    Ok(Ok(answer)) if answer.payload == OWNER_HOLDS => return OwnerWord::Holds,
+                    Ok(Ok(_)) => return OwnerWord::LetGo,
+                    Ok(Err(_)) => tokio::time::sleep(OWNER_PATIENCE).await,
+                    Err(_) => {}
+                }
+            }
+            OwnerWord::Silent
+        }
+        .boxed()
+    }
+
+    fn is_waiting(&self, stream: &str, sequence: u64) -> BoxFuture<'static, Result<bool, StoreError>> {
+        let (jetstream, name) = (self.jetstream.clone(), stream.to_owned());
+        self.call(async move { Ok(message(&jetstream, &name, sequence).await?.is_some()) })
+    }
+
+    fn result(&self, outcome: &OutcomeRef) -> BoxFuture<'static, Result<Option<Outgoing>, StoreError>> {
+        let Some((name, sequence)) = outcome.position.clone() else {
+            return std::future::ready(Ok(None)).boxed();
+        };
+        let (jetstream, hash) = (self.jetstream.clone(), outcome.hash.clone());
+        self.call(async move {
+            let found = message(&jetstream, &name, sequence).await?;
+            let same = found.filter(|found| sha256_hex(&found.payload).starts_with(&hash));
+            Ok(same.map(|found| Outgoing {
+                subject: found.subject.to_string(),
+                headers: headers_of(Some(&found.headers)),
+                payload: found.payload,
+            }))
+        })
+    }
+}

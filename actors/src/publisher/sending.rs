@@ -1,0 +1,331 @@
+//! Carries the steps of an answer out: keep, prove, publish until confirmed, record, settle.
+//!
+//! Neighbours: the publisher starts one of these futures per conclusion; [`super::plan`] says what comes next. They
+//! survive a failed publisher. Nothing here decides what is said, or in which order.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use caf_protocol::assignment::Identity;
+use caf_protocol::headers::MESSAGE_ID;
+use caf_protocol::ids::sha256_hex;
+use tokio::time::Instant;
+
+use super::plan::{Progress, Step, next_step};
+use super::{AckState, PublisherSnapshot};
+use crate::claims::fleet::Proof;
+use crate::claims::record::OutcomeRef;
+use crate::clock::whole_ms;
+use crate::events::{self, Event, Log};
+use crate::job::{Holdings, SentAck, elapsed_ms};
+use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
+
+/// First wait before an unconfirmed message is sent again.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Longest wait before an unconfirmed message is sent again: short enough to be quick when the broker is back.
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
+/// Hexadecimal digits of a result's hash that a claim keeps: 16 bytes.
+const OUTCOME_HASH_DIGITS: usize = 32;
+
+/// A conclusion as written: what is sent, in this order.
+pub(super) struct Written {
+    /// The acknowledgement, where the conclusion is news.
+    pub(super) ack: Option<AckState>,
+    /// The result, and for some rows a dead letter.
+    pub(super) messages: Vec<Arc<Outgoing>>,
+    /// Whom it goes to, for the log.
+    pub(super) identity: Option<Identity>,
+}
+
+impl Written {
+    /// What a stream knows already, or what nobody waits for: neither kept nor recorded.
+    pub(super) fn repeated(messages: Vec<Arc<Outgoing>>) -> Self {
+        Self {
+            ack: None,
+            messages,
+            identity: None,
+        }
+    }
+}
+
+/// Sends for the publisher. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Sender {
+    sink: Arc<dyn Sink>,
+    log: Log,
+    unconfirmed: Arc<Mutex<Unconfirmed>>,
+}
+
+/// Messages that are being sent, by number, with the time of their first try.
+#[derive(Default)]
+struct Unconfirmed {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
+}
+
+/// How one try to send a message ended.
+enum Tried {
+    Sent(Published),
+    /// The server will never take it.
+    Refused,
+    /// Not confirmed; the wait before the next try is over.
+    Unconfirmed,
+}
+
+/// One conclusion on its way out.
+struct Leaving {
+    ack: Option<AckState>,
+    messages: Vec<Arc<Outgoing>>,
+    is_news: bool,
+    /// Tries at the present message.
+    tries: u32,
+    result: Published,
+    progress: Progress,
+}
+
+impl Sender {
+    pub(super) fn new(sink: Arc<dyn Sink>, log: Log) -> Self {
+        Self {
+            sink,
+            log,
+            unconfirmed: Arc::default(),
+        }
+    }
+
+    pub(super) fn log(&self, event: Event) {
+        self.log.emit(event);
+    }
+
+    pub(super) fn max_message_bytes(&self) -> usize {
+        self.sink.max_message_bytes()
+    }
+
+    pub(super) fn snapshot(&self) -> PublisherSnapshot {
+        let unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = unconfirmed.since.first_key_value().map(|(_, since)| *since);
+        PublisherSnapshot {
+            unconfirmed: unconfirmed.since.len(),
+            oldest_unconfirmed_ms: oldest.map_or(0, |since| elapsed_ms(since, Instant::now())),
+        }
+    }
+
+    /// Sends until confirmed. Gives up only on what the server will never take.
+    pub(super) async fn send_until_confirmed(&self, message: &Outgoing) {
+        let _counted = Counted::new(&self.unconfirmed);
+        for attempt in 1.. {
+            match self.try_to_send(message, attempt).await {
+                Tried::Sent(_) | Tried::Refused => return,
+                Tried::Unconfirmed => {}
+            }
+        }
+    }
+
+    /// Sends once, and waits when it was not confirmed.
+    async fn try_to_send(&self, message: &Outgoing, attempt: u32) -> Tried {
+        let error = match self.sink.publish(message).await {
+            Ok(published) => return Tried::Sent(published),
+            Err(PublishError::Refused(error)) => {
+                self.log(events::publish_refused(&message.subject, &error));
+                return Tried::Refused;
+            }
+            Err(PublishError::Unconfirmed(error)) => error,
+        };
+        let delay = retry_delay(attempt);
+        let delay_ms = whole_ms(delay);
+        let subject = &message.subject;
+        self.log(events::publish_retried(subject, &error, attempt, delay_ms));
+        tokio::time::sleep(delay).await;
+        Tried::Unconfirmed
+    }
+
+    /// Everything that is said about an assignment, then the verdict, then letting go.
+    pub(super) async fn conclude(self, written: Written, mut holdings: Holdings) {
+        let _counted = Counted::new(&self.unconfirmed);
+        let identity = written.identity.clone();
+        let mut leaving = Leaving::new(written, &holdings);
+        loop {
+            leaving.progress.lapsed = holdings.has_lapsed();
+            match next_step(&leaving.progress) {
+                Step::Keep => leaving.progress.to_keep = false,
+                Step::Prove => match holdings.prove().await {
+                    Proof::Ours => leaving.progress.proven = true,
+                    Proof::Lost => return self.suppress(identity.as_ref(), &mut holdings),
+                    Proof::Unknown(why) => self.wait_for_claims(&why).await,
+                },
+                Step::Acknowledge => self.acknowledge(&mut leaving).await,
+                Step::Publish(number) => self.publish(&mut leaving, number).await,
+                Step::Record => self.record(&mut leaving, &holdings).await,
+                Step::Forget => leaving.progress.kept = false,
+                Step::Settle => {
+                    self.tell_broker(&holdings, Verdict::Ack).await;
+                    leaving.progress.to_settle = false;
+                }
+                Step::Done => return,
+            }
+        }
+    }
+
+    /// The acknowledgement that was on its way; sent again when word of it never came.
+    async fn acknowledge(&self, leaving: &mut Leaving) {
+        let message = match leaving.ack.take() {
+            None | Some(AckState::Known) => None,
+            Some(AckState::Unsent(message)) => Some(message),
+            Some(AckState::Sent(SentAck { message, confirmed })) => {
+                confirmed.await.is_err().then_some(message)
+            }
+        };
+        let Some(message) = message else {
+            leaving.progress.to_acknowledge = false;
+            return;
+        };
+        leaving.tries += 1;
+        match self.try_to_send(&message, leaving.tries).await {
+            Tried::Sent(_) | Tried::Refused => {
+                leaving.progress.to_acknowledge = false;
+                leaving.tries = 0;
+            }
+            Tried::Unconfirmed => {
+                leaving.ack = Some(AckState::Unsent(message));
+                leaving.progress.proven = false;
+            }
+        }
+    }
+
+    async fn publish(&self, leaving: &mut Leaving, number: usize) {
+        let message = &leaving.messages[number];
+        leaving.tries += 1;
+        match self.try_to_send(message, leaving.tries).await {
+            Tried::Sent(published) => {
+                if published.known_before && leaving.is_news && leaving.tries == 1 {
+                    let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
+                    self.log(events::answered_before(&message.subject, id));
+                }
+                if number == 0 {
+                    leaving.result = published;
+                }
+            }
+            Tried::Refused => {}
+            Tried::Unconfirmed => {
+                leaving.progress.proven = false;
+                return;
+            }
+        }
+        leaving.tries = 0;
+        leaving.progress.published = number + 1;
+    }
+
+    /// Tells the fleet where the result is.
+    async fn record(&self, leaving: &mut Leaving, holdings: &Holdings) {
+        let claim = holdings.claim.as_ref().and_then(|claim| claim.fleet());
+        if let (Some(claim), Some(result)) = (claim, leaving.messages.first()) {
+            let Published {
+                position,
+                known_before,
+            } = leaving.result.clone();
+            // The stream kept another result with this id, whose bytes are not known here.
+            let mut hash = if known_before {
+                String::new()
+            } else {
+                sha256_hex(&result.payload)
+            };
+            hash.truncate(OUTCOME_HASH_DIGITS);
+            if let Proof::Unknown(why) = claim.finish(OutcomeRef { hash, position }).await {
+                return self.wait_for_claims(&why).await;
+            }
+        }
+        // When it was lost in this moment, the new owner will find this result on the stream in place of its own.
+        leaving.progress.to_record = false;
+    }
+
+    /// Somebody else answers: nothing is said.
+    fn suppress(&self, identity: Option<&Identity>, holdings: &mut Holdings) {
+        self.log(events::result_suppressed(
+            identity,
+            "taken over by another worker",
+        ));
+        if let Some(claim) = holdings.claim.take() {
+            claim.forget();
+        }
+    }
+
+    async fn wait_for_claims(&self, why: &str) {
+        self.log(events::claims_silent(why));
+        tokio::time::sleep(FIRST_RETRY).await;
+    }
+
+    /// A verdict without words. What is given back is free for others first, so that they need not ask.
+    pub(super) async fn settle(&self, holdings: Holdings, verdict: Verdict) {
+        if let (Verdict::Nak { .. }, Some(claim)) = (verdict, &holdings.claim)
+            && let Some(claim) = claim.fleet()
+        {
+            let _ = claim.give_back().await;
+        }
+        self.tell_broker(&holdings, verdict).await;
+    }
+
+    async fn tell_broker(&self, holdings: &Holdings, verdict: Verdict) {
+        let token = holdings
+            .lease
+            .as_ref()
+            .and_then(|lease| lease.token(Instant::now()));
+        if let Some(token) = token {
+            self.sink.settle(token, verdict).await;
+        }
+    }
+}
+
+impl Leaving {
+    fn new(written: Written, holdings: &Holdings) -> Self {
+        let is_news = written.ack.is_some();
+        let progress = Progress {
+            to_keep: is_news,
+            kept: false,
+            lapsed: false,
+            proven: false,
+            to_acknowledge: is_news,
+            published: 0,
+            messages: written.messages.len(),
+            to_record: is_news,
+            to_settle: holdings.lease.is_some(),
+        };
+        Self {
+            ack: written.ack,
+            messages: written.messages,
+            is_news,
+            tries: 0,
+            result: Published::default(),
+            progress,
+        }
+    }
+}
+
+/// Doubles from [`FIRST_RETRY`] up to [`LONGEST_RETRY`].
+fn retry_delay(attempt: u32) -> Duration {
+    FIRST_RETRY
+        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
+        .min(LONGEST_RETRY)
+}
+
+/// One conclusion or acknowledgement among the unconfirmed ones, for as long as it is being sent.
+struct Counted<'a> {
+    unconfirmed: &'a Mutex<Unconfirmed>,
+    number: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(unconfirmed: &'a Mutex<Unconfirmed>) -> Self {
+        let mut all = unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = all.next;
+        all.next += 1;
+        all.since.insert(number, Instant::now());
+        Self { unconfirmed, number }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut all = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        all.since.remove(&self.number);
+    }
+}
