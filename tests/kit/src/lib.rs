@@ -20,6 +20,7 @@ pub mod malformed;
 pub mod nats;
 pub mod ports;
 pub mod postgres;
+pub mod programs;
 pub mod router;
 pub mod strict;
 pub mod tls;
@@ -27,7 +28,6 @@ pub mod wait;
 pub mod worker;
 
 mod process;
-mod programs;
 mod temp;
 
 pub use assignment::AssignmentBuilder;

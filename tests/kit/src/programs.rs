@@ -1,6 +1,6 @@
-//! Where the programs of the servers are.
+//! Where the programs of the servers, and the checkers of what is shipped in `deploy/`, are.
 //!
-//! Neighbours: [`crate::nats`] and [`crate::postgres`]. Never installs anything: `scripts/install-test-tools.sh` does.
+//! Neighbours: [`crate::nats`] and [`crate::postgres`]; the tests of `deploy/`. Never installs anything: `scripts/install-test-tools.sh` does.
 
 use std::path::{Path, PathBuf};
 
@@ -69,6 +69,19 @@ pub(crate) fn postgres(name: &str) -> Result<PathBuf> {
             "{name} of PostgreSQL is not installed: run scripts/install-test-tools.sh (Debian package `postgresql`)"
         )
     })
+}
+
+/// A program that checks files of `deploy/`: of the system (`systemd-analyze`), or what the install script put under
+/// `target/tools` (`kubernetes-validate`, `hadolint`, `python` with a reader of YAML).
+///
+/// # Errors
+/// When it is missing; then with what to do. A check is never skipped.
+pub fn deploy_checker(name: &str) -> Result<PathBuf> {
+    let own = workspace().join("target/tools/deploy-venv/bin").join(name);
+    Some(own)
+        .filter(|program| program.is_file())
+        .or_else(|| in_path(name).filter(|_| name == "systemd-analyze"))
+        .with_context(|| format!("{name} is not installed: run scripts/install-test-tools.sh"))
 }
 
 #[cfg(test)]
