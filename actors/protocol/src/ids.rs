@@ -80,6 +80,12 @@ impl AssignmentKey {
         Self(hex(&hash.finalize()))
     }
 
+    /// The key that was written down as `digits`; nothing when they are not 64 lower-case hexadecimal ones.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (digits.len() == 64 && digits.bytes().all(is_digit)).then(|| Self(digits.to_owned()))
+    }
+
     /// The 64 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -223,5 +229,20 @@ mod tests {
     fn tenants_do_not_share_keys() {
         assert_ne!(AssignmentKey::new("a", "bc"), AssignmentKey::new("ab", "c"));
         assert_eq!(AssignmentKey::new("a", "b").as_str().len(), 64);
+    }
+
+    #[test]
+    fn a_key_that_was_written_down_is_read_again_and_nothing_else_is() {
+        let key = AssignmentKey::new("a", "b");
+        assert_eq!(AssignmentKey::from_hex(key.as_str()), Some(key.clone()));
+        let upper = key.as_str().to_uppercase();
+        for bad in [
+            "",
+            &key.as_str()[1..],
+            &format!("{key}0", key = key.as_str()),
+            &upper,
+        ] {
+            assert_eq!(AssignmentKey::from_hex(bad), None, "{bad}");
+        }
     }
 }
