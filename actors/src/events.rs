@@ -458,11 +458,6 @@ pub fn outbox_recovered() -> Event {
     Event::new(Level::Info, "Results can be stored again")
 }
 
-/// The outbox could not be made smaller. Nothing is lost by that.
-pub fn outbox_not_tidied(error: &str) -> Event {
-    Event::new(Level::Warn, "Outbox not compacted").with("error", error)
-}
-
 #[cfg(test)]
 mod tests {
     use caf_protocol::ids::{Correlation, RunFlowStep};

@@ -3,7 +3,7 @@
 //! Neighbours: the publisher stores and removes, the node replays at start what earlier processes left, the source
 //! pulls only while there is [`Outbox::has_room`]. One thread (`outbox/writer.rs`) owns the database
 //! (`outbox/database.rs`, SQLite in the worker's [`StateDir`]) and commits what waits together; when it forces to disk
-//! is decided in `outbox/sync_plan.rs`.
+//! is decided in `outbox/sync_plan.rs`. `outbox/reserve.rs` keeps room for removals on a disk that got full.
 //!
 //! Invariants: a caller hears of a stored entry after its commit, never before. Nothing is dropped or refused because
 //! there is much of it: above `outbox.max_bytes` only pulling stops. Payloads are let go after the commit. A removal may
@@ -11,6 +11,7 @@
 //! no broker and never deletes or repairs a database that it cannot read.
 
 mod database;
+mod reserve;
 mod sync_plan;
 mod writer;
 
@@ -29,6 +30,7 @@ use crate::settings::OutboxSettings;
 use crate::sink::Outgoing;
 use crate::state_dir::StateDir;
 use database::Database;
+use reserve::Reserve;
 
 /// Most messages of one entry: a result and a dead letter, with room to spare. Part of how they are numbered on disk.
 pub const MAX_MESSAGES: usize = 256;
@@ -181,7 +183,7 @@ enum Order {
 
 impl Outbox {
     /// Opens the outbox in `dir`, or makes it, and starts its thread. Takes as long as checking what is in it: about a
-    /// second per gigabyte.
+    /// second per gigabyte. On a full disk it opens what is there, so that it can be published, and has no room.
     ///
     /// # Errors
     /// When the file cannot be made or read, is damaged, or belongs to another version. It is left as it is.
@@ -189,6 +191,11 @@ impl Outbox {
         let file = database::file_in(dir.path());
         let database = Database::open(&file, settings.sync)?;
         let tally = database.tally()?;
+        let cannot_open = |error: std::io::Error| OutboxError::CannotOpen {
+            file: file.clone(),
+            reason: error.to_string(),
+        };
+        let reserve = Reserve::open(dir.path()).map_err(cannot_open)?;
         let shared = Arc::new(Shared {
             first_own: tally.next,
             max_bytes: settings.max_bytes,
@@ -197,21 +204,19 @@ impl Outbox {
             syncs: AtomicU64::new(0),
             failure: Mutex::default(),
             has_room: watch::Sender::new(tally.bytes < settings.max_bytes),
-            file,
+            file: file.clone(),
         });
         let (orders, received) = mpsc::channel();
         let parts = writer::Parts {
             database,
+            reserve,
             orders: received,
             shared: Arc::clone(&shared),
             sync: settings.sync,
             log: log.clone(),
             dir: dir.clone(),
         };
-        writer::start(parts).map_err(|reason| OutboxError::CannotOpen {
-            file: shared.file.clone(),
-            reason: reason.to_string(),
-        })?;
+        writer::start(parts).map_err(cannot_open)?;
         Ok(Self { orders, shared })
     }
 
@@ -225,13 +230,20 @@ impl Outbox {
         entry: NewEntry,
     ) -> impl Future<Output = Result<EntryId, OutboxError>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
-        self.order(Order::Store(entry, reply), answer)
+        if entry.messages.len() <= MAX_MESSAGES {
+            self.order(Order::Store(entry, reply));
+        } else {
+            let _ = reply.send(Err(OutboxError::NotWritten {
+                file: self.shared.file.clone(),
+                reason: format!("an entry has at most {MAX_MESSAGES} messages"),
+            }));
+        }
+        self.answer(answer)
     }
 
     /// Removes an entry, soon. If the process dies before, the entry is found by the next one.
     pub fn remove(&self, id: EntryId) {
-        // Without a writer the entry stays, which is the safe side.
-        let _ = self.orders.send(Order::Remove(id));
+        self.order(Order::Remove(id));
     }
 
     /// What earlier processes left, in the order it was stored, after the entry `after`: at most `limit` entries, and
@@ -245,7 +257,8 @@ impl Outbox {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Entry>, OutboxError>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
-        self.order(Order::LeftBehind { after, limit, reply }, answer)
+        self.order(Order::LeftBehind { after, limit, reply });
+        self.answer(answer)
     }
 
     /// Waits until everything asked for before is committed, and on disk unless `outbox.sync` is `none`. For the end
@@ -255,7 +268,8 @@ impl Outbox {
     /// When the last write failed: then removals may be missing.
     pub fn flush(&self) -> impl Future<Output = Result<(), OutboxError>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
-        self.order(Order::Flush(reply), answer)
+        self.order(Order::Flush(reply));
+        self.answer(answer)
     }
 
     /// What is in it now.
@@ -286,13 +300,16 @@ impl Outbox {
         &self.shared.file
     }
 
-    fn order<T: Send + 'static>(
+    fn order(&self, order: Order) {
+        // Without a writer the order is dropped and its reply with it, which is what `answer` sees. A removal is
+        // dropped then, and the entry stays, which is the safe side.
+        let _ = self.orders.send(order);
+    }
+
+    fn answer<T: Send + 'static>(
         &self,
-        order: Order,
         answer: oneshot::Receiver<Result<T, OutboxError>>,
     ) -> impl Future<Output = Result<T, OutboxError>> + Send + use<T> {
-        // Without a writer the order is dropped and its reply with it, which is what the future sees.
-        let _ = self.orders.send(order);
         let shared = Arc::clone(&self.shared);
         async move {
             answer.await.unwrap_or_else(|_| {

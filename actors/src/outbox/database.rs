@@ -327,10 +327,12 @@ impl Database {
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    pragma(connection, "locking_mode = EXCLUSIVE")?;
+    if connection.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? == 0 {
+        // Has an effect before the first table only. Later it would only be a write, which a full disk refuses.
+        pragma(connection, "auto_vacuum = INCREMENTAL")?;
+    }
     for text in [
-        "locking_mode = EXCLUSIVE".to_owned(),
-        // Has an effect before the first table only.
-        "auto_vacuum = INCREMENTAL".to_owned(),
         "journal_mode = WAL".to_owned(),
         "synchronous = FULL".to_owned(),
         "wal_autocheckpoint = 0".to_owned(),
@@ -374,10 +376,6 @@ pub(super) fn insert(connection: &Connection, first: EntryId, entries: &[&NewEnt
     let mut entry_row = connection.prepare("INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
     let mut message_row = connection.prepare("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)")?;
     for (id, entry) in (first.0..).zip(entries) {
-        if entry.messages.len() > MAX_MESSAGES {
-            let reason = "too many messages in one entry";
-            return Err(rusqlite::Error::ToSqlConversionFailure(reason.into()));
-        }
         let (stream, sequence) = entry
             .position
             .as_ref()
@@ -465,6 +463,20 @@ fn open_error(file: &Path, error: &rusqlite::Error) -> OutboxError {
     }
 }
 
+impl From<&std::io::Error> for WriteError {
+    fn from(error: &std::io::Error) -> Self {
+        let is_shortage = error.kind() == std::io::ErrorKind::StorageFull;
+        Self {
+            reason: if is_shortage {
+                NO_SPACE.to_owned()
+            } else {
+                error.to_string()
+            },
+            is_shortage,
+        }
+    }
+}
+
 impl From<&rusqlite::Error> for WriteError {
     fn from(error: &rusqlite::Error) -> Self {
         let code = error.sqlite_error_code();
@@ -478,10 +490,13 @@ impl From<&rusqlite::Error> for WriteError {
     }
 }
 
+/// What is said of a full disk.
+pub(super) const NO_SPACE: &str = "no space left on the disk";
+
 /// What to tell people: SQLite's words, made clearer where they are not.
 fn reason(error: &rusqlite::Error) -> String {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "no space left on the disk".to_owned(),
+        Some(ErrorCode::DiskFull) => NO_SPACE.to_owned(),
         Some(ErrorCode::OutOfMemory) => {
             "out of memory: it shares one limit with the SQL jobs of this process".to_owned()
         }

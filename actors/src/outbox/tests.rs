@@ -140,7 +140,8 @@ fn meddle(
     change: impl FnOnce(&rusqlite::Connection) + Send + 'static,
 ) -> impl Future<Output = Result<(), OutboxError>> {
     let (reply, answer) = oneshot::channel();
-    outbox.order(Order::Meddle(Box::new(change), reply), answer)
+    outbox.order(Order::Meddle(Box::new(change), reply));
+    outbox.answer(answer)
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::database::{self, Database, WriteError};
+use super::reserve::Reserve;
 use super::sync_plan::SyncPlan;
 use super::{Entry, EntryId, NewEntry, Order, OutboxError, Reply, Shared};
 use crate::events::{self, Log};
@@ -22,9 +23,9 @@ use crate::state_dir::StateDir;
 /// Most orders in one commit: nobody waits longer than for that many.
 const MAX_BATCH: usize = 1_024;
 /// Most bytes in one commit; one entry more may exceed it. Bounds what SQLite writes before anybody hears.
-const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;
+const MAX_BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes written to the log after which it is emptied into the database.
-const LONG_LOG_BYTES: u64 = 8 * 1024 * 1024;
+const LONG_LOG_BYTES: u64 = 4 * 1024 * 1024;
 /// What an order writes to the log beside its payload, in bytes: a handful of pages.
 const LOG_BYTES_PER_ORDER: u64 = 16 * 1024;
 /// Quiet time after which the file is tidied.
@@ -33,12 +34,11 @@ const TIDY_AFTER: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Least and most bytes of such a try; between them it is as large as the entry that failed.
 const PROBE_BYTES: (u64, u64) = (4 * 1024, 1024 * 1024);
-/// Removals in one try while writes fail: few, so that they need little room.
-const PROBE_REMOVALS: usize = 16;
 
 /// What the writer needs.
 pub(super) struct Parts {
     pub(super) database: Database,
+    pub(super) reserve: Reserve,
     pub(super) orders: Receiver<Order>,
     pub(super) shared: Arc<Shared>,
     pub(super) sync: OutboxSync,
@@ -52,10 +52,14 @@ pub(super) struct Parts {
 /// # Errors
 /// When the system gives none.
 pub(super) fn start(parts: Parts) -> std::io::Result<()> {
+    let mut writer = Writer::new(parts);
+    // Before anything is pulled: without the reserve there is no room.
+    let reserved = writer.take_reserve();
+    writer.works_or_fails(reserved);
+    let (shared, log) = (Arc::clone(&writer.shared), writer.log.clone());
     let thread = std::thread::Builder::new().name("outbox".to_owned());
     thread.spawn(move || {
-        let (shared, log) = (Arc::clone(&parts.shared), parts.log.clone());
-        let work = std::panic::AssertUnwindSafe(|| Writer::new(parts).run());
+        let work = std::panic::AssertUnwindSafe(|| writer.run());
         if std::panic::catch_unwind(work).is_err() {
             let error = OutboxError::Ended {
                 file: shared.file.clone(),
@@ -72,6 +76,7 @@ type Store = (NewEntry, Reply<EntryId>);
 
 struct Writer {
     database: Database,
+    reserve: Reserve,
     orders: Receiver<Order>,
     shared: Arc<Shared>,
     plan: SyncPlan,
@@ -88,6 +93,8 @@ struct Writer {
     probe_at: Option<Instant>,
     /// Size of what failed.
     probe_bytes: u64,
+    /// Why the last write failed, if it did.
+    last_error: Option<OutboxError>,
     dir: StateDir,
 }
 
@@ -96,6 +103,7 @@ impl Writer {
         Self {
             next: parts.shared.first_own,
             database: parts.database,
+            reserve: parts.reserve,
             orders: parts.orders,
             shared: parts.shared,
             plan: SyncPlan::new(parts.sync),
@@ -106,6 +114,7 @@ impl Writer {
             tidy_at: Some(Instant::now()),
             probe_at: None,
             probe_bytes: 0,
+            last_error: None,
             dir: parts.dir,
         }
     }
@@ -187,36 +196,30 @@ impl Writer {
             .collect();
         let is_one = stores.len() + usize::from(!removals.is_empty()) == 1;
         let entries: Vec<&NewEntry> = stores.iter().map(|(entry, _)| entry).collect();
-        let outcome = match self.write(&entries, &removals) {
-            Ok(first) => {
-                tell_stored(first, stores);
-                Ok(())
-            }
+        match self.write(&entries, &removals) {
+            Ok(first) => tell_stored(first, stores),
             Err(error) if is_one || !error.is_shortage => {
                 self.keep_removals(&removals);
-                Err(self.tell_failed(&error, stores))
+                self.fails(error, stores);
             }
             Err(_) => self.one_by_one(stores, &removals),
-        };
-        self.note(outcome);
+        }
     }
 
     /// Removals first: they make room.
-    fn one_by_one(&mut self, stores: Vec<Store>, removals: &[EntryId]) -> Result<(), OutboxError> {
-        let mut outcome = Ok(());
+    fn one_by_one(&mut self, stores: Vec<Store>, removals: &[EntryId]) {
         if !removals.is_empty()
             && let Err(error) = self.write(&[], removals)
         {
             self.keep_removals(removals);
-            outcome = Err(self.tell_failed(&error, Vec::new()));
+            self.fails(error, Vec::new());
         }
         for store in stores {
             match self.write(&[&store.0], &[]) {
                 Ok(id) => tell_stored(id, vec![store]),
-                Err(error) => outcome = Err(self.tell_failed(&error, vec![store])),
+                Err(error) => self.fails(error, vec![store]),
             }
         }
-        outcome
     }
 
     /// One commit. Returns the number of the first entry stored.
@@ -261,19 +264,16 @@ impl Writer {
     }
 
     fn flush(&mut self) -> Result<(), OutboxError> {
+        if self.probe_at.is_some() {
+            self.probe();
+        }
         while !self.removals.is_empty() && self.probe_at.is_none() {
             self.commit_batch(Vec::new());
         }
         if self.plan.due().is_some() {
             self.sync();
         }
-        match self.shared.failure() {
-            None => Ok(()),
-            Some(reason) => Err(OutboxError::NotWritten {
-                file: self.shared.file.clone(),
-                reason,
-            }),
-        }
+        self.last_error.clone().map_or(Ok(()), Err)
     }
 
     // ---- Failing and recovering ----
@@ -284,57 +284,69 @@ impl Writer {
         }
     }
 
-    fn tell_failed(&mut self, error: &WriteError, stores: Vec<Store>) -> OutboxError {
-        let told = OutboxError::NotWritten {
+    /// Writing works, the log can be emptied and the reserve is in place. A single entry that got through says less.
+    fn works(&mut self) {
+        self.probe_at = None;
+        self.probe_bytes = 0;
+        self.last_error = None;
+        if self.shared.set_failure(None).is_some() {
+            self.log.emit(events::outbox_recovered());
+        }
+    }
+
+    /// The last write failed: from now on nothing is pulled, and those who wait for it are told.
+    fn fails(&mut self, error: WriteError, stores: Vec<Store>) {
+        self.probe_at = Some(Instant::now() + PROBE_EVERY);
+        let error = OutboxError::NotWritten {
             file: self.shared.file.clone(),
-            reason: error.reason.clone(),
+            reason: error.reason,
         };
+        let text = error.to_string();
+        let before = self.shared.set_failure(Some(text.clone()));
+        if before.as_ref() != Some(&text) {
+            self.log.emit(events::outbox_failing(&text));
+        }
+        self.last_error = Some(error.clone());
         for (entry, reply) in stores {
             self.probe_bytes = self.probe_bytes.max(database::size_of(&entry));
-            let _ = reply.send(Err(told.clone()));
+            let _ = reply.send(Err(error.clone()));
         }
-        told
     }
 
-    /// Takes note of how a write went: while it fails nothing is pulled.
-    fn note(&mut self, outcome: Result<(), OutboxError>) {
+    fn works_or_fails(&mut self, outcome: Result<(), WriteError>) {
         match outcome {
-            Ok(()) => {
-                self.probe_at = None;
-                self.probe_bytes = 0;
-                if self.shared.set_failure(None).is_some() {
-                    self.log.emit(events::outbox_recovered());
-                }
-            }
-            Err(error) => {
-                self.probe_at = Some(Instant::now() + PROBE_EVERY);
-                let error = error.to_string();
-                let before = self.shared.set_failure(Some(error.clone()));
-                if before.as_ref() != Some(&error) {
-                    self.log.emit(events::outbox_failing(&error));
-                }
-            }
+            Ok(()) => self.works(),
+            Err(error) => self.fails(error, Vec::new()),
         }
     }
 
-    /// Makes what room it can, then writes about as much as what failed, and takes it away again.
+    /// Removes and compacts with the room of the reserve, takes that room again, and then writes about as much as what
+    /// failed, and takes it away again.
     fn probe(&mut self) {
+        self.reserve.release();
         let removals: Vec<EntryId> = self
             .removals
-            .drain(..self.removals.len().min(PROBE_REMOVALS))
+            .drain(..self.removals.len().min(MAX_BATCH))
             .collect();
         if !removals.is_empty() && self.write(&[], &removals).is_err() {
             self.keep_removals(&removals);
         }
-        // It may not work for lack of room, which the next line finds out.
-        let _ = self.compact();
+        let outcome = self
+            .compact()
+            .and_then(|()| self.take_reserve())
+            .and_then(|()| self.write_and_take_away());
+        self.works_or_fails(outcome);
+    }
+
+    fn take_reserve(&mut self) -> Result<(), WriteError> {
+        self.reserve.fill().map_err(|error| WriteError::from(&error))
+    }
+
+    fn write_and_take_away(&mut self) -> Result<(), WriteError> {
         let bytes = self.probe_bytes.clamp(PROBE_BYTES.0, PROBE_BYTES.1);
         let force = Some(self.plan.ever_forces());
-        let outcome = self
-            .commit(force, |transaction| database::probe(transaction, bytes))
-            .and_then(|()| self.commit(force, |transaction| database::probe(transaction, 0)));
-        let outcome = outcome.map_err(|error| self.tell_failed(&error, Vec::new()));
-        self.note(outcome);
+        self.commit(force, |transaction| database::probe(transaction, bytes))?;
+        self.commit(force, |transaction| database::probe(transaction, 0))
     }
 
     // ---- Chores ----
@@ -369,18 +381,17 @@ impl Writer {
 
     /// Forces what was committed before, by a commit that changes next to nothing: one without change forces nothing.
     fn sync(&mut self) {
-        let synced = self.commit(Some(true), |transaction| database::probe(transaction, 0));
-        let outcome = synced.map_err(|error| self.tell_failed(&error, Vec::new()));
-        self.note(outcome);
+        if let Err(error) = self.commit(Some(true), |transaction| database::probe(transaction, 0)) {
+            self.fails(error, Vec::new());
+        }
     }
 
     /// Empties the log and gives free pages back, a bounded step at a time.
     fn tidy(&mut self) {
         self.tidy_at = None;
+        // A log that cannot be emptied would outgrow the reserve: nothing is pulled until it can.
         if let Err(error) = self.compact() {
-            self.log.emit(events::outbox_not_tidied(&error.reason));
-            // Not at once again: nothing is lost by a long log.
-            self.log_bytes = 0;
+            self.fails(error, Vec::new());
         }
     }
 
@@ -413,6 +424,8 @@ impl Writer {
         // With everything forced: closing empties the log the way the last setting says.
         let _ = self.checkpoint();
         drop(self.database);
+        // Nothing is written here before the next start.
+        self.reserve.release();
         // Only now may another process have the slot.
         drop(self.dir);
     }

@@ -19,8 +19,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Takes `slot`, as soon as whoever holds it has let go.
+/// Takes `slot`, which is made when missing, as soon as whoever holds it has let go.
 pub(crate) fn take_again(base: &Path, slot: u32) -> StateDir {
+    make_dir(&slot_path(base, slot), DirBuilder::new().recursive(true)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(dir) = StateDir::try_take(base, slot).unwrap() {

@@ -309,7 +309,7 @@ fn keys_without_effect_warn_only_when_they_are_not_at_their_default() {
     let options = [
         ("nats.max_deliver", "3"),
         ("idempotency.scope", "fleet"),
-        ("outbox.sync", "interval"),
+        ("http.metrics_addr", "0.0.0.0:9092"),
     ];
     let loaded = load(&sources(
         &dir,

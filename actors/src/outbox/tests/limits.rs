@@ -151,14 +151,14 @@ async fn after_a_burst_the_files_shrink_again() {
     assert_eq!(outbox.snapshot().failure, None);
 }
 
-/// A file system of 512 KiB, where the system lets us have one.
+/// A file system of 24 MiB, where the system lets us have one.
 struct SmallDisk(Scratch);
 
 impl SmallDisk {
     fn new() -> Option<Self> {
         let place = Scratch::new();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=512k", "none"])
+            .args(["-t", "tmpfs", "-o", "size=24m", "none"])
             .arg(&place.0)
             .stderr(Stdio::null())
             .status()
@@ -182,7 +182,7 @@ async fn a_disk_that_is_really_full_is_survived() {
     let outbox = Outbox::open(&take_again(&base, 0), &OutboxSettings::default(), &Log::discard()).unwrap();
     let mut stored = Vec::new();
     let error = loop {
-        match outbox.store(large("more", 20_000)).await {
+        match outbox.store(large("more", 200_000)).await {
             Ok(id) => stored.push(id),
             Err(error) => break error.to_string(),
         }
@@ -194,7 +194,7 @@ async fn a_disk_that_is_really_full_is_survived() {
     }
     timeout(SOON, outbox.room()).await.unwrap();
     until(|| outbox.snapshot().entries == 1).await;
-    let again = outbox.store(large("again", 20_000)).await.unwrap();
+    let again = outbox.store(large("again", 200_000)).await.unwrap();
     drop(outbox);
     let dir = take_again(&base, 0);
     let outbox = Outbox::open(&dir, &OutboxSettings::default(), &Log::discard()).unwrap();
@@ -206,21 +206,19 @@ async fn a_disk_that_is_really_full_is_survived() {
     assert_eq!(found, [last, again]);
     drop((outbox, dir));
 
-    // With nothing left for a new slot, the start says why.
-    drop(take_again(&base, 0));
-    let taken = StateDir::take(&base).unwrap();
-    assert!(std::fs::write(base.join("filler"), vec![0; 1024 * 1024]).is_err());
-    let full = StateDir::take(&base)
-        .map_err(|error| error.to_string())
-        .and_then(|dir| {
-            Outbox::open(&dir, &OutboxSettings::default(), &Log::discard())
-                .map(|_| ())
-                .map_err(|error| error.to_string())
-        });
-    drop(taken);
-    let text = full.unwrap_err();
+    // A start on a full disk opens what is there and says what is wrong; a new slot does not come into being.
+    assert!(std::fs::write(base.join("filler"), vec![0; 32 * 1024 * 1024]).is_err());
+    let dir = take_again(&base, 0);
+    let outbox = Outbox::open(&dir, &OutboxSettings::default(), &Log::discard()).unwrap();
+    assert!(!outbox.has_room());
+    assert_eq!(all_left(&outbox).await.len(), 2);
+    let next = StateDir::take(&base).unwrap();
+    let refused = Outbox::open(&next, &OutboxSettings::default(), &Log::discard()).map(|_| ());
+    let text = refused.unwrap_err().to_string();
     assert!(
-        text.starts_with("worker.state_dir: cannot ") && text.to_lowercase().contains("no space left"),
+        text.starts_with("worker.state_dir: cannot open ") && text.contains("no space left"),
         "{text}"
     );
+    std::fs::remove_file(base.join("filler")).unwrap();
+    timeout(SOON, outbox.room()).await.unwrap();
 }
