@@ -23,8 +23,8 @@ use std::path::PathBuf;
 
 use caf_actors::mask;
 use caf_actors::settings::{
-    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, PoolsSettings, RetrySettings,
-    SupervisionSettings, TenantSettings,
+    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings, PoolsSettings,
+    RetrySettings, SupervisionSettings, TenantSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ impl fmt::Debug for Settings {
 pub struct WorkerSettings {
     /// Identity in heartbeat, logs and journal; without it host name and a random suffix.
     pub id: Option<String>,
-    /// Directory of outbox and journal. Not in effect yet.
+    /// Directory of outbox and journal; each worker of a host takes a numbered one in it for itself.
     pub state_dir: PathBuf,
     /// Time between signs of life, in milliseconds.
     pub heartbeat_interval_ms: u64,
@@ -167,34 +167,6 @@ impl Default for HttpSettings {
             admin_addr: "127.0.0.1:9093".to_owned(),
         }
     }
-}
-
-/// Results that are not published yet.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct OutboxSettings {
-    /// When they are forced to disk. Not in effect yet.
-    pub sync: OutboxSync,
-}
-
-impl Default for OutboxSettings {
-    fn default() -> Self {
-        Self {
-            sync: OutboxSync::Interval,
-        }
-    }
-}
-
-/// When stored results are forced to disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OutboxSync {
-    /// When the system likes: kill -9 loses none, power loss may.
-    None,
-    /// Every 100 ms.
-    Interval,
-    /// Before each publish.
-    Always,
 }
 
 /// Log.

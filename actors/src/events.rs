@@ -488,6 +488,16 @@ pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
         .with("retry_in_ms", delay_ms)
 }
 
+/// Results cannot be stored: pulling stops until they can.
+pub fn outbox_failing(error: &str) -> Event {
+    Event::new(Level::Error, "Results cannot be stored, pulling stops").with("error", error)
+}
+
+/// Results can be stored again.
+pub fn outbox_recovered() -> Event {
+    Event::new(Level::Info, "Results can be stored again")
+}
+
 #[cfg(test)]
 mod tests {
     use caf_protocol::ids::{Correlation, RunFlowStep};

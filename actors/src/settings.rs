@@ -364,3 +364,34 @@ pub struct TenantSettings {
     /// Tenants that may; empty lets all.
     pub allowed: Vec<String>,
 }
+
+/// Results that are stored and not published yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxSettings {
+    /// When they are forced to disk.
+    pub sync: OutboxSync,
+    /// At this many bytes of them pulling stops until some are published. What is under way is stored all the same.
+    pub max_bytes: u64,
+}
+
+impl Default for OutboxSettings {
+    fn default() -> Self {
+        Self {
+            sync: OutboxSync::Interval,
+            max_bytes: 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// When stored results are forced to disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OutboxSync {
+    /// When the system likes: kill -9 loses none, power loss may, and may leave a file that cannot be read.
+    None,
+    /// Every 100 ms: kill -9 loses none, power loss at most those of the last 100 ms.
+    Interval,
+    /// Before each publish.
+    Always,
+}

@@ -9,9 +9,7 @@ use super::environment::split;
 use super::load::Loaded;
 
 /// Keys without effect, and why.
-pub const NOT_YET_IN_EFFECT: [(&str, &str); 6] = [
-    ("worker.state_dir", "results are kept in memory only"),
-    ("outbox.sync", "results are kept in memory only"),
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 4] = [
     ("http.metrics_addr", "there is no metrics endpoint"),
     ("http.admin_addr", "there is no admin endpoint"),
     ("nats.subjects.cancel", "requests to cancel are not read"),

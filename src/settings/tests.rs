@@ -40,6 +40,7 @@ fn rules_of_every_section_are_checked_under_its_name() {
         s.tenants.allowed = vec![String::new()];
         s.drain.soft_s = 31;
         s.http.admin_addr = "here".into();
+        s.outbox.max_bytes = 1_048_575;
         s.log.file = Some(PathBuf::new());
         s.blocks.http.body_timeout_ms = 0;
         s.blocks.http.allow_targets = vec!["a b".into()];
@@ -59,6 +60,7 @@ fn rules_of_every_section_are_checked_under_its_name() {
         "tenants.allowed",
         "drain.soft_s",
         "http.admin_addr",
+        "outbox.max_bytes",
         "log.file",
         "blocks.http.allow_targets",
         "blocks.http.body_timeout_ms",

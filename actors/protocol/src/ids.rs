@@ -230,4 +230,19 @@ mod tests {
         assert_ne!(AssignmentKey::new("a", "bc"), AssignmentKey::new("ab", "c"));
         assert_eq!(AssignmentKey::new("a", "b").as_str().len(), 64);
     }
+
+    #[test]
+    fn a_key_that_was_written_down_is_read_again_and_nothing_else_is() {
+        let key = AssignmentKey::new("a", "b");
+        assert_eq!(AssignmentKey::from_hex(key.as_str()), Some(key.clone()));
+        let upper = key.as_str().to_uppercase();
+        for bad in [
+            "",
+            &key.as_str()[1..],
+            &format!("{key}0", key = key.as_str()),
+            &upper,
+        ] {
+            assert_eq!(AssignmentKey::from_hex(bad), None, "{bad}");
+        }
+    }
 }

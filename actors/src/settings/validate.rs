@@ -10,8 +10,8 @@ use url::Url;
 
 use super::rules::Rules;
 use super::{
-    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, NatsTlsSettings, PoolsSettings,
-    RetrySettings, SubjectSettings, SupervisionSettings, TenantSettings,
+    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, NatsTlsSettings, OutboxSettings,
+    PoolsSettings, RetrySettings, SubjectSettings, SupervisionSettings, TenantSettings,
 };
 
 /// Longest subject or name in bytes; the server allows about as much.
@@ -167,6 +167,13 @@ impl DrainSettings {
         rules.range("hard_s", self.hard_s, 1..=3_600);
         let rule = format!("must not exceed drain.hard_s ({})", self.hard_s);
         rules.relate("soft_s", "hard_s", self.soft_s <= self.hard_s, rule);
+    }
+}
+
+impl OutboxSettings {
+    /// Checks that a few results fit before pulling stops.
+    pub fn validate(&self, rules: &mut Rules) {
+        rules.range("max_bytes", self.max_bytes, 1 << 20..=1 << 40);
     }
 }
 

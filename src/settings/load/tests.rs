@@ -308,7 +308,7 @@ fn keys_without_effect_warn_only_when_they_are_not_at_their_default() {
     let dir = Dir::new();
     let options = [
         ("nats.subjects.cancel", "caf.cancel"),
-        ("outbox.sync", "interval"),
+        ("http.metrics_addr", "0.0.0.0:9092"),
     ];
     let loaded = load(&sources(
         &dir,

@@ -27,6 +27,7 @@ fn the_defaults_break_no_rule() {
         RetrySettings::default().validate(rules);
         SupervisionSettings::default().validate(rules);
         DrainSettings::default().validate(rules);
+        OutboxSettings::default().validate(rules);
         TenantSettings::default().validate(rules);
     });
     assert_eq!(rest, Vec::<String>::new());
