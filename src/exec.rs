@@ -71,6 +71,8 @@ pub async fn run(
     let edges = Edges {
         sink,
         claims: Claims::new(&settings.idempotency, None),
+        outbox: None,
+        marks: None,
     };
     let loops = EventLoops::start(settings);
     let tree = build(

@@ -221,10 +221,11 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
     if status.is_ready() {
         return HttpResponse::Ok().body("ready\n");
     }
-    let why = match () {
-        () if status.is_draining() => "draining",
-        () if !status.is_connected() => "waiting for NATS",
-        () => "not consuming",
+    let why = match status.obstacle() {
+        _ if status.is_draining() => "draining".to_owned(),
+        Some(obstacle) => obstacle,
+        None if !status.is_connected() => "waiting for NATS".to_owned(),
+        None => "not consuming".to_owned(),
     };
     HttpResponse::ServiceUnavailable().body(format!("{why}\n"))
 }

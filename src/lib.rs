@@ -13,6 +13,7 @@ pub mod serve;
 pub mod settings;
 pub mod shutdown;
 pub mod signals;
+pub mod state;
 pub mod submit;
 pub mod telemetry;
 pub mod wiring;

@@ -16,23 +16,29 @@ use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
+use caf_actors::publisher::replay::Replay;
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::NatsMode;
+use caf_actors::sink::Sink;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
 use caf_protocol::block::{Registry, ResourceClass};
 use futures_util::FutureExt;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::exit::Exit;
 use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
+use crate::state::{State, watch_room};
 use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_status};
 
 /// How long the last verdicts may take to reach the broker.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
+/// How often a claim is written within its time to live: two writes may fail.
+const REFRESHES_PER_TTL: u32 = 3;
 
 /// Runs the node until a signal or an escalation ends it.
 ///
@@ -63,6 +69,13 @@ pub async fn run(
         Ok(port) => port,
         Err(exit) => return Ok(exit),
     };
+    let state = tokio::select! {
+        state = State::open(settings, &status, log) => state,
+        () = signals.next() => {
+            log.emit(events::stopped(0, Exit::Ok.code()));
+            return Ok(Exit::Ok);
+        }
+    };
     let loops = EventLoops::start(settings);
     let connecting = connect_pipeline(&loops.pipeline, settings, &status, log);
     let connected = tokio::select! {
@@ -72,7 +85,7 @@ pub async fn run(
             return Ok(Exit::Ok);
         }
     };
-    let (connection, edges) = match connected {
+    let (connection, sink, claims) = match connected {
         Ok(connected) => connected,
         Err(error) => {
             log.emit(events::fatal(&error.to_string()));
@@ -82,9 +95,16 @@ pub async fn run(
             });
         }
     };
+    let edges = Edges {
+        sink: Arc::clone(&sink) as Arc<dyn Sink>,
+        claims: claims.clone(),
+        outbox: Some(state.outbox.clone()),
+        marks: Some(state.marks.clone()),
+    };
+    let replay = Replay::new(sink, claims, &settings.nats.subjects.result, log.clone());
     let tree = build(settings, registry, edges, loops, status, log).await;
     health.watch(&tree);
-    let exit = feed_and_wait(settings, tree, &connection, &mut signals, log).await?;
+    let exit = feed_and_wait(settings, tree, (&state, &replay), &connection, &mut signals, log).await?;
     let address = port.address;
     port.close().await;
     log.emit(events::health_stopped(&address.ip().to_string(), address.port()));
@@ -123,7 +143,7 @@ async fn connect_pipeline(
     settings: &Settings,
     status: &NodeStatus,
     log: &Log,
-) -> Result<(Connection, Edges), ConnectError> {
+) -> Result<(Connection, Arc<NatsSink>, Claims), ConnectError> {
     let idempotency = settings.idempotency.clone();
     let settings = &settings.nats;
     let (settings, status, log) = (settings.clone(), status.clone(), log.clone());
@@ -149,8 +169,7 @@ async fn connect_pipeline(
                 )
             });
             let claims = Claims::new(&idempotency, fleet);
-            let sink = Arc::new(sink);
-            Ok((connection, Edges { sink, claims }))
+            Ok((connection, Arc::new(sink), claims))
         }
         .boxed_local()
     });
@@ -165,6 +184,7 @@ async fn connect_pipeline(
 async fn feed_and_wait(
     settings: &Settings,
     mut tree: Tree,
+    (state, replay): (&State, &Replay),
     connection: &Connection,
     signals: &mut Signals,
     log: &Log,
@@ -186,12 +206,24 @@ async fn feed_and_wait(
         stopped,
         log: log.clone(),
     };
-    adopt(&tree.supervisor, source_child(&tree.loops.pipeline, parts)).await;
-    log.emit(events::running(&settings.nats.subjects.assign));
-
+    let supervisor = tree.supervisor.clone();
+    let source = source_child(&tree.loops.pipeline, parts);
+    let claims = tree.claims.clone();
+    let working = async {
+        state.recover(settings, replay, &claims, log).await;
+        adopt(&supervisor, source).await;
+        log.emit(events::running(&settings.nats.subjects.assign));
+        let room = watch_room(
+            state.outbox.clone(),
+            tree.status.clone(),
+            &settings.worker.state_dir,
+        );
+        tokio::join!(room, keep_fresh(&claims, settings.idempotency.ttl_s));
+    };
     let escalation = tokio::select! {
         () = signals.next() => None,
         escalation = tree.escalations.recv() => escalation,
+        () = working => None,
     };
     let drained = match escalation {
         None => {
@@ -208,6 +240,7 @@ async fn feed_and_wait(
         Some(Escalation::LeaseKeeperLost) => Exit::LeaseKeeperLost,
     };
     connection.flush(LAST_FLUSH).await;
+    let _ = timeout(LAST_FLUSH, state.outbox.flush()).await;
     keeper.stop();
     log.emit(events::stopped(tree.status.held().held_jobs(), drained.code()));
     Ok(drained)
@@ -228,6 +261,20 @@ fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<L
         let _ = escalate.send(Escalation::LeaseKeeperLost);
     };
     LeaseKeeper::start(parts, ended).context("cannot start the lease keeper's thread")
+}
+
+/// Writes the claims of jobs that are held again before they are the oldest, for as long as it is polled.
+async fn keep_fresh(claims: &Claims, ttl_s: u64) {
+    let age = Duration::from_secs(ttl_s) / REFRESHES_PER_TTL;
+    loop {
+        tokio::time::sleep(age / 2).await;
+        for claim in claims.held_in_fleet() {
+            if claim.written().await.elapsed() >= age / 2 {
+                // Whoever answers for the job proves the claim by itself.
+                let _ = claim.prove().await;
+            }
+        }
+    }
 }
 
 fn source_child(pipeline: &EventLoop, parts: SourceParts) -> Child {

@@ -16,10 +16,12 @@ use caf_actors::held::HeldPermits;
 use caf_actors::intake::{Intake, IntakeParts};
 use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
+use caf_actors::outbox::Outbox;
 use caf_actors::pool::{EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor};
 use caf_actors::sink::Sink;
+use caf_actors::state_dir::marks::Marks;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Adopt, Child, Escalation, Supervisor};
 use caf_protocol::block::{CancellationToken, Registry, ResourceClass};
@@ -67,6 +69,10 @@ pub struct Edges {
     pub sink: Arc<dyn Sink>,
     /// What is known of assignments, here and in the fleet.
     pub claims: Claims,
+    /// Where results are kept until they are confirmed; nothing where nobody waits for them.
+    pub outbox: Option<Outbox>,
+    /// Where it stands what runs, for whoever comes after a sudden death.
+    pub marks: Option<Marks>,
 }
 
 /// A running pipeline.
@@ -83,6 +89,8 @@ pub struct Tree {
     pub leases: LeaseTable,
     /// What is known of assignments.
     pub claims: Claims,
+    /// Results that are not confirmed.
+    pub outbox: Option<Outbox>,
     /// Threads that outlived their job.
     pub threads: Threads,
     /// Cancels every job.
@@ -114,7 +122,12 @@ pub async fn build(
     status: NodeStatus,
     log: &Log,
 ) -> Tree {
-    let Edges { sink, claims } = edges;
+    let Edges {
+        sink,
+        claims,
+        outbox,
+        marks,
+    } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
     let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone()).start();
     let answers = Answers::new(&settings.nats.subjects, log.worker_id());
@@ -124,12 +137,19 @@ pub async fn build(
     let look_at_publisher = Route::default();
     adopt(
         &supervisor,
-        publisher_child(&loops, &publisher, &look_at_publisher, sink, &answers, log),
+        publisher_child(
+            &loops,
+            &publisher,
+            &look_at_publisher,
+            (sink, outbox.clone()),
+            &answers,
+            log,
+        ),
     )
     .await;
 
     let threads = Threads::default();
-    let workers = BlockWorker::new(publisher.clone(), threads.clone(), log.clone());
+    let workers = BlockWorker::new(publisher.clone(), threads.clone(), marks, log.clone());
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
@@ -171,6 +191,7 @@ pub async fn build(
         status,
         leases,
         claims,
+        outbox,
         threads,
         cancel_all,
         supervisor,
@@ -195,7 +216,7 @@ fn publisher_child(
     loops: &EventLoops,
     routes: &PublisherRoutes,
     look: &Route<LookAtPublisher>,
-    sink: Arc<dyn Sink>,
+    (sink, outbox): (Arc<dyn Sink>, Option<Outbox>),
     answers: &Answers,
     log: &Log,
 ) -> Child {
@@ -206,9 +227,10 @@ fn publisher_child(
         may_finish: false,
         start: Box::new(move |ended| {
             let (on, routes, look) = (on.clone(), routes.clone(), look.clone());
-            let (sink, answers, log) = (Arc::clone(&sink), answers.clone(), log.clone());
+            let (sink, outbox) = (Arc::clone(&sink), outbox.clone());
+            let (answers, log) = (answers.clone(), log.clone());
             async move {
-                let make = move || Publisher::new(sink, answers, log);
+                let make = move || Publisher::new(sink, outbox, answers, log);
                 let connect = move |address: &Addr<Publisher>| {
                     routes.acknowledge.connect(address);
                     routes.conclude.connect(address);

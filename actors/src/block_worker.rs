@@ -9,16 +9,19 @@ pub mod threads;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::block::{BlockContext, Outputs, RunMode, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use futures_util::FutureExt;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
 use self::retry::{NextStep, RetryPlan};
 use self::threads::Threads;
+use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
@@ -26,6 +29,10 @@ use crate::job::Job;
 use crate::pool::Slot;
 use crate::publisher::{Conclude, PublisherRoutes, Settle};
 use crate::sink::Verdict;
+use crate::state_dir::marks::{Mark, Marks};
+
+/// Pause before a claim that did not answer is asked again.
+const PROOF_RETRY: Duration = Duration::from_millis(200);
 
 /// From the pool: run this job.
 #[derive(Message)]
@@ -43,6 +50,9 @@ pub struct Run {
 pub struct BlockWorker {
     publisher: PublisherRoutes,
     threads: Threads,
+    marks: Option<Marks>,
+    /// Shared by all jobs that run; one that must run alone has it to itself.
+    floor: Arc<RwLock<()>>,
     log: Log,
 }
 
@@ -50,22 +60,33 @@ pub struct BlockWorker {
 enum Ended {
     Outcome(Outcome, u32),
     Interrupted,
+    TakenOver,
+}
+
+/// Whether an attempt may begin.
+enum Cleared {
+    Go,
+    Cancelled,
+    OutOfTime,
+    TakenOver,
 }
 
 impl BlockWorker {
     /// A worker whose outcomes go to `publisher`; `threads` are shared by all workers of the node.
-    pub fn new(publisher: PublisherRoutes, threads: Threads, log: Log) -> Self {
+    pub fn new(publisher: PublisherRoutes, threads: Threads, marks: Option<Marks>, log: Log) -> Self {
         Self {
             publisher,
             threads,
+            marks,
+            floor: Arc::default(),
             log,
         }
     }
 }
 
-async fn run(job: Box<Job>, slot: Slot, worker: BlockWorker) {
-    let ended = attempts(&job, &worker).await;
-    let publisher = worker.publisher;
+async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
+    let ended = on_the_floor(&job, &worker).await;
+    let BlockWorker { publisher, log, .. } = worker;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
     match ended {
@@ -86,7 +107,57 @@ async fn run(job: Box<Job>, slot: Slot, worker: BlockWorker) {
                 verdict,
             });
         }
+        Ended::TakenOver => {
+            log.emit(events::result_suppressed(
+                Some(&job.identity),
+                "taken over by another worker before it ended",
+            ));
+            if let Some(claim) = job.holdings.claim.take() {
+                claim.forget();
+            }
+        }
     }
+}
+
+/// Waits for room beside the others, or for a worker without others, and leaves a mark for as long as the job runs.
+async fn on_the_floor(job: &Job, worker: &BlockWorker) -> Ended {
+    let floor = Arc::clone(&worker.floor);
+    let entered = async {
+        if job.alone {
+            worker.log.emit(events::runs_alone(&job.identity));
+            Floor::Alone(floor.write_owned().await)
+        } else {
+            Floor::Shared(floor.read_owned().await)
+        }
+    };
+    let _floor = tokio::select! {
+        biased;
+        () = job.cancel.cancelled() => return cancelled(job, 0),
+        entered = timeout_at(job.deadline, entered) => match entered {
+            Ok(floor) => floor,
+            Err(_) => return out_of_time(0),
+        },
+    };
+    // Only the fleet asks who died with what.
+    let claim = job
+        .holdings
+        .claim
+        .as_ref()
+        .filter(|claim| claim.fleet().is_some());
+    let _mark = worker.marks.as_ref().zip(claim).map(|(marks, claim)| {
+        marks.set(&Mark {
+            key: claim.key().clone(),
+            alone: job.alone,
+        })
+    });
+    attempts(job, worker).await
+}
+
+/// Room to run, returned when dropped.
+#[expect(dead_code, reason = "held, never looked at")]
+enum Floor {
+    Shared(OwnedRwLockReadGuard<()>),
+    Alone(OwnedRwLockWriteGuard<()>),
 }
 
 /// Calls the block until it succeeds, the plan says stop, time runs out or somebody cancels.
@@ -94,6 +165,12 @@ async fn attempts(job: &Job, worker: &BlockWorker) -> Ended {
     let plan = RetryPlan::cp1(job.max_attempts);
     let mut attempt = 0;
     loop {
+        match clearance(job).await {
+            Cleared::Go => {}
+            Cleared::Cancelled => return cancelled(job, attempt),
+            Cleared::OutOfTime => return out_of_time(attempt),
+            Cleared::TakenOver => return Ended::TakenOver,
+        }
         let failure = match one_attempt(job, attempt, &worker.threads).await {
             Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
             Attempt::Done(Err(failure)) => failure,
@@ -114,6 +191,29 @@ async fn attempts(job: &Job, worker: &BlockWorker) -> Ended {
             () = tokio::time::sleep(delay) => {}
         }
         attempt += 1;
+    }
+}
+
+/// Row 13: no attempt begins while it is uncertain whose the assignment is.
+async fn clearance(job: &Job) -> Cleared {
+    loop {
+        let proof = tokio::select! {
+            biased;
+            () = job.cancel.cancelled() => return Cleared::Cancelled,
+            proof = timeout_at(job.deadline, job.holdings.prove()) => proof,
+        };
+        match proof {
+            Ok(Proof::Ours) => return Cleared::Go,
+            Ok(Proof::Lost) => return Cleared::TakenOver,
+            Ok(Proof::Unknown(_)) => {
+                let again = Instant::now() + PROOF_RETRY;
+                if again >= job.deadline {
+                    return Cleared::OutOfTime;
+                }
+                tokio::time::sleep_until(again).await;
+            }
+            Err(_) => return Cleared::OutOfTime,
+        }
     }
 }
 

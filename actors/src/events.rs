@@ -200,6 +200,11 @@ pub fn step_started(identity: &Identity, class: &'static str, queued_ms: u64) ->
         .with("queued_ms", queued_ms)
 }
 
+/// A job may have killed its worker before: nothing runs beside it.
+pub fn runs_alone(identity: &Identity) -> Event {
+    Event::new(Level::Warn, "Suspect runs alone").of(identity)
+}
+
 /// A job that waited is next.
 pub fn processing_queued(identity: &Identity, class: &'static str, queue_depth: usize) -> Event {
     Event::new(Level::Debug, "Processing queued request")
@@ -299,6 +304,30 @@ pub fn result_suppressed(identity: Option<&Identity>, why: &str) -> Event {
 /// A result could not be stored before it is published; it is published all the same.
 pub fn not_kept(error: &str) -> Event {
     Event::new(Level::Error, "Result not stored before publishing").with("error", error)
+}
+
+/// The state directory cannot be used.
+pub fn state_unusable(error: &str) -> Event {
+    Event::new(Level::Error, "State directory unusable").with("error", error)
+}
+
+/// The state directory is in use.
+pub fn state_opened(path: &std::path::Path, entries: u64) -> Event {
+    Event::new(Level::Info, "State directory opened")
+        .with("path", path.display().to_string())
+        .with("results_left_behind", entries)
+}
+
+/// Results of an earlier process were dealt with.
+pub fn replayed(entries: usize) -> Event {
+    Event::new(Level::Info, "Outbox replayed").with("entries", entries)
+}
+
+/// An earlier process died while it ran an assignment; the fleet knows now.
+pub fn death_noted(key: &str, alone: bool) -> Event {
+    Event::new(Level::Warn, "Worker died while it ran an assignment")
+        .with("claim", key)
+        .with("ran_alone", alone)
 }
 
 /// A result was too large for the server.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::settings::LimitSettings;
 
@@ -21,6 +21,8 @@ struct Shared {
     held_jobs: AtomicUsize,
     held_bytes: AtomicUsize,
     returned: Notify,
+    /// Whether anything is let in at all.
+    open: watch::Sender<bool>,
 }
 
 /// Room for messages that have not arrived yet.
@@ -47,11 +49,14 @@ impl HeldPermits {
             held_jobs: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             returned: Notify::new(),
+            open: watch::Sender::new(true),
         }))
     }
 
     /// Waits for room and reserves what is free, at least one job and at most `wanted`.
     pub async fn reserve(&self, wanted: usize) -> Reservation {
+        // The sender lives in `self`: it cannot be gone.
+        let _ = self.0.open.subscribe().wait_for(|open| *open).await;
         loop {
             let returned = self.0.returned.notified();
             if self.free_bytes() > 0 {
@@ -69,6 +74,11 @@ impl HeldPermits {
             permits,
             shared: Arc::clone(&self.0),
         }
+    }
+
+    /// Whether reservations are given from now on; without room for results nothing is taken on.
+    pub fn let_in(&self, open: bool) {
+        self.0.open.send_replace(open);
     }
 
     /// Bytes that may still be taken on.

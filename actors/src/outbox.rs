@@ -288,11 +288,9 @@ impl Outbox {
         *self.shared.has_room.borrow()
     }
 
-    /// Waits for [`Self::has_room`].
-    pub async fn room(&self) {
-        let mut has_room = self.shared.has_room.subscribe();
-        // The sender lives in `self`: it cannot be gone.
-        let _ = has_room.wait_for(|has_room| *has_room).await;
+    /// [`Self::has_room`], now and whenever it changes.
+    pub fn room_changes(&self) -> watch::Receiver<bool> {
+        self.shared.has_room.subscribe()
     }
 
     /// The database, for messages to people.

@@ -6,6 +6,7 @@
 //! [`plan`]; `sending` carries them out.
 
 pub mod plan;
+pub mod replay;
 mod sending;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::answers::Answers;
 use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck};
+use crate::outbox::Outbox;
 use crate::runtime::Route;
 use crate::sink::{Outgoing, Sink, Verdict};
 
@@ -160,10 +162,10 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher that writes to `sink`.
-    pub fn new(sink: Arc<dyn Sink>, answers: Answers, log: Log) -> Self {
+    /// A publisher that writes to `sink`, and before that to `outbox` if there is one.
+    pub fn new(sink: Arc<dyn Sink>, outbox: Option<Outbox>, answers: Answers, log: Log) -> Self {
         Self {
-            sender: Sender::new(sink, log),
+            sender: Sender::new(sink, outbox, log),
             answers,
         }
     }
@@ -217,6 +219,7 @@ impl Publisher {
             ack: Some(ack),
             messages: std::iter::once(result).chain(letter.map(Arc::new)).collect(),
             identity: Some(identity),
+            position: arrival.position,
         }
     }
 }

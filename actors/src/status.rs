@@ -2,8 +2,8 @@
 //!
 //! Neighbours: edges and shutdown write it, everything reads it. Shared between threads; plain values, no events.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -17,6 +17,8 @@ struct Shared {
     connected: AtomicBool,
     consuming: AtomicBool,
     draining: watch::Sender<bool>,
+    /// Why nothing is taken on, in words for an operator.
+    obstacle: Mutex<Option<String>>,
     held: HeldPermits,
 }
 
@@ -27,6 +29,7 @@ impl NodeStatus {
             connected: AtomicBool::new(false),
             consuming: AtomicBool::new(false),
             draining: watch::Sender::new(false),
+            obstacle: Mutex::default(),
             held,
         }))
     }
@@ -71,8 +74,27 @@ impl NodeStatus {
         self.0.draining.send_replace(true);
     }
 
-    /// Ready = connected, consuming, not draining.
+    /// Why nothing is taken on although the broker is there, such as a full disk.
+    pub fn obstacle(&self) -> Option<String> {
+        self.0
+            .obstacle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Something keeps the node from taking work on.
+    pub fn set_obstacle(&self, why: &str) {
+        *self.0.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// Nothing does any more.
+    pub fn clear_obstacle(&self) {
+        *self.0.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Ready = connected, consuming, not draining, and nothing in the way.
     pub fn is_ready(&self) -> bool {
-        self.is_connected() && self.is_consuming() && !self.is_draining()
+        self.is_connected() && self.is_consuming() && !self.is_draining() && self.obstacle().is_none()
     }
 }

@@ -286,6 +286,8 @@ impl Rig {
             Edges {
                 sink: Arc::clone(&sink) as Arc<dyn Sink>,
                 claims: Claims::new(&settings.idempotency, None),
+                outbox: None,
+                marks: None,
             },
             EventLoops::start(&settings),
             status,

@@ -245,6 +245,11 @@ impl Fleet {
 }
 
 impl FleetClaim {
+    /// The process that holds it, which is this one.
+    pub fn owner(&self) -> &str {
+        self.fleet.owner()
+    }
+
     /// Writes the record again, so that it does not age and it is certain whose it is.
     pub async fn prove(&self) -> Proof {
         self.change(|_| {}).await

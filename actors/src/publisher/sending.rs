@@ -14,11 +14,13 @@ use tokio::time::Instant;
 
 use super::plan::{Progress, Step, next_step};
 use super::{AckState, PublisherSnapshot};
+use crate::claims::Claim;
 use crate::claims::fleet::Proof;
 use crate::claims::record::OutcomeRef;
-use crate::clock::whole_ms;
+use crate::clock::{self, whole_ms};
 use crate::events::{self, Event, Log};
 use crate::job::{Holdings, SentAck, elapsed_ms};
+use crate::outbox::{EntryId, NewEntry, Outbox};
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
 /// First wait before an unconfirmed message is sent again.
@@ -34,8 +36,10 @@ pub(super) struct Written {
     pub(super) ack: Option<AckState>,
     /// The result, and for some rows a dead letter.
     pub(super) messages: Vec<Arc<Outgoing>>,
-    /// Whom it goes to, for the log.
+    /// Whom it goes to.
     pub(super) identity: Option<Identity>,
+    /// Stream and sequence of the assignment, when it came from a stream.
+    pub(super) position: Option<(Arc<str>, u64)>,
 }
 
 impl Written {
@@ -45,6 +49,7 @@ impl Written {
             ack: None,
             messages,
             identity: None,
+            position: None,
         }
     }
 }
@@ -53,6 +58,7 @@ impl Written {
 #[derive(Clone)]
 pub(super) struct Sender {
     sink: Arc<dyn Sink>,
+    outbox: Option<Outbox>,
     log: Log,
     unconfirmed: Arc<Mutex<Unconfirmed>>,
 }
@@ -78,6 +84,9 @@ struct Leaving {
     ack: Option<AckState>,
     messages: Vec<Arc<Outgoing>>,
     is_news: bool,
+    identity: Option<Identity>,
+    position: Option<(Arc<str>, u64)>,
+    kept_as: Option<EntryId>,
     /// Tries at the present message.
     tries: u32,
     result: Published,
@@ -85,9 +94,10 @@ struct Leaving {
 }
 
 impl Sender {
-    pub(super) fn new(sink: Arc<dyn Sink>, log: Log) -> Self {
+    pub(super) fn new(sink: Arc<dyn Sink>, outbox: Option<Outbox>, log: Log) -> Self {
         Self {
             sink,
+            outbox,
             log,
             unconfirmed: Arc::default(),
         }
@@ -110,15 +120,17 @@ impl Sender {
         }
     }
 
-    /// Sends until confirmed. Gives up only on what the server will never take.
-    pub(super) async fn send_until_confirmed(&self, message: &Outgoing) {
+    /// Sends until confirmed. Gives up only on what the server will never take: then there is nothing to tell.
+    pub(super) async fn send_until_confirmed(&self, message: &Outgoing) -> Option<Published> {
         let _counted = Counted::new(&self.unconfirmed);
         for attempt in 1.. {
             match self.try_to_send(message, attempt).await {
-                Tried::Sent(_) | Tried::Refused => return,
+                Tried::Sent(published) => return Some(published),
+                Tried::Refused => return None,
                 Tried::Unconfirmed => {}
             }
         }
+        None
     }
 
     /// Sends once, and waits when it was not confirmed.
@@ -142,21 +154,20 @@ impl Sender {
     /// Everything that is said about an assignment, then the verdict, then letting go.
     pub(super) async fn conclude(self, written: Written, mut holdings: Holdings) {
         let _counted = Counted::new(&self.unconfirmed);
-        let identity = written.identity.clone();
-        let mut leaving = Leaving::new(written, &holdings);
+        let mut leaving = Leaving::new(written, &holdings, self.outbox.is_some());
         loop {
             leaving.progress.lapsed = holdings.has_lapsed();
             match next_step(&leaving.progress) {
-                Step::Keep => leaving.progress.to_keep = false,
+                Step::Keep => self.keep(&mut leaving, &holdings).await,
                 Step::Prove => match holdings.prove().await {
                     Proof::Ours => leaving.progress.proven = true,
-                    Proof::Lost => return self.suppress(identity.as_ref(), &mut holdings),
+                    Proof::Lost => return self.suppress(&leaving, &mut holdings),
                     Proof::Unknown(why) => self.wait_for_claims(&why).await,
                 },
                 Step::Acknowledge => self.acknowledge(&mut leaving).await,
                 Step::Publish(number) => self.publish(&mut leaving, number).await,
                 Step::Record => self.record(&mut leaving, &holdings).await,
-                Step::Forget => leaving.progress.kept = false,
+                Step::Forget => self.forget(&mut leaving),
                 Step::Settle => {
                     self.tell_broker(&holdings, Verdict::Ack).await;
                     leaving.progress.to_settle = false;
@@ -164,6 +175,44 @@ impl Sender {
                 Step::Done => return,
             }
         }
+    }
+
+    /// Stores what is to be said, so that it is said even if this process dies now.
+    async fn keep(&self, leaving: &mut Leaving, holdings: &Holdings) {
+        leaving.progress.to_keep = false;
+        let (Some(outbox), Some(identity)) = (&self.outbox, &leaving.identity) else {
+            return;
+        };
+        let unsent_ack = match &leaving.ack {
+            Some(AckState::Unsent(ack)) => Some(Arc::clone(ack)),
+            _ => None,
+        };
+        let claim = holdings.claim.as_ref().and_then(Claim::fleet);
+        let entry = NewEntry {
+            key: identity.key(),
+            owner: claim.map(|claim| claim.owner().to_owned()).unwrap_or_default(),
+            position: leaving.position.clone(),
+            messages: unsent_ack
+                .into_iter()
+                .chain(leaving.messages.iter().cloned())
+                .collect(),
+            stored_at_ms: clock::epoch_ms(),
+        };
+        match outbox.store(entry).await {
+            Ok(id) => {
+                leaving.kept_as = Some(id);
+                leaving.progress.kept = true;
+            }
+            // Published without: until it is, the broker still has the assignment.
+            Err(error) => self.log(events::not_kept(&error.to_string())),
+        }
+    }
+
+    fn forget(&self, leaving: &mut Leaving) {
+        if let (Some(outbox), Some(id)) = (&self.outbox, leaving.kept_as.take()) {
+            outbox.remove(id);
+        }
+        leaving.progress.kept = false;
     }
 
     /// The acknowledgement that was on its way; sent again when word of it never came.
@@ -217,20 +266,10 @@ impl Sender {
 
     /// Tells the fleet where the result is.
     async fn record(&self, leaving: &mut Leaving, holdings: &Holdings) {
-        let claim = holdings.claim.as_ref().and_then(|claim| claim.fleet());
+        let claim = holdings.claim.as_ref().and_then(Claim::fleet);
         if let (Some(claim), Some(result)) = (claim, leaving.messages.first()) {
-            let Published {
-                position,
-                known_before,
-            } = leaving.result.clone();
-            // The stream kept another result with this id, whose bytes are not known here.
-            let mut hash = if known_before {
-                String::new()
-            } else {
-                sha256_hex(&result.payload)
-            };
-            hash.truncate(OUTCOME_HASH_DIGITS);
-            if let Proof::Unknown(why) = claim.finish(OutcomeRef { hash, position }).await {
+            let outcome = outcome_of(result, leaving.result.clone());
+            if let Proof::Unknown(why) = claim.finish(outcome).await {
                 return self.wait_for_claims(&why).await;
             }
         }
@@ -239,17 +278,21 @@ impl Sender {
     }
 
     /// Somebody else answers: nothing is said.
-    fn suppress(&self, identity: Option<&Identity>, holdings: &mut Holdings) {
+    fn suppress(&self, leaving: &Leaving, holdings: &mut Holdings) {
+        let identity = leaving.identity.as_ref();
         self.log(events::result_suppressed(
             identity,
             "taken over by another worker",
         ));
+        if let (Some(outbox), Some(id)) = (&self.outbox, leaving.kept_as) {
+            outbox.remove(id);
+        }
         if let Some(claim) = holdings.claim.take() {
             claim.forget();
         }
     }
 
-    async fn wait_for_claims(&self, why: &str) {
+    pub(super) async fn wait_for_claims(&self, why: &str) {
         self.log(events::claims_silent(why));
         tokio::time::sleep(FIRST_RETRY).await;
     }
@@ -276,10 +319,10 @@ impl Sender {
 }
 
 impl Leaving {
-    fn new(written: Written, holdings: &Holdings) -> Self {
+    fn new(written: Written, holdings: &Holdings, keeps: bool) -> Self {
         let is_news = written.ack.is_some();
         let progress = Progress {
-            to_keep: is_news,
+            to_keep: is_news && keeps,
             kept: false,
             lapsed: false,
             proven: false,
@@ -293,10 +336,28 @@ impl Leaving {
             ack: written.ack,
             messages: written.messages,
             is_news,
+            identity: written.identity,
+            position: written.position,
+            kept_as: None,
             tries: 0,
             result: Published::default(),
             progress,
         }
+    }
+}
+
+/// Where a published result can be read back, for its claim.
+pub(super) fn outcome_of(result: &Outgoing, published: Published) -> OutcomeRef {
+    // When the stream kept another result with this id, the bytes of that one are not known here.
+    let mut hash = if published.known_before {
+        String::new()
+    } else {
+        sha256_hex(&result.payload)
+    };
+    hash.truncate(OUTCOME_HASH_DIGITS);
+    OutcomeRef {
+        hash,
+        position: published.position,
     }
 }
 

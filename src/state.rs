@@ -1,0 +1,142 @@
+//! The state directory of a running node: opened before anything is taken on, and what was left in it is finished first.
+//!
+//! Neighbours: `serve` opens it and hands outbox and marks to `wiring`; `recover` publishes what earlier processes had
+//! stored and tells the fleet which assignments they died with. An unusable directory is waited for: the log, readiness
+//! and the health page say what is wrong.
+
+use std::path::Path;
+use std::time::Duration;
+
+use caf_actors::claims::Claims;
+use caf_actors::claims::fleet::Fleet;
+use caf_actors::events::{self, Log};
+use caf_actors::outbox::Outbox;
+use caf_actors::publisher::replay::Replay;
+use caf_actors::state_dir::StateDir;
+use caf_actors::state_dir::marks::{Mark, Marks};
+use caf_actors::status::NodeStatus;
+use caf_protocol::block::ResourceClass;
+
+use crate::settings::Settings;
+
+/// Pause before an unusable directory is tried again.
+const OPEN_RETRY: Duration = Duration::from_secs(1);
+/// Tries between two log lines about an unusable directory.
+const TRIES_PER_LINE: u32 = 30;
+
+/// What a node keeps on disk.
+pub struct State {
+    /// Results that are not confirmed.
+    pub outbox: Outbox,
+    /// Assignments that run.
+    pub marks: Marks,
+    /// Assignments that ran when an earlier process in this slot ended without a word.
+    died_with: Vec<Mark>,
+    slot: u32,
+}
+
+impl State {
+    /// Opens the first free slot, however long that takes.
+    pub async fn open(settings: &Settings, status: &NodeStatus, log: &Log) -> Self {
+        for attempt in 0.. {
+            match Self::try_open(settings, log) {
+                Ok(state) => {
+                    status.clear_obstacle();
+                    return state;
+                }
+                Err(error) => {
+                    if attempt % TRIES_PER_LINE == 0 {
+                        log.emit(events::state_unusable(&error.to_string()));
+                    }
+                    status.set_obstacle(&error.to_string());
+                    tokio::time::sleep(OPEN_RETRY).await;
+                }
+            }
+        }
+        unreachable!("the loop has no end of its own")
+    }
+
+    fn try_open(settings: &Settings, log: &Log) -> anyhow::Result<Self> {
+        let dir = StateDir::take(&settings.worker.state_dir)?;
+        let outbox = Outbox::open(&dir, &settings.outbox, log)?;
+        let slots = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
+        let (marks, died_with) = Marks::open(&dir, slots.iter().sum())?;
+        log.emit(events::state_opened(dir.path(), outbox.snapshot().entries));
+        Ok(Self {
+            outbox,
+            marks,
+            died_with,
+            slot: dir.slot(),
+        })
+    }
+
+    /// Finishes what earlier processes left, here and in slots that nobody uses any more. As long as the broker is away
+    /// this does not end.
+    pub async fn recover(&self, settings: &Settings, replay: &Replay, claims: &Claims, log: &Log) {
+        if let Some(fleet) = claims.fleet() {
+            note_deaths(fleet, &self.died_with, log).await;
+        }
+        replay.publish_left_behind(&self.outbox).await;
+        for dir in StateDir::take_left_behind(&settings.worker.state_dir, self.slot) {
+            self.recover_slot(&dir, settings, replay, claims, log).await;
+        }
+    }
+
+    async fn recover_slot(
+        &self,
+        dir: &StateDir,
+        settings: &Settings,
+        replay: &Replay,
+        claims: &Claims,
+        log: &Log,
+    ) {
+        match Marks::open(dir, 0) {
+            Ok((_, died_with)) => {
+                if let Some(fleet) = claims.fleet() {
+                    note_deaths(fleet, &died_with, log).await;
+                }
+            }
+            Err(error) => log.emit(events::warning(&error.to_string())),
+        }
+        match Outbox::open(dir, &settings.outbox, log) {
+            Ok(outbox) => {
+                replay.publish_left_behind(&outbox).await;
+                let _ = outbox.flush().await;
+            }
+            Err(error) => log.emit(events::state_unusable(&error.to_string())),
+        }
+    }
+}
+
+async fn note_deaths(fleet: &Fleet, died_with: &[Mark], log: &Log) {
+    for mark in died_with {
+        fleet.note_death(&mark.key, mark.alone).await;
+        log.emit(events::death_noted(mark.key.as_str(), mark.alone));
+    }
+}
+
+/// Lets the node take work on only while results can be stored, for as long as it is polled.
+pub async fn watch_room(outbox: Outbox, status: NodeStatus, state_dir: &Path) {
+    let mut has_room = outbox.room_changes();
+    loop {
+        let room = *has_room.borrow_and_update();
+        status.held().let_in(room);
+        if room {
+            status.clear_obstacle();
+        } else {
+            let snapshot = outbox.snapshot();
+            let why = snapshot.failure.unwrap_or_else(|| {
+                format!(
+                    "worker.state_dir: the outbox in {} is full: {} of {} bytes wait to be published",
+                    state_dir.display(),
+                    snapshot.bytes,
+                    snapshot.max_bytes
+                )
+            });
+            status.set_obstacle(&why);
+        }
+        if has_room.changed().await.is_err() {
+            return;
+        }
+    }
+}
