@@ -12,6 +12,7 @@ use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
+use caf_actors::nats::watchdog::{SourceControl, WatchdogParts, run_watchdog};
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::{NatsMode, NatsSettings};
 use caf_actors::status::NodeStatus;
@@ -166,8 +167,13 @@ async fn feed_and_wait(
         status: tree.status.clone(),
         stop: is_stop,
         stopped,
+        control: SourceControl::default(),
         log: log.clone(),
     };
+    if settings.nats.mode == NatsMode::Jetstream {
+        let watchdog = watchdog_child(&tree.loops.pipeline, &parts, &tree);
+        adopt(&tree.supervisor, watchdog).await;
+    }
     adopt(&tree.supervisor, source_child(&tree.loops.pipeline, parts)).await;
     log.emit(events::running(&settings.nats.subjects.assign));
 
@@ -175,15 +181,21 @@ async fn feed_and_wait(
         () = signals.next() => None,
         escalation = tree.escalations.recv() => escalation,
     };
+    let held = tree.status.held().held_jobs();
+    let guarantee = match settings.nats.mode {
+        NatsMode::Jetstream => Guarantee::AtLeastOnce,
+        NatsMode::Core => Guarantee::AtMostOnce,
+    };
     let drained = match escalation {
         None => {
-            let held = tree.status.held().held_jobs();
             log.emit(events::shutting_down(signals.last(), held));
-            let guarantee = match settings.nats.mode {
-                NatsMode::Jetstream => Guarantee::AtLeastOnce,
-                NatsMode::Core => Guarantee::AtMostOnce,
-            };
             drain(&tree, &feed, guarantee, settings, signals).await
+        }
+        // Only the way in is ill: what is held ends as it should.
+        Some(Escalation::ConsumptionStalled) => {
+            log.emit(events::shutting_down("none: consumption stalled", held));
+            drain(&tree, &feed, guarantee, settings, signals).await;
+            Exit::ConsumptionStalled
         }
         // The tree cannot be trusted to drain; what it holds is delivered again.
         Some(Escalation::RestartBudgetSpent) => Exit::RestartsSpent,
@@ -209,6 +221,27 @@ fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<L
         let _ = escalate.send(Escalation::LeaseKeeperLost);
     };
     LeaseKeeper::start(parts, ended).context("cannot start the lease keeper's thread")
+}
+
+fn watchdog_child(pipeline: &EventLoop, source: &SourceParts, tree: &Tree) -> Child {
+    let on = pipeline.handle();
+    let parts = WatchdogParts {
+        connection: source.connection.clone(),
+        settings: Arc::clone(&source.settings),
+        status: source.status.clone(),
+        source: source.control.clone(),
+        stop: source.stop.clone(),
+        escalate: tree.escalate.clone(),
+        log: source.log.clone(),
+    };
+    Child {
+        name: "watchdog".to_owned(),
+        may_finish: true,
+        start: Box::new(move |ended| {
+            let (on, parts) = (on.clone(), parts.clone());
+            async move { spawn_task(&on, move || run_watchdog(parts).boxed_local(), ended) }.boxed()
+        }),
+    }
 }
 
 fn source_child(pipeline: &EventLoop, parts: SourceParts) -> Child {

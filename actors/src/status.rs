@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use tokio::sync::watch;
 
+use crate::consumption::Consumption;
 use crate::held::HeldPermits;
 
 /// State of one node. Cheap to clone.
@@ -18,6 +19,7 @@ struct Shared {
     consuming: AtomicBool,
     draining: watch::Sender<bool>,
     held: HeldPermits,
+    consumption: Consumption,
 }
 
 impl NodeStatus {
@@ -28,12 +30,18 @@ impl NodeStatus {
             consuming: AtomicBool::new(false),
             draining: watch::Sender::new(false),
             held,
+            consumption: Consumption::default(),
         }))
     }
 
     /// What the node holds.
     pub fn held(&self) -> &HeldPermits {
         &self.0.held
+    }
+
+    /// How assignments come in.
+    pub fn consumption(&self) -> &Consumption {
+        &self.0.consumption
     }
 
     /// Whether the broker is reachable.
