@@ -35,7 +35,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(20);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Signs of life of an open request in the time after which the watchdog calls it stalled: two may be late.
 const HEARTBEATS_PER_STALL: u32 = 3;
-/// Most signs of life: ten in a second.
+/// Shortest time between two signs of life, however soon the watchdog wants to know.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
 /// How long shutdown waits for the server to confirm that the request is gone.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);

@@ -10,6 +10,9 @@ use crate::consumption::Phase;
 
 /// How many times the allowed time JetStream may leave questions unanswered before the connection is made anew.
 const SILENT_PERIODS: u32 = 3;
+/// The same after vain attempts: each doubles it up to here. A broker without a leader gains nothing by them, and a
+/// large message on a slow line, which holds the answer up, must have the time to arrive.
+const MOST_SILENT_PERIODS: u32 = 24;
 
 /// What the broker says of the consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +110,8 @@ pub(super) struct Judge {
     stage: Action,
     stalled: Option<Since>,
     silent: Option<Duration>,
+    /// How many times the allowed time it may last.
+    silent_periods: u32,
     missing: Option<Duration>,
     arrived: u64,
     generation: u64,
@@ -121,6 +126,7 @@ impl Judge {
             stage: Action::Nothing,
             stalled: None,
             silent: None,
+            silent_periods: SILENT_PERIODS,
             missing: None,
             arrived: 0,
             generation: 0,
@@ -137,8 +143,12 @@ impl Judge {
                 self.stage = Action::Nothing;
             }
         }
+        if seen.server != ServerView::Silent && seen.connected {
+            self.silent_periods = SILENT_PERIODS;
+        }
         if seen.arrived != self.arrived {
             self.arrived = seen.arrived;
+            self.silent_periods = SILENT_PERIODS;
             return self.all_is_well();
         }
         if seen.draining {
@@ -174,10 +184,11 @@ impl Judge {
     fn unanswered(&mut self, now: Duration) -> Action {
         (self.stalled, self.missing) = (None, None);
         let since = *self.silent.get_or_insert(now);
-        if now.saturating_sub(since) < self.limit * SILENT_PERIODS {
+        if now.saturating_sub(since) < self.limit * self.silent_periods {
             return Action::Nothing;
         }
         self.silent = None;
+        self.silent_periods = (self.silent_periods * 2).min(MOST_SILENT_PERIODS);
         self.reconnecting = true;
         Action::Reconnect
     }

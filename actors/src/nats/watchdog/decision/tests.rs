@@ -122,13 +122,13 @@ fn a_broker_that_does_not_answer_gets_a_new_connection_now_and_then_and_never_lo
         server: ServerView::Silent,
         ..stalled()
     };
-    let done = watch(&mut Judge::new(LIMIT), 0, 40, |_| silent);
-    let expected = [
-        (13, Action::Reconnect),
-        (26, Action::Reconnect),
-        (39, Action::Reconnect),
-    ];
-    assert_eq!(done, expected);
+    let mut judge = Judge::new(LIMIT);
+    let steps: Vec<_> = watch(&mut judge, 0, 400, |_| silent);
+    // Ever more seldom: 3, 6, 12, 24, 24 s, and a look in between.
+    let expected = [13, 38, 87, 184, 281, 378].map(|step| (step, Action::Reconnect));
+    assert_eq!(steps, expected);
+    watch(&mut judge, 400, 1, |_| stalled());
+    assert_eq!(watch(&mut judge, 401, 13, |_| silent), [(413, Action::Reconnect)]);
 }
 
 #[test]
