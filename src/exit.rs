@@ -25,6 +25,9 @@ pub enum Exit {
     RestartsSpent = 81,
     /// The thread that renews leases is gone: restart the process.
     LeaseKeeperLost = 82,
+    /// Assignments wait at the broker and none arrives, also over a new connection: restart the process, and look at
+    /// the way between the two.
+    ConsumptionStalled = 83,
 }
 
 impl Exit {

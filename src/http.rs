@@ -87,6 +87,9 @@ impl Health {
         }
         details.insert("draining".to_owned(), json!(self.status.is_draining()));
         details.insert("jobs_held".to_owned(), json!(self.status.held().held_jobs()));
+        if self.mode != "local" {
+            details.insert("consumption".to_owned(), json!(self.status.consumption().view()));
+        }
         json!({
             "status": status,
             "timestamp": iso_micros(SystemTime::now()),
@@ -218,8 +221,16 @@ async fn page(health: web::Data<Health>) -> HttpResponse {
 
 async fn ready(health: web::Data<Health>) -> HttpResponse {
     let status = &health.status;
+    let seen = status.consumption().view();
+    let age = seen
+        .last_delivery_age_ms
+        .map_or("none".to_owned(), |age| age.to_string());
+    let consumption = format!(
+        "last_delivery_age_ms: {age}\npulls_outstanding: {}\npull_rebuilds: {}\n",
+        seen.pulls_outstanding, seen.pull_rebuilds
+    );
     if status.is_ready() {
-        return HttpResponse::Ok().body("ready\n");
+        return HttpResponse::Ok().body(format!("ready\n{consumption}"));
     }
     let why = match status.obstacle() {
         _ if status.is_draining() => "draining".to_owned(),
@@ -227,7 +238,7 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
         None if !status.is_connected() => "waiting for NATS".to_owned(),
         None => "not consuming".to_owned(),
     };
-    HttpResponse::ServiceUnavailable().body(format!("{why}\n"))
+    HttpResponse::ServiceUnavailable().body(format!("{why}\n{consumption}"))
 }
 
 async fn nothing_here() -> HttpResponse {

@@ -16,6 +16,7 @@ use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
+use caf_actors::nats::watchdog::{SourceControl, WatchdogParts, run_watchdog};
 use caf_actors::publisher::replay::Replay;
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::NatsMode;
@@ -191,7 +192,8 @@ async fn feed_and_wait(
 ) -> anyhow::Result<Exit> {
     let keeper = start_keeper(settings, &tree, log)?;
     let (stop, is_stop) = watch::channel(false);
-    let stopped = Arc::new(watch::Sender::new(false));
+    // Until the source has begun, there is none to wait for.
+    let stopped = Arc::new(watch::Sender::new(true));
     let feed = Feed {
         stop,
         stopped: stopped.subscribe(),
@@ -204,13 +206,21 @@ async fn feed_and_wait(
         status: tree.status.clone(),
         stop: is_stop,
         stopped,
+        control: SourceControl::default(),
         log: log.clone(),
     };
     let supervisor = tree.supervisor.clone();
+    let source_stopped = Arc::clone(&parts.stopped);
+    let watchdog = (settings.nats.mode == NatsMode::Jetstream)
+        .then(|| watchdog_child(&tree.loops.pipeline, &parts, &tree));
     let source = source_child(&tree.loops.pipeline, parts);
     let claims = tree.claims.clone();
     let working = async {
         state.recover(settings, replay, &claims, log).await;
+        if let Some(watchdog) = watchdog {
+            adopt(&supervisor, watchdog).await;
+        }
+        source_stopped.send_replace(false);
         adopt(&supervisor, source).await;
         log.emit(events::running(&settings.nats.subjects.assign));
         let room = watch_room(
@@ -225,15 +235,21 @@ async fn feed_and_wait(
         escalation = tree.escalations.recv() => escalation,
         () = working => None,
     };
+    let held = tree.status.held().held_jobs();
+    let guarantee = match settings.nats.mode {
+        NatsMode::Jetstream => Guarantee::AtLeastOnce,
+        NatsMode::Core => Guarantee::AtMostOnce,
+    };
     let drained = match escalation {
         None => {
-            let held = tree.status.held().held_jobs();
             log.emit(events::shutting_down(signals.last(), held));
-            let guarantee = match settings.nats.mode {
-                NatsMode::Jetstream => Guarantee::AtLeastOnce,
-                NatsMode::Core => Guarantee::AtMostOnce,
-            };
             drain(&tree, &feed, guarantee, settings, signals).await
+        }
+        // Only the way in is ill: what is held ends as it should.
+        Some(Escalation::ConsumptionStalled) => {
+            log.emit(events::shutting_down("none: consumption stalled", held));
+            drain(&tree, &feed, guarantee, settings, signals).await;
+            Exit::ConsumptionStalled
         }
         // The tree cannot be trusted to drain; what it holds is delivered again.
         Some(Escalation::RestartBudgetSpent) => Exit::RestartsSpent,
@@ -274,6 +290,27 @@ async fn keep_fresh(claims: &Claims, ttl_s: u64) {
                 let _ = claim.prove().await;
             }
         }
+    }
+}
+
+fn watchdog_child(pipeline: &EventLoop, source: &SourceParts, tree: &Tree) -> Child {
+    let on = pipeline.handle();
+    let parts = WatchdogParts {
+        connection: source.connection.clone(),
+        settings: Arc::clone(&source.settings),
+        status: source.status.clone(),
+        source: source.control.clone(),
+        stop: source.stop.clone(),
+        escalate: tree.escalate.clone(),
+        log: source.log.clone(),
+    };
+    Child {
+        name: "watchdog".to_owned(),
+        may_finish: true,
+        start: Box::new(move |ended| {
+            let (on, parts) = (on.clone(), parts.clone());
+            async move { spawn_task(&on, move || run_watchdog(parts).boxed_local(), ended) }.boxed()
+        }),
     }
 }
 

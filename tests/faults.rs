@@ -1,6 +1,8 @@
 //! Faults at named points: the broker ends, freezes or forgets, the worker is asked to leave or dies. Afterwards every
 //! assignment is counted.
 
+#[path = "faults/consumption.rs"]
+mod consumption;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;

@@ -527,6 +527,27 @@ pub fn outbox_recovered() -> Event {
     Event::new(Level::Info, "Results can be stored again")
 }
 
+/// Assignments wait and none arrives, or the broker does not answer; what is done about it. An error when it is to leave.
+pub fn consumption_stalled(
+    action: &'static str,
+    facts: Vec<(&'static str, u64)>,
+    limit_ms: u64,
+    leaving: bool,
+) -> Event {
+    let level = if leaving { Level::Error } else { Level::Warn };
+    let event = Event::new(level, "Consumption stalled")
+        .with("action", action)
+        .with("stall_ms", limit_ms);
+    facts
+        .into_iter()
+        .fold(event, |event, (key, value)| event.with(key, value))
+}
+
+/// Up to where the stream is acknowledged could not be kept.
+pub fn floor_not_kept(error: &str) -> Event {
+    Event::new(Level::Warn, "Acknowledged position not kept").with("error", error)
+}
+
 #[cfg(test)]
 mod tests {
     use caf_protocol::ids::{Correlation, RunFlowStep};

@@ -9,6 +9,7 @@ pub mod answers;
 pub mod block_worker;
 pub mod claims;
 pub mod clock;
+pub mod consumption;
 pub mod errors;
 pub mod events;
 pub mod held;

@@ -1,16 +1,19 @@
 //! The edges towards NATS: the only place that knows the client library.
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
-//! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`.
+//! is held, on a thread and a connection of its own. [`watchdog`] sees to it that the source is fed; what it learns of
+//! acknowledgements is kept in `floor`. [`router_side`] speaks as the router does, for `submit`.
 
 pub mod buckets;
 pub mod claim_store;
 pub mod connection;
+mod floor;
 pub mod lease_keeper;
 pub mod router_side;
 pub mod sink;
 pub mod source;
 pub mod streams;
+pub mod watchdog;
 
 use caf_protocol::headers::Headers;
 

@@ -56,6 +56,11 @@ pub struct NatsSettings {
     pub connect_deadline_ms: u64,
     /// Longest wait for the answer to one request or publish, in milliseconds.
     pub request_timeout_ms: u64,
+    /// How long no assignment may arrive although some wait and there is room, in milliseconds; each remedy gets as
+    /// long before the next one is tried.
+    pub stall_ms: u64,
+    /// Key-value bucket for what the fleet must know of its streams; created when it is missing.
+    pub state_bucket: String,
     /// User name.
     pub user: Option<String>,
     /// Password that goes with `user`.
@@ -87,6 +92,8 @@ impl Default for NatsSettings {
             max_deliver: 10,
             connect_deadline_ms: 0,
             request_timeout_ms: 5_000,
+            stall_ms: 10_000,
+            state_bucket: "caf-state".to_owned(),
             user: None,
             password: None,
             token: None,
@@ -95,6 +102,13 @@ impl Default for NatsSettings {
             tls: NatsTlsSettings::default(),
             subjects: SubjectSettings::default(),
         }
+    }
+}
+
+impl NatsSettings {
+    /// `stall_ms` as a duration.
+    pub fn stall(&self) -> Duration {
+        Duration::from_millis(self.stall_ms)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::consumption::Consumption;
 use crate::held::HeldPermits;
 
 /// State of one node. Cheap to clone.
@@ -20,6 +21,7 @@ struct Shared {
     /// Why nothing is taken on, in words for an operator.
     obstacle: Mutex<Option<String>>,
     held: HeldPermits,
+    consumption: Consumption,
 }
 
 impl NodeStatus {
@@ -31,12 +33,18 @@ impl NodeStatus {
             draining: watch::Sender::new(false),
             obstacle: Mutex::default(),
             held,
+            consumption: Consumption::default(),
         }))
     }
 
     /// What the node holds.
     pub fn held(&self) -> &HeldPermits {
         &self.0.held
+    }
+
+    /// How assignments come in.
+    pub fn consumption(&self) -> &Consumption {
+        &self.0.consumption
     }
 
     /// Whether the broker is reachable.

@@ -42,6 +42,8 @@ pub enum Escalation {
     RestartBudgetSpent,
     /// The lease keeper's thread is gone: held jobs would be delivered to others while they run.
     LeaseKeeperLost,
+    /// Messages wait at the broker and none arrives, whatever was built anew.
+    ConsumptionStalled,
 }
 
 /// From wiring: start this child and watch it. The reply comes when it is connected.

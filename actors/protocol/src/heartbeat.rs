@@ -33,6 +33,9 @@ pub struct Heartbeat {
     pub status: WorkerStatus,
     /// What it uses.
     pub resources: Resources,
+    /// How assignments come in.
+    #[serde(flatten)]
+    pub intake: Intake,
     /// More about it.
     pub metadata: Map<String, Value>,
 }
@@ -50,15 +53,35 @@ pub struct Resources {
     pub jobs_in_flight: u64,
 }
 
+/// How assignments come in. Not in the contract, which allows more fields.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Intake {
+    /// Milliseconds since the last assignment arrived; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
+    pub last_delivery_age_ms: Option<u64>,
+    /// Requests for assignments that are open at the broker.
+    pub pulls_outstanding: u64,
+    /// How often asking for assignments was set up anew.
+    pub pull_rebuilds: u64,
+}
+
 impl Heartbeat {
     /// A heartbeat of `worker_id` at `timestamp` (see [`crate::timestamp::iso_micros`]).
-    pub fn new(worker_id: &str, timestamp: String, status: WorkerStatus, resources: Resources) -> Self {
+    pub fn new(
+        worker_id: &str,
+        timestamp: String,
+        status: WorkerStatus,
+        resources: Resources,
+        intake: Intake,
+    ) -> Self {
         Self {
             version: VERSION,
             worker_id: worker_id.to_owned(),
             timestamp,
             status,
             resources,
+            intake,
             metadata: Map::new(),
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use caf_protocol::heartbeat::{Heartbeat, Resources, WorkerStatus};
+use caf_protocol::heartbeat::{Heartbeat, Intake, Resources, WorkerStatus};
 use caf_protocol::ids::AssignmentKey;
 use caf_protocol::timestamp::iso_micros;
 use futures_util::StreamExt;
@@ -207,9 +207,19 @@ async fn beat(parts: &KeeperParts, connection: &Connection, stats: &mut ProcessS
         iso_micros(SystemTime::now()),
         state,
         resources,
+        intake_of(status),
     );
     let body = serde_json::to_vec(&beat).expect("a heartbeat holds only strings and numbers");
     send(connection, parts.settings.subjects.heartbeat.clone(), body.into()).await;
+}
+
+fn intake_of(status: &NodeStatus) -> Intake {
+    let seen = status.consumption().view();
+    Intake {
+        last_delivery_age_ms: seen.last_delivery_age_ms,
+        pulls_outstanding: seen.pulls_outstanding as u64,
+        pull_rebuilds: seen.pull_rebuilds,
+    }
 }
 
 /// A lost renewal or heartbeat is followed by the next.

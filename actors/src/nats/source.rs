@@ -18,7 +18,9 @@ use self::pull::{PullEnd, PullRequest, position_of, pull_end};
 use super::connection::{Connection, delay};
 use super::headers_of;
 use super::streams::ensure_consumer;
+use super::watchdog::{Order, SourceControl};
 use crate::clock::{self, whole_ms};
+use crate::consumption::Phase;
 use crate::events::{self, Log};
 use crate::held::Reservation;
 use crate::job::{Arrival, Delivery};
@@ -29,8 +31,12 @@ use crate::status::NodeStatus;
 
 /// How long the server keeps a request open.
 const PULL_EXPIRES: Duration = Duration::from_secs(20);
-/// How often the server says that an open request is alive.
+/// How often the server says that an open request is alive, at least: nothing for twice as long, and we ask again.
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Signs of life of an open request in the time after which the watchdog calls it stalled: two may be late.
+const HEARTBEATS_PER_STALL: u32 = 3;
+/// Shortest time between two signs of life, however soon the watchdog wants to know.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
 /// How long shutdown waits for the server to confirm that the request is gone.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 /// Pause while intake is being re-created.
@@ -53,8 +59,19 @@ pub struct SourceParts {
     pub stop: watch::Receiver<bool>,
     /// Becomes true when the source has stopped and nothing more will arrive.
     pub stopped: Arc<watch::Sender<bool>>,
+    /// The watchdog's orders; it hears from where we consume.
+    pub control: SourceControl,
     /// Log.
     pub log: Log,
+}
+
+/// Why one subscription was enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// The source is to stop.
+    Stop,
+    /// The watchdog wants something built anew.
+    Told(Order),
 }
 
 /// Why consuming broke off; it begins anew.
@@ -79,6 +96,7 @@ pub async fn run_pull(mut parts: SourceParts) {
             Ok(()) => break,
             Err(error) => {
                 parts.status.set_consuming(false);
+                parts.status.consumption().set_phase(Phase::Preparing);
                 failures = if began.elapsed() > PULL_EXPIRES {
                     0
                 } else {
@@ -114,6 +132,7 @@ pub async fn run_queue(mut parts: SourceParts) {
 impl SourceParts {
     fn finish(&self) {
         self.status.set_consuming(false);
+        self.status.consumption().set_phase(Phase::Preparing);
         self.stopped.send_replace(true);
     }
 
@@ -124,54 +143,86 @@ impl SourceParts {
 
     async fn consume_stream(&mut self) -> Result<(), SourceError> {
         let jetstream = jetstream::new(self.connection.client.clone());
-        let (stream, ack_wait) = ensure_consumer(&jetstream, &self.settings, &self.log).await?;
-        self.leases.set_ack_wait(ack_wait);
-        let stream: Arc<str> = stream.into();
-        let inbox = self.connection.client.new_inbox();
-        let mut messages = self
-            .connection
-            .client
-            .subscribe(format!("{inbox}.*"))
-            .await
-            .map_err(broken)?;
-        let mut request = PullRequest::new(&stream, &self.settings.durable, &inbox);
-        self.status.set_consuming(true);
         loop {
-            let mut stop = self.stop.clone();
-            let reservation = tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => None,
-                reservation = self.status.held().reserve(request.most_messages()) => Some(reservation),
-            };
+            let bound = ensure_consumer(&jetstream, &self.settings, &self.log).await?;
+            self.leases.set_ack_wait(bound.ack_wait);
+            let stream = Arc::clone(&bound.stream);
+            self.control.set_bound(bound);
+            loop {
+                let over = self.consume_inbox(&stream).await?;
+                self.status.consumption().set_phase(Phase::Preparing);
+                match over {
+                    Over::Stop => return Ok(()),
+                    Over::Told(Order::RebuildPull) => {}
+                    Over::Told(Order::RebuildConsumer) => break,
+                }
+            }
+        }
+    }
+
+    /// Asks and listens on one subscription.
+    async fn consume_inbox(&mut self, stream: &Arc<str>) -> Result<Over, SourceError> {
+        let orders = self.control.orders();
+        let inbox = self.connection.client.new_inbox();
+        let subscription = self.connection.client.subscribe(format!("{inbox}.*"));
+        let mut messages = subscription.await.map_err(broken)?;
+        let mut request = PullRequest::new(stream, &self.settings.durable, &inbox);
+        self.status.consumption().subscribed();
+        self.status.set_consuming(true);
+        let over = loop {
+            let reservation = self.room(&request, &orders).await;
             let end = match reservation {
-                Some(reservation) => {
-                    self.pull(&mut request, &mut messages, &stream, reservation)
+                Ok(reservation) => {
+                    self.pull(&mut request, &mut messages, stream, reservation, &orders)
                         .await?
                 }
-                None => PullEnd::Stop,
+                Err(end) => end,
             };
             match end {
-                PullEnd::Stop => break,
+                PullEnd::Stop => break Over::Stop,
+                PullEnd::Told(order) => break Over::Told(order),
                 PullEnd::Oversize if self.status.held().held_jobs() == 0 => request.ignore_bytes_once(),
                 PullEnd::Oversize => {
-                    let mut stop = self.stop.clone();
+                    self.status.consumption().set_phase(Phase::TooLarge);
                     tokio::select! {
-                        _ = stop.wait_for(|stop| *stop) => {}
+                        _ = interrupted(self.stop.clone(), orders.clone()) => {}
                         () = self.status.held().more_free_than(request.bytes_left()) => {}
                     }
                 }
                 PullEnd::Over | PullEnd::Quiet => {}
             }
-        }
+        };
         // The server has let go when it has answered; what it sent before that is still handled.
         messages.drain().await.map_err(broken)?;
         let mut rest = None;
         while let Ok(Some(message)) = timeout(RELEASE_LIMIT, messages.next()).await {
             if message.status.is_none() {
-                self.hand_over(message, &stream, &mut rest).await;
+                self.hand_over(message, stream, &mut rest).await;
             }
         }
-        Ok(())
+        Ok(over)
+    }
+
+    /// Waits for room, or for a reason to ask no more.
+    async fn room(
+        &self,
+        request: &PullRequest,
+        orders: &watch::Receiver<Option<Order>>,
+    ) -> Result<Reservation, PullEnd> {
+        let reserve = self.status.held().reserve(request.most_messages());
+        tokio::pin!(reserve);
+        tokio::select! {
+            biased;
+            end = interrupted(self.stop.clone(), orders.clone()) => return Err(end),
+            reservation = &mut reserve => return Ok(reservation),
+            () = std::future::ready(()) => {}
+        }
+        self.status.consumption().set_phase(Phase::NoRoom);
+        tokio::select! {
+            biased;
+            end = interrupted(self.stop.clone(), orders.clone()) => Err(end),
+            reservation = reserve => Ok(reservation),
+        }
     }
 
     /// Sends one request and handles what comes of it.
@@ -181,6 +232,7 @@ impl SourceParts {
         messages: &mut async_nats::Subscriber,
         stream: &Arc<str>,
         reservation: Reservation,
+        orders: &watch::Receiver<Option<Order>>,
     ) -> Result<PullEnd, SourceError> {
         let mut link = self.connection.link.clone();
         if !self.connection.wait_up(PULL_HEARTBEAT).await {
@@ -188,20 +240,19 @@ impl SourceParts {
         }
         let generation = link.borrow_and_update().generation;
         let wanted = reservation.remaining();
-        let (subject, reply, body) = request.next(
-            wanted,
-            self.status.held().free_bytes(),
-            PULL_EXPIRES,
-            PULL_HEARTBEAT,
-        );
+        let heartbeat =
+            (self.settings.stall() / HEARTBEATS_PER_STALL).clamp(SHORTEST_HEARTBEAT, PULL_HEARTBEAT);
+        let free = self.status.held().free_bytes();
+        let (subject, reply, body) = request.next(wanted, free, PULL_EXPIRES, heartbeat);
         self.connection
             .client
             .publish_with_reply(subject, reply, body.into())
             .await
             .map_err(broken)?;
+        let _open = self.status.consumption().open_pull();
+        self.status.consumption().set_phase(Phase::Pulling);
         let deadline = Instant::now() + PULL_EXPIRES + PULL_HEARTBEAT;
         let mut reservation = Some(reservation);
-        let mut stop = self.stop.clone();
         while reservation
             .as_ref()
             .is_some_and(|reservation| reservation.remaining() > 0)
@@ -209,7 +260,7 @@ impl SourceParts {
             let quiet = (Instant::now() + PULL_HEARTBEAT * 2).min(deadline);
             let message = tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return Ok(PullEnd::Stop),
+                end = interrupted(self.stop.clone(), orders.clone()) => return Ok(end),
                 _ = link.wait_for(|link| link.generation != generation) => return Ok(PullEnd::Over),
                 message = messages.next() => message.ok_or_else(|| broken("the subscription ended"))?,
                 () = tokio::time::sleep_until(quiet) => return Ok(PullEnd::Quiet),
@@ -220,6 +271,7 @@ impl SourceParts {
                     self.hand_over(message, stream, &mut reservation).await;
                 }
                 Some(status) => {
+                    self.status.consumption().heard();
                     let description = message.description.as_deref().unwrap_or_default();
                     let current = request.is_current(&message.subject);
                     match pull_end(status.as_u16(), description) {
@@ -243,6 +295,7 @@ impl SourceParts {
         let Some(reply) = message.reply.as_ref() else {
             return;
         };
+        self.status.consumption().delivered();
         let sequence = position_of(reply).unwrap_or_default();
         let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence, Instant::now()));
         let size = message.payload.len();
@@ -303,6 +356,7 @@ impl SourceParts {
     }
 
     async fn hand_over_unleased(&self, message: async_nats::Message) {
+        self.status.consumption().delivered();
         let Some(permit) = self.status.held().reserve(1).await.take(message.payload.len()) else {
             return;
         };
@@ -313,6 +367,25 @@ impl SourceParts {
         })
         .await;
     }
+}
+
+/// Waits until there is a reason to ask no more. An order that was given before counts too.
+async fn interrupted(mut stop: watch::Receiver<bool>, mut orders: watch::Receiver<Option<Order>>) -> PullEnd {
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => PullEnd::Stop,
+        order = ordered(&mut orders) => PullEnd::Told(order),
+    }
+}
+
+/// The next order.
+async fn ordered(orders: &mut watch::Receiver<Option<Order>>) -> Order {
+    while orders.changed().await.is_ok() {
+        if let Some(order) = *orders.borrow_and_update() {
+            return order;
+        }
+    }
+    std::future::pending().await
 }
 
 fn arrival(message: &async_nats::Message, position: Option<(Arc<str>, u64)>) -> Arrival {

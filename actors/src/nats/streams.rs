@@ -4,6 +4,7 @@
 //! [`restore_answer_streams`]. Never changes what it finds.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
@@ -12,6 +13,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use async_nats::jetstream::{Context, ErrorCode};
 
 use super::connection::{Connection, delay};
+use super::floor::{FloorError, Floors};
 use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::events::{self, Log};
@@ -66,6 +68,14 @@ pub enum StreamError {
         name: String,
         /// What it would have to be.
         rule: &'static str,
+    },
+    /// Where a consumer must begin is not known: it is not made, or it would repeat what was acknowledged.
+    #[error("not known where a new consumer of stream {stream} must begin: {why}")]
+    Beginning {
+        /// The stream.
+        stream: String,
+        /// Why.
+        why: String,
     },
 }
 
@@ -128,7 +138,20 @@ fn code_of(error: &CreateStreamError) -> Option<ErrorCode> {
     }
 }
 
-/// The assignment stream's name, and how long its consumer, found or created, waits for an answer or a renewal.
+/// Where assignments are consumed from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// The stream.
+    pub stream: Arc<str>,
+    /// How long its consumer waits for an answer or a renewal.
+    pub ack_wait: Duration,
+    /// When the stream was made, in nanoseconds since the Unix epoch: tells its lives apart.
+    pub created_ns: i64,
+    /// Whether the stream keeps what was acknowledged: a consumer made anew must not begin at its beginning.
+    pub keeps_acknowledged: bool,
+}
+
+/// The assignment stream and its consumer, found or created.
 ///
 /// # Errors
 /// [`StreamError`]; every kind may pass, so the caller tries again.
@@ -136,7 +159,7 @@ pub async fn ensure_consumer(
     jetstream: &Context,
     settings: &NatsSettings,
     log: &Log,
-) -> Result<(String, Duration), StreamError> {
+) -> Result<Bound, StreamError> {
     let subject = &settings.subjects.assign;
     let stream = match covering(jetstream, subject).await? {
         Some(name) => name,
@@ -161,29 +184,35 @@ pub async fn ensure_consumer(
         .get_stream(&stream)
         .await
         .map_err(|error| failed(format!("reading stream {stream}"), &error))?;
-    let config = pull::Config {
-        durable_name: Some(settings.durable.clone()),
-        description: Some("shared by all workers of the fleet".to_owned()),
-        deliver_policy: DeliverPolicy::All,
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: Duration::from_millis(settings.ack_wait_ms),
-        // Hand-backs count against this limit and a message past it is never answered: attempts are ours to count.
-        max_deliver: -1,
-        max_ack_pending: i64::try_from(settings.max_ack_pending).unwrap_or(i64::MAX),
-        filter_subject: subject.clone(),
-        ..pull::Config::default()
-    };
+    let info = handle.cached_info();
+    let created_ns = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+    let keeps_acknowledged = info.config.retention == RetentionPolicy::Limits;
     let name = settings.durable.as_str();
+    let unknown = |error: FloorError| StreamError::Beginning {
+        stream: stream.clone(),
+        why: error.to_string(),
+    };
     let what = || format!("consumer {name} of stream {stream}");
     let existing: Result<PullConsumer, _> = handle.get_consumer(name).await;
     let created = existing.is_err() && settings.create_streams;
     let consumer = match existing {
         Ok(consumer) => consumer,
         // Another worker may be creating it at the same time.
-        Err(_) if created => handle
-            .get_or_create_consumer(name, config)
-            .await
-            .map_err(|error| failed(what(), &error))?,
+        Err(_) if created => {
+            let begin = if keeps_acknowledged {
+                begin_after(
+                    Floors::over(jetstream.clone(), settings)
+                        .read(&stream, created_ns)
+                        .await
+                        .map_err(unknown)?,
+                )
+            } else {
+                DeliverPolicy::All
+            };
+            let config = consumer_config(settings, begin);
+            let made = handle.get_or_create_consumer(name, config).await;
+            made.map_err(|error| failed(what(), &error))?
+        }
         Err(error) => {
             let why = error.to_string();
             return Err(StreamError::Request { what: what(), why });
@@ -202,7 +231,38 @@ pub async fn ensure_consumer(
     for oddity in oddities(found, settings) {
         log.emit(events::warning(&oddity));
     }
-    Ok((stream, patience(found, settings)))
+    Ok(Bound {
+        ack_wait: patience(found, settings),
+        stream: stream.into(),
+        created_ns,
+        keeps_acknowledged,
+    })
+}
+
+/// Where a consumer begins on a stream that keeps what was acknowledged.
+fn begin_after(floor: Option<u64>) -> DeliverPolicy {
+    match floor {
+        Some(sequence) => DeliverPolicy::ByStartSequence {
+            start_sequence: sequence.saturating_add(1),
+        },
+        // Nothing was ever acknowledged.
+        None => DeliverPolicy::All,
+    }
+}
+
+fn consumer_config(settings: &NatsSettings, begin: DeliverPolicy) -> pull::Config {
+    pull::Config {
+        durable_name: Some(settings.durable.clone()),
+        description: Some("shared by all workers of the fleet".to_owned()),
+        deliver_policy: begin,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_millis(settings.ack_wait_ms),
+        // Hand-backs count against this limit and a message past it is never answered: attempts are ours to count.
+        max_deliver: -1,
+        max_ack_pending: i64::try_from(settings.max_ack_pending).unwrap_or(i64::MAX),
+        filter_subject: settings.subjects.assign.clone(),
+        ..pull::Config::default()
+    }
 }
 
 /// How long the consumer really waits: a backoff overrides the ack wait.

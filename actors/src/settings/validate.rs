@@ -44,6 +44,8 @@ impl NatsSettings {
         rules.range("max_deliver", self.max_deliver, 1..=1_000);
         rules.range("connect_deadline_ms", self.connect_deadline_ms, 0..=DAY_MS);
         rules.range("request_timeout_ms", self.request_timeout_ms, 100..=60_000);
+        rules.range("stall_ms", self.stall_ms, 200..=3_600_000);
+        rules.require("state_bucket", is_bucket_name(&self.state_bucket), BUCKET_RULE);
         self.validate_credentials(rules);
         rules.section("tls", |rules| self.tls.validate(rules));
         rules.section("subjects", |rules| self.subjects.validate(rules));
@@ -193,7 +195,7 @@ const URL_RULE: &str = "must be addresses such as nats://host:4222, separated by
                         or wss and nothing after the port";
 const NAME_RULE: &str =
     "must have 1 to 255 bytes and no spaces, control characters, '.', '*', '>', '/' or '\\'";
-const BUCKET_RULE: &str = "must have 1 to 128 letters, digits, '-' or '_'";
+const BUCKET_RULE: &str = "must have 1 to 255 letters, digits, '-' or '_'";
 const SUBJECT_RULE: &str = "must be words of visible ASCII characters joined by dots, without '*', '>', spaces or a \
                             leading '$', at most 255 bytes";
 
@@ -224,10 +226,8 @@ fn is_stream_name(name: &str) -> bool {
 }
 
 fn is_bucket_name(name: &str) -> bool {
-    (1..=128).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(allowed)
 }
 
 fn is_subject(subject: &str) -> bool {

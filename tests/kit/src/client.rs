@@ -224,6 +224,22 @@ impl Client {
         })?
     }
 
+    /// Publishes an assignment and waits until a stream has it. It may be tried again after an error: the stream keeps
+    /// one copy.
+    ///
+    /// # Errors
+    /// When no stream confirms it, or the server is away.
+    pub fn assign_stored(&self, assignment: &AssignmentBuilder) -> Result<()> {
+        let (context, body) = (self.jetstream(), assignment.bytes());
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", assignment.assignment_id());
+        self.run(async move {
+            let ack = context.publish_with_headers(ASSIGN, headers, body.into()).await?;
+            ack.await?;
+            anyhow::Ok(())
+        })?
+    }
+
     /// Collects what is published from now on. Messages published while the connection is away are missed; what must
     /// be complete over a restart of the server is read from its stream with [`Client::stream_messages`].
     ///

@@ -6,6 +6,7 @@
 //! - Servers: [`nats`], [`postgres`], and the node itself as a process in [`worker`]. Each listens on a port of its
 //!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
 //!   is missing is an error that says what to install; nothing is ever skipped.
+//! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
 //!   [`strict`] is harder to please than the router, [`assignment`] builds what the router sends.
 //! - Input: [`mod@malformed`] is hostile, [`fixtures`] is on file.
@@ -21,6 +22,7 @@ pub mod nats;
 pub mod ports;
 pub mod postgres;
 pub mod programs;
+pub mod proxy;
 pub mod router;
 pub mod strict;
 pub mod tls;
@@ -35,6 +37,7 @@ pub use client::{Client, Collector};
 pub use malformed::malformed;
 pub use nats::{NatsAuth, NatsOptions, NatsServer};
 pub use postgres::{Postgres, PostgresOptions};
+pub use proxy::Proxy;
 pub use router::{RouterIntake, Verdict};
 pub use temp::TempDir;
 pub use wait::{wait_until, wait_until_async};

@@ -227,6 +227,11 @@ impl NatsServer {
         self.run()
     }
 
+    /// Whether it has JetStream from its next start on. Without, its store stays for a later one.
+    pub fn set_jetstream(&mut self, enabled: bool) {
+        self.options.jetstream = enabled;
+    }
+
     fn running(&mut self) -> Result<&mut Process> {
         self.process.as_mut().context("the nats-server is not running")
     }

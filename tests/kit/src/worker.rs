@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::http::{self, Response};
 use crate::process::Process;
 use crate::wait::poll;
-use crate::{NatsServer, TempDir};
+use crate::{NatsServer, Proxy, TempDir};
 
 /// Longest wait for a log line or a ready worker.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -93,8 +93,18 @@ impl WorkerBuilder {
     /// `serve` beside this broker, with a health port that the system picks.
     #[must_use]
     pub fn serve(self, nats: &NatsServer) -> Self {
+        self.serve_at(nats.url())
+    }
+
+    /// As [`WorkerBuilder::serve`], with this proxy in between.
+    #[must_use]
+    pub fn serve_through(self, proxy: &Proxy) -> Self {
+        self.serve_at(proxy.url())
+    }
+
+    fn serve_at(self, url: String) -> Self {
         self.arg("serve")
-            .env("NATS_URL", nats.url())
+            .env("NATS_URL", url)
             .env("WORKER__HTTP__HEALTH_ADDR", "127.0.0.1:0")
     }
 

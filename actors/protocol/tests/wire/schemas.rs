@@ -6,7 +6,7 @@ use caf_protocol::assignment::{Identity, Reading};
 use caf_protocol::dead_letter::{DeadLetter, Original};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
-use caf_protocol::heartbeat::{Heartbeat, Resources, WorkerStatus};
+use caf_protocol::heartbeat::{Heartbeat, Intake, Resources, WorkerStatus};
 use caf_protocol::outcome::Failure;
 use caf_protocol::schemas;
 use caf_testkit::{fixtures, strict};
@@ -141,7 +141,12 @@ fn heartbeats_fit_their_schema() {
             mem_bytes: 1,
             jobs_in_flight: 0,
         };
-        let beat = Heartbeat::new("w-1", "2026-01-01T00:00:00.000000Z".to_owned(), status, resources);
+        let intake = Intake {
+            last_delivery_age_ms: (status == W::Ready).then_some(7),
+            ..Intake::default()
+        };
+        let now = "2026-01-01T00:00:00.000000Z".to_owned();
+        let beat = Heartbeat::new("w-1", now, status, resources, intake);
         let value = serde_json::to_value(beat).expect("serialises");
         assert!(
             schema.is_valid(&value),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::nats::watchdog::Order;
+
 /// Most messages per request: what one wake-up can handle without starving others.
 const PULL_BATCH: usize = 256;
 
@@ -26,6 +28,8 @@ pub(super) enum PullEnd {
     Quiet,
     /// The next message does not fit into the bytes that are free.
     Oversize,
+    /// The watchdog wants something built anew.
+    Told(Order),
     /// The source is to stop.
     Stop,
 }

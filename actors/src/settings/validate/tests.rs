@@ -98,6 +98,18 @@ fn credentials_come_whole_and_of_one_kind() {
 }
 
 #[test]
+fn a_bucket_has_a_name_that_the_server_takes() {
+    for name in ["", "a.b", "a b", "ä"] {
+        assert_eq!(
+            nats(|s| s.state_bucket = name.to_owned()),
+            ["state_bucket"],
+            "{name}"
+        );
+    }
+    assert!(nats(|s| s.state_bucket = "A-b_1".to_owned()).is_empty());
+}
+
+#[test]
 fn numbers_outside_their_range_are_named() {
     let keys = nats(|s| {
         s.ack_wait_ms = 999;
@@ -105,6 +117,7 @@ fn numbers_outside_their_range_are_named() {
         s.max_deliver = 0;
         s.request_timeout_ms = 0;
         s.connect_deadline_ms = u64::MAX;
+        s.stall_ms = 199;
     });
     let expected = [
         "ack_wait_ms",
@@ -112,6 +125,7 @@ fn numbers_outside_their_range_are_named() {
         "max_deliver",
         "connect_deadline_ms",
         "request_timeout_ms",
+        "stall_ms",
     ];
     assert_eq!(keys, expected);
     let drain = DrainSettings {
