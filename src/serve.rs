@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use caf_actors::events::{self, Log};
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
+use caf_actors::nats::objects::ObjectFetch;
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
@@ -16,7 +17,8 @@ use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::{NatsMode, NatsSettings};
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
-use caf_protocol::block::{Registry, ResourceClass};
+use caf_blocks::Blocks;
+use caf_protocol::block::ResourceClass;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
@@ -36,7 +38,7 @@ const LAST_FLUSH: Duration = Duration::from_secs(1);
 /// When the system gives no thread.
 pub async fn run(
     settings: &Settings,
-    registry: Registry,
+    mut blocks: Blocks,
     mut signals: Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
@@ -78,7 +80,11 @@ pub async fn run(
             });
         }
     };
-    let tree = build(settings, registry, Arc::new(sink), loops, status, log).await;
+    if mode == NatsMode::Jetstream {
+        let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
+        blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
+    }
+    let tree = build(settings, blocks, Arc::new(sink), loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, &connection, &mut signals, log).await?;
     let address = port.address;

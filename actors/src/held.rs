@@ -145,6 +145,7 @@ mod tests {
         HeldPermits::new(&LimitSettings {
             max_held,
             max_held_bytes,
+            ..LimitSettings::default()
         })
     }
 

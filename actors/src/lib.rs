@@ -23,5 +23,6 @@ pub mod publisher;
 pub mod runtime;
 pub mod settings;
 pub mod sink;
+pub mod spill;
 pub mod status;
 pub mod supervisor;

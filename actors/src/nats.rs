@@ -1,10 +1,11 @@
 //! The edges towards NATS: the only place that knows the client library.
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
-//! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`.
+//! is held, on a thread and a connection of its own, [`objects`] reads and keeps what fits no message. [`router_side`] speaks as the router does, for `submit`.
 
 pub mod connection;
 pub mod lease_keeper;
+pub mod objects;
 pub mod router_side;
 pub mod sink;
 pub mod source;

@@ -9,7 +9,7 @@ use super::environment::split;
 use super::load::Loaded;
 
 /// Keys without effect, and why.
-pub const NOT_YET_IN_EFFECT: [(&str, &str); 8] = [
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 10] = [
     ("worker.state_dir", "results are kept in memory only"),
     ("outbox.sync", "results are kept in memory only"),
     ("http.metrics_addr", "there is no metrics endpoint"),
@@ -20,6 +20,8 @@ pub const NOT_YET_IN_EFFECT: [(&str, &str); 8] = [
         "idempotency.scope",
         "finished assignments are remembered in this process only",
     ),
+    ("outputs.spill", "large outputs are not kept elsewhere"),
+    ("nats.objects_bucket", "large outputs are not kept elsewhere"),
     ("queue.admission", "pools follow their built-in admission"),
 ];
 

@@ -25,6 +25,7 @@ impl Settings {
         rules.section("tenants", |rules| self.tenants.validate(rules));
         rules.section("drain", |rules| self.drain.validate(rules));
         rules.section("http", |rules| check_http(&self.http, rules));
+        rules.section("payload_ref", |rules| self.payload_ref.validate(rules));
         rules.section("log", |rules| {
             let named = self
                 .log

@@ -14,12 +14,14 @@ use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Undelivered;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::supervisor::{Escalation, StopWatching};
+use caf_blocks::Blocks;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, Registry, ResourceClass, RunMode, Task,
 };
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
+use caf_protocol::reference::Fetchers;
 use caf_worker::settings::Settings;
 use caf_worker::wiring::{EventLoops, Tree, build, new_status};
 use futures_util::FutureExt;
@@ -255,6 +257,10 @@ impl Rig {
     }
 
     pub(crate) async fn start_with(settings: Settings) -> Self {
+        Self::start_with_fetchers(settings, Fetchers::default()).await
+    }
+
+    pub(crate) async fn start_with_fetchers(settings: Settings, fetchers: Fetchers) -> Self {
         let (released, is_released) = watch::channel(false);
         let runs = Arc::new(AtomicUsize::new(0));
         let spec = BlockSpec {
@@ -280,9 +286,11 @@ impl Rig {
         let log = Arc::new(Saboteur::default());
         let logger = slog::Logger::root(SaboteurDrain(Arc::clone(&log)), slog::o!());
         let status = new_status(&settings);
+        let mut blocks = Blocks::from(registry);
+        blocks.fetchers = fetchers;
         let tree = build(
             &settings,
-            registry,
+            blocks,
             Arc::clone(&sink) as Arc<dyn Sink>,
             EventLoops::start(&settings),
             status,

@@ -126,6 +126,7 @@ fn numbers_outside_their_range_are_named() {
     let held = LimitSettings {
         max_held: 0,
         max_held_bytes: 0,
+        ..LimitSettings::default()
     };
     assert_eq!(
         broken(|rules| held.validate(rules)),
