@@ -263,18 +263,22 @@ impl Rig {
     pub(crate) async fn start_with_fetchers(settings: Settings, fetchers: Fetchers) -> Self {
         let (released, is_released) = watch::channel(false);
         let runs = Arc::new(AtomicUsize::new(0));
-        let spec = BlockSpec {
-            job_types: &["probe"],
-            class: ResourceClass::Cpu,
-            repeatable: true,
-            inputs: true.into(),
-            outputs: true.into(),
+        let probe = |job_types, repeatable| {
+            Arc::new(Probe {
+                spec: BlockSpec {
+                    job_types,
+                    class: ResourceClass::Cpu,
+                    repeatable,
+                    inputs: true.into(),
+                    outputs: true.into(),
+                },
+                runs: Arc::clone(&runs),
+                released: is_released.clone(),
+            })
         };
-        let registry = Registry::default().with(Arc::new(Probe {
-            spec,
-            runs: Arc::clone(&runs),
-            released: is_released,
-        }));
+        let registry = Registry::default()
+            .with(probe(&["probe"], true))
+            .with(probe(&["probe.once"], false));
         let sink = Arc::new(FakeSink {
             published: Mutex::default(),
             verdicts: Mutex::default(),
