@@ -8,6 +8,8 @@ mod answering;
 mod commands;
 #[path = "node/core_mode.rs"]
 mod core_mode;
+#[path = "node/large.rs"]
+mod large;
 #[path = "node/life.rs"]
 mod life;
 #[path = "node/seen_from_outside.rs"]
