@@ -329,6 +329,55 @@ mod tests {
     }
 
     #[test]
+    fn a_draft_fits_up_to_the_limit_and_above_it_offers_its_outputs_if_it_has_any() {
+        let draft = |step: &StepResult, limit| answers().draft(&identity(), step, None, limit, 1);
+        let Draft::Whole(whole) = draft(&step("hello"), usize::MAX) else {
+            panic!("nothing is larger than that")
+        };
+        let exact = wire_bytes(&whole);
+        for limit in [exact, exact + 1] {
+            assert_eq!(draft(&step("hello"), limit), Draft::Whole(whole.clone()));
+        }
+        let too_large = Draft::TooLarge {
+            bytes: exact,
+            outputs: Some(Bytes::from_static(b"{\"text\":\"hello\"}")),
+        };
+        assert_eq!(draft(&step("hello"), exact - 1), too_large);
+
+        let failure = Failure::new(ErrorCode::InvalidInput, "x").with("long", json!("x".repeat(5_000)));
+        let failed = StepResult {
+            outcome: Outcome::from(failure),
+            ..step("")
+        };
+        let offered = draft(&failed, 2_000);
+        assert!(
+            matches!(offered, Draft::TooLarge { outputs: None, .. }),
+            "{offered:?}"
+        );
+    }
+
+    #[test]
+    fn a_result_that_refers_to_its_outputs_is_held_to_the_limit_too() {
+        let kept = OutputRef {
+            uri: "nats-obj://b/k".to_owned(),
+            size: 16,
+            sha256: "0a".repeat(32),
+        };
+        let refer = |limit| answers().referring(&identity(), &step("hello"), None, &kept, limit, 1);
+        let exact = wire_bytes(&refer(usize::MAX).message);
+        assert_eq!(refer(exact).output_ref.as_ref(), Some(&kept));
+        // A success without its outputs and without word of them would be a lie.
+        let cut = refer(exact - 1);
+        let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
+        assert_eq!((cut.output_ref, &body["status"]), (None, &json!("success")));
+        assert_eq!(
+            body["outputs"],
+            json!({"text": "hello"}),
+            "it fits without the reference"
+        );
+    }
+
+    #[test]
     fn a_failure_that_does_not_fit_keeps_the_status_of_the_other_side() {
         let mut failure =
             Failure::new(ErrorCode::HttpError, "the server failed").with("status_code", json!(503));
@@ -373,7 +422,12 @@ mod tests {
             body(10_000)["original_payload"].as_str().map(str::len),
             Some(5000)
         );
-        let cut = body(5000);
+        let whole = answers().dead_letter(None, &failure, "unreadable", &original, usize::MAX, 2);
+        let exact = wire_bytes(&whole);
+        for limit in [exact, exact + 1] {
+            assert_eq!(body(limit)["original_payload"].as_str().map(str::len), Some(5000));
+        }
+        let cut = body(exact - 1);
         assert_eq!(cut.get("original_payload"), None);
         assert_eq!(
             (&cut["original_payload_bytes"], &cut["original_payload_hash"]),

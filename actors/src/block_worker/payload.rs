@@ -280,6 +280,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_came_instead_of_the_inputs_is_not_an_output() {
+        let answer: fn() -> Result<Bytes, Failure> = || {
+            let mut failure = Failure::new(ErrorCode::HttpError, "the server failed");
+            failure.outputs.insert("body".to_owned(), "secret".into());
+            Err(failure)
+        };
+        let failure = prepared(RunMode::Async, None, answer)
+            .await
+            .expect_err("is refused");
+        assert!(failure.outputs.is_empty());
+    }
+
+    #[tokio::test]
     async fn panics_end_as_internal_error() {
         let fetching: fn() -> Result<Bytes, Failure> = || panic!("asked to panic");
         let preparing: fn() -> Result<Bytes, Failure> = || Ok(Bytes::from_static(b"{\"panic\":1}"));
