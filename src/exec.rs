@@ -20,7 +20,7 @@ use caf_actors::lease::LeaseToken;
 use caf_actors::runtime::Route;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::status::NodeStatus;
-use caf_protocol::block::Registry;
+use caf_blocks::Blocks;
 use caf_protocol::headers::Headers;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -43,7 +43,7 @@ const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Lines read ahead of the tree.
 const READ_AHEAD: usize = 16;
 
-/// Runs every assignment of `input`. `registry` is given the address of the run's own health page, which it lets
+/// Runs every assignment of `input`. `blocks` is given the address of the run's own health page, which it lets
 /// through.
 ///
 /// # Errors
@@ -51,7 +51,7 @@ const READ_AHEAD: usize = 16;
 pub async fn run(
     settings: &Settings,
     input: Input,
-    registry: impl FnOnce(SocketAddr) -> anyhow::Result<Registry>,
+    blocks: impl FnOnce(SocketAddr) -> anyhow::Result<Blocks>,
     mut signals: Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
@@ -75,15 +75,7 @@ pub async fn run(
         marks: None,
     };
     let loops = EventLoops::start(settings);
-    let tree = build(
-        settings,
-        registry(port.address)?,
-        edges,
-        loops,
-        status.clone(),
-        log,
-    )
-    .await;
+    let tree = build(settings, blocks(port.address)?, edges, loops, status.clone(), log).await;
     health.watch(&tree);
 
     let mut nobody_reads = printer.gone.subscribe();

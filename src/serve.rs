@@ -13,6 +13,7 @@ use caf_actors::nats::buckets::ensure_claims_bucket_when_possible;
 use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
+use caf_actors::nats::objects::ObjectFetch;
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
@@ -23,7 +24,8 @@ use caf_actors::settings::NatsMode;
 use caf_actors::sink::Sink;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
-use caf_protocol::block::{Registry, ResourceClass};
+use caf_blocks::Blocks;
+use caf_protocol::block::ResourceClass;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -47,7 +49,7 @@ const REFRESHES_PER_TTL: u32 = 3;
 /// When the system gives no thread.
 pub async fn run(
     settings: &Settings,
-    registry: Registry,
+    mut blocks: Blocks,
     mut signals: Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
@@ -103,7 +105,11 @@ pub async fn run(
         marks: Some(state.marks.clone()),
     };
     let replay = Replay::new(sink, claims, &settings.nats.subjects.result, log.clone());
-    let tree = build(settings, registry, edges, loops, status, log).await;
+    if mode == NatsMode::Jetstream {
+        let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
+        blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
+    }
+    let tree = build(settings, blocks, edges, loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, (&state, &replay), &connection, &mut signals, log).await?;
     let address = port.address;

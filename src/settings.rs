@@ -23,8 +23,8 @@ use std::path::PathBuf;
 
 use caf_actors::mask;
 use caf_actors::settings::{
-    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings, PoolsSettings,
-    RetrySettings, SupervisionSettings, TenantSettings,
+    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings, OutputSettings,
+    PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings, TenantSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,10 @@ pub struct Settings {
     pub http: HttpSettings,
     /// Results that are not published yet.
     pub outbox: OutboxSettings,
+    /// Outputs of jobs.
+    pub outputs: OutputSettings,
+    /// Where references to inputs may lead.
+    pub payload_ref: PayloadRefSettings,
     /// Log.
     pub log: LogSettings,
     /// What is executed.

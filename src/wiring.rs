@@ -24,7 +24,8 @@ use caf_actors::sink::Sink;
 use caf_actors::state_dir::marks::Marks;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Adopt, Child, Escalation, Supervisor};
-use caf_protocol::block::{CancellationToken, Registry, ResourceClass};
+use caf_blocks::Blocks;
+use caf_protocol::block::{CancellationToken, ResourceClass};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
@@ -116,7 +117,7 @@ impl Tree {
 /// Builds and starts the tree. Returns when every part takes messages.
 pub async fn build(
     settings: &Settings,
-    registry: Registry,
+    blocks: Blocks,
     edges: Edges,
     loops: EventLoops,
     status: NodeStatus,
@@ -149,7 +150,14 @@ pub async fn build(
     .await;
 
     let threads = Threads::default();
-    let workers = BlockWorker::new(publisher.clone(), threads.clone(), marks, log.clone());
+    let max_payload_ref_bytes = settings.limits.max_payload_ref_bytes;
+    let workers = BlockWorker::new(
+        publisher.clone(),
+        threads.clone(),
+        max_payload_ref_bytes,
+        marks,
+        log.clone(),
+    );
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
@@ -160,9 +168,10 @@ pub async fn build(
     }
     let [cpu, gpu, io] = <[PoolDoor; 3]>::try_from(doors).unwrap_or_else(|_| unreachable!("three classes"));
 
-    log.emit(events::blocks_registered(&registry.job_types()));
+    log.emit(events::blocks_registered(&blocks.registry.job_types()));
     let parts = IntakeParts {
-        registry,
+        registry: blocks.registry,
+        fetchers: blocks.fetchers,
         pools: PoolDoors { cpu, gpu, io },
         publisher,
         claims: claims.clone(),

@@ -12,6 +12,8 @@ mod core_mode;
 mod deploy;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
+#[path = "node/large.rs"]
+mod large;
 #[path = "node/life.rs"]
 mod life;
 #[path = "node/seen_from_outside.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "pipeline/blocked.rs"]
 mod blocked;
+#[path = "pipeline/references.rs"]
+mod references;
 #[path = "pipeline/rig.rs"]
 mod rig;
 
@@ -498,6 +500,7 @@ fn what_a_worker_holds_is_bounded_and_returns() {
         let limits = LimitSettings {
             max_held: 3,
             max_held_bytes: 1_000_000,
+            ..LimitSettings::default()
         };
         let settings = Settings {
             limits,

@@ -1,18 +1,20 @@
 //! Writes what leaves the worker: acknowledgements, results, dead letters, each as exact bytes with its headers.
 //!
-//! Neighbours: intake writes acknowledgements with it, the publisher the rest. Pure but for the given time.
+//! Neighbours: intake writes acknowledgements with it, the publisher the rest, [`crate::spill`] results whose outputs are
+//! kept elsewhere. Pure but for the given time.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use caf_protocol::ack::{ExecAssignmentAck, OverloadStatus, RejectReason};
 use caf_protocol::assignment::Identity;
+use caf_protocol::block::Outputs;
 use caf_protocol::dead_letter::{DeadLetter, Original};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::ids::sha256_hex;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
-use caf_protocol::result::ExecResult;
+use caf_protocol::result::{ExecResult, OutputRef};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -20,8 +22,10 @@ use crate::job::PoolLoad;
 use crate::settings::SubjectSettings;
 use crate::sink::Outgoing;
 
-/// Room that the broker's own framing may need beside headers and payload, in bytes.
-const FRAMING_BYTES: usize = 64;
+/// What frames the headers of a message and counts with them: the line `NATS/1.0` and the empty line, in bytes.
+const FRAMING_BYTES: usize = 12;
+/// What frames one header: colon, space, carriage return and line feed, in bytes.
+const HEADER_FRAMING_BYTES: usize = 4;
 
 /// Writes answers in the name of one worker. Cheap to clone.
 #[derive(Clone)]
@@ -31,11 +35,39 @@ pub struct Answers {
 }
 
 /// A result as written, and whether its outputs had to be left out.
+#[derive(Debug, Clone, PartialEq)]
 pub struct WrittenResult {
     /// The message.
     pub message: Outgoing,
     /// Size of the whole result, when it was more than the limit.
     pub too_large_bytes: Option<usize>,
+    /// Where its outputs are, when they are kept elsewhere.
+    pub output_ref: Option<OutputRef>,
+}
+
+impl WrittenResult {
+    /// A result with everything in it.
+    pub fn whole(message: Outgoing) -> Self {
+        Self {
+            message,
+            too_large_bytes: None,
+            output_ref: None,
+        }
+    }
+}
+
+/// A result with everything in it, if that fits.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Draft {
+    /// It fits.
+    Whole(Outgoing),
+    /// It does not.
+    TooLarge {
+        /// Size of the whole result.
+        bytes: usize,
+        /// JSON text of the outputs; absent when there are none, so that keeping them elsewhere would not help.
+        outputs: Option<Bytes>,
+    },
 }
 
 impl Answers {
@@ -60,8 +92,29 @@ impl Answers {
         outgoing(&self.subjects.ack, headers, &ack)
     }
 
-    /// A result of at most `limit` bytes. What is larger becomes an error that tells size and hash of the outputs:
-    /// never a success with missing data (row 15).
+    /// A result with everything in it, if that is at most `limit` bytes.
+    pub fn draft(
+        &self,
+        identity: &Identity,
+        step: &StepResult,
+        load: Option<PoolLoad>,
+        limit: usize,
+        now_ms: u64,
+    ) -> Draft {
+        let message = self.write_result(identity, step.clone(), load, None, now_ms);
+        let bytes = wire_bytes(&message);
+        if bytes <= limit {
+            return Draft::Whole(message);
+        }
+        let outputs = Some(outputs_of(&step.outcome)).filter(|outputs| !outputs.is_empty());
+        Draft::TooLarge {
+            bytes,
+            outputs: outputs.map(|outputs| json_of(outputs).into()),
+        }
+    }
+
+    /// A result of at most `limit` bytes whose outputs do not travel elsewhere. What is larger becomes an error that tells
+    /// size and hash of the outputs: never a success with missing data (row 15).
     pub fn result(
         &self,
         identity: &Identity,
@@ -70,40 +123,57 @@ impl Answers {
         limit: usize,
         now_ms: u64,
     ) -> WrittenResult {
-        let message = self.write_result(identity, step.clone(), load, now_ms);
-        let size = wire_bytes(&message);
-        if size <= limit {
-            return WrittenResult {
-                message,
-                too_large_bytes: None,
-            };
-        }
-        let outputs = match &step.outcome {
-            Outcome::Success(outputs) => Some(outputs),
-            other => other.failure().map(|failure| &failure.outputs),
+        let bytes = match self.draft(identity, step, load, limit, now_ms) {
+            Draft::Whole(message) => return WrittenResult::whole(message),
+            Draft::TooLarge { bytes, .. } => bytes,
         };
-        let outputs = serde_json::to_vec(&outputs).unwrap_or_default();
+        let outputs = json_of(outputs_of(&step.outcome));
         let mut outcome = step.outcome.clone();
         match &mut outcome {
             Outcome::Success(_) => outcome = Outcome::Error(too_large(&outputs, limit)),
+            // The status stands; outputs and details that do not fit are replaced by their size and hash.
             Outcome::Error(failure) | Outcome::Timeout(failure) | Outcome::Cancelled(failure) => {
-                // The status stands; outputs and details that do not fit are replaced by their size and hash.
                 let dropped = too_large(&outputs, limit);
-                failure.outputs.clear();
-                // What a block reports stays: the router needs the status of the other side.
-                failure
-                    .details
-                    .retain(|key, value| key == "status_code" || !value_is_long(value));
+                shorten(failure);
                 failure.details.extend(dropped.details);
-                failure
-                    .message
-                    .truncate(failure.message.floor_char_boundary(1024));
             }
         }
-        let message = self.write_result(identity, StepResult { outcome, ..*step }, load, now_ms);
+        let message = self.write_result(identity, StepResult { outcome, ..*step }, load, None, now_ms);
         WrittenResult {
             message,
-            too_large_bytes: Some(size),
+            too_large_bytes: Some(bytes),
+            output_ref: None,
+        }
+    }
+
+    /// A result whose outputs are `kept` elsewhere, stored before this is called. Its status is that of the job. When
+    /// even this is more than `limit` bytes, what a failure says at length is left out, and a success becomes row 15's
+    /// error.
+    pub fn referring(
+        &self,
+        identity: &Identity,
+        step: &StepResult,
+        load: Option<PoolLoad>,
+        kept: &OutputRef,
+        limit: usize,
+        now_ms: u64,
+    ) -> WrittenResult {
+        let mut step = step.clone();
+        let whole = wire_bytes(&self.write_result(identity, step.clone(), load, None, now_ms));
+        let mut message = self.write_result(identity, step.clone(), load, Some(kept), now_ms);
+        if wire_bytes(&message) > limit {
+            match &mut step.outcome {
+                Outcome::Success(_) => return self.result(identity, &step, load, limit, now_ms),
+                Outcome::Error(failure) | Outcome::Timeout(failure) | Outcome::Cancelled(failure) => {
+                    shorten(failure);
+                }
+            }
+            message = self.write_result(identity, step, load, Some(kept), now_ms);
+        }
+        WrittenResult {
+            message,
+            too_large_bytes: Some(whole),
+            output_ref: Some(kept.clone()),
         }
     }
 
@@ -112,12 +182,17 @@ impl Answers {
         identity: &Identity,
         step: StepResult,
         load: Option<PoolLoad>,
+        kept: Option<&OutputRef>,
         now_ms: u64,
     ) -> Outgoing {
         let mut result = ExecResult::new(identity, step, &self.worker_id, now_ms);
         if let Some(load) = load {
             result.overload_status = Some(load.status).filter(|status| *status != OverloadStatus::Healthy);
             result.queue_depth = Some(load.depth as u64).filter(|depth| *depth > 0);
+        }
+        if let Some(kept) = kept {
+            result.outputs.clear();
+            result.output_ref = Some(kept.clone());
         }
         let headers = result.headers();
         outgoing(&self.subjects.result, headers, &result)
@@ -142,6 +217,29 @@ impl Answers {
         letter.drop_original_payload();
         outgoing(&self.subjects.dlq, headers, &letter)
     }
+}
+
+/// What the job yielded, also when it failed.
+fn outputs_of(outcome: &Outcome) -> &Outputs {
+    match outcome {
+        Outcome::Success(outputs) => outputs,
+        Outcome::Error(failure) | Outcome::Timeout(failure) | Outcome::Cancelled(failure) => &failure.outputs,
+    }
+}
+
+fn json_of(outputs: &Outputs) -> Vec<u8> {
+    serde_json::to_vec(outputs).expect("outputs are JSON already")
+}
+
+/// Leaves out of a failure what may be long. What a block reports of the other side's status stays: the router needs it.
+fn shorten(failure: &mut Failure) {
+    failure.outputs.clear();
+    failure
+        .details
+        .retain(|key, value| key == "status_code" || !value_is_long(value));
+    failure
+        .message
+        .truncate(failure.message.floor_char_boundary(1024));
 }
 
 /// Longer than a fact about a failure needs to be.
@@ -170,118 +268,15 @@ fn outgoing(subject: &str, headers: Headers, body: &impl Serialize) -> Outgoing 
     }
 }
 
-/// Bytes that count against the server's largest message: headers as they are written, and the payload.
-fn wire_bytes(message: &Outgoing) -> usize {
+/// Bytes that count against the server's largest message, exactly: headers as they are written, and the payload.
+pub fn wire_bytes(message: &Outgoing) -> usize {
     let headers: usize = message
         .headers
         .iter()
-        .map(|(name, value)| name.len() + value.len() + 4)
+        .map(|(name, value)| name.len() + value.len() + HEADER_FRAMING_BYTES)
         .sum();
     FRAMING_BYTES + headers + message.payload.len()
 }
 
 #[cfg(test)]
-mod tests {
-    use caf_protocol::block::Outputs;
-
-    use super::*;
-
-    fn answers() -> Answers {
-        Answers::new(&SubjectSettings::default(), "w")
-    }
-
-    fn step(text: &str) -> StepResult {
-        let outputs = Outputs::from_iter([("text".to_owned(), json!(text))]);
-        StepResult {
-            outcome: Outcome::Success(outputs),
-            latency_ms: 1,
-            retries_used: 0,
-        }
-    }
-
-    fn identity() -> Identity {
-        Identity {
-            assignment_id: "a".into(),
-            tenant_id: "t".into(),
-            ..Identity::default()
-        }
-    }
-
-    #[test]
-    fn a_result_of_exactly_the_limit_travels_whole_and_one_byte_more_does_not() {
-        let whole = answers()
-            .result(&identity(), &step("hello"), None, usize::MAX, 1)
-            .message;
-        let exact = wire_bytes(&whole);
-        assert_eq!(
-            answers()
-                .result(&identity(), &step("hello"), None, exact, 1)
-                .message,
-            whole
-        );
-        let cut = answers().result(&identity(), &step("hello"), None, exact - 1, 1);
-        assert_eq!(cut.too_large_bytes, Some(exact));
-        let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
-        assert_eq!(
-            (&body["status"], &body["error_code"]),
-            (&json!("error"), &json!("RESOURCE_UNAVAILABLE"))
-        );
-        let outputs = serde_json::to_vec(&json!({"text": "hello"})).expect("json");
-        assert_eq!(body["error"]["details"]["outputs_bytes"], outputs.len());
-        assert_eq!(body["error"]["details"]["outputs_sha256"], sha256_hex(&outputs));
-        assert_eq!(body["outputs"], json!({}));
-    }
-
-    #[test]
-    fn a_failure_that_does_not_fit_keeps_the_status_of_the_other_side() {
-        let mut failure =
-            Failure::new(ErrorCode::HttpError, "the server failed").with("status_code", json!(503));
-        failure
-            .outputs
-            .insert("body".to_owned(), json!("x".repeat(5_000)));
-        failure
-            .details
-            .insert("long".to_owned(), json!("x".repeat(5_000)));
-        let step = StepResult {
-            outcome: Outcome::from(failure),
-            latency_ms: 1,
-            retries_used: 0,
-        };
-        let cut = answers().result(&identity(), &step, None, 2_000, 1);
-        assert!(wire_bytes(&cut.message) <= 2_000);
-        let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
-        assert_eq!(
-            (&body["error_type"], &body["error"]["retryable"]),
-            (&json!("server_error"), &json!(true))
-        );
-        assert_eq!(body["error"]["details"]["status_code"], 503);
-        assert!(body["error"]["details"]["outputs_bytes"].as_u64() > Some(5_000));
-    }
-
-    #[test]
-    fn a_dead_letter_that_does_not_fit_keeps_hash_and_size() {
-        let headers = Headers::default();
-        let original = Original {
-            subject: "s",
-            headers: &headers,
-            payload: &[b'x'; 5000],
-            position: None,
-            received_at_ms: 1,
-        };
-        let failure = Failure::new(ErrorCode::InvalidFormat, "payload: is not valid JSON");
-        let body = |limit| -> Value {
-            let letter = answers().dead_letter(None, &failure, "unreadable", &original, limit, 2);
-            serde_json::from_slice(&letter.payload).expect("json")
-        };
-        assert_eq!(
-            body(10_000)["original_payload"].as_str().map(str::len),
-            Some(5000)
-        );
-        let cut = body(5000);
-        assert_eq!(cut.get("original_payload"), None);
-        assert_eq!(
-            (&cut["original_payload_bytes"], &cut["original_payload_hash"]),
-            (&json!(5000), &json!(sha256_hex(&[b'x'; 5000])))
-        );
-    }
-}
+mod tests;

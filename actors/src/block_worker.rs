@@ -1,9 +1,11 @@
 //! A block worker: runs one job at a time to its outcome: attempts, waits, deadline, cancellation.
 //!
 //! Neighbours: its pool gives it a job with a slot; the outcome goes to the publisher. A block that panics, hangs or
-//! blocks its thread hurts its own job only. The worker never retries what the plan does not allow and never talks
+//! blocks its thread hurts its own job only. Inputs that are kept elsewhere are fetched here, once, before the first call
+//! (`payload`); no more of them are in memory than there are slots. The worker never retries what the plan does not allow and never talks
 //! to a broker.
 
+mod payload;
 pub mod retry;
 pub mod threads;
 
@@ -25,7 +27,7 @@ use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
-use crate::job::Job;
+use crate::job::{Job, Work};
 use crate::pool::Slot;
 use crate::publisher::{Conclude, PublisherRoutes, Settle};
 use crate::sink::Verdict;
@@ -53,6 +55,7 @@ pub struct BlockWorker {
     marks: Option<Marks>,
     /// Shared by all jobs that run; one that must run alone has it to itself.
     floor: Arc<RwLock<()>>,
+    max_payload_ref_bytes: u64,
     log: Log,
 }
 
@@ -72,11 +75,19 @@ enum Cleared {
 }
 
 impl BlockWorker {
-    /// A worker whose outcomes go to `publisher`; `threads` are shared by all workers of the node.
-    pub fn new(publisher: PublisherRoutes, threads: Threads, marks: Option<Marks>, log: Log) -> Self {
+    /// A worker whose outcomes go to `publisher`; `threads` are shared by all workers of the node; inputs that are kept
+    /// elsewhere are at most `max_payload_ref_bytes`; `marks` say what runs.
+    pub fn new(
+        publisher: PublisherRoutes,
+        threads: Threads,
+        max_payload_ref_bytes: u64,
+        marks: Option<Marks>,
+        log: Log,
+    ) -> Self {
         Self {
             publisher,
             threads,
+            max_payload_ref_bytes,
             marks,
             floor: Arc::default(),
             log,
@@ -85,7 +96,7 @@ impl BlockWorker {
 }
 
 async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
-    let ended = on_the_floor(&job, &worker).await;
+    let ended = on_the_floor(&mut job, &worker).await;
     let BlockWorker { publisher, log, .. } = worker;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
@@ -120,7 +131,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
 }
 
 /// Waits for room beside the others, or for a worker without others, and leaves a mark for as long as the job runs.
-async fn on_the_floor(job: &Job, worker: &BlockWorker) -> Ended {
+async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
     let floor = Arc::clone(&worker.floor);
     let entered = async {
         if job.alone {
@@ -161,7 +172,7 @@ enum Floor {
 }
 
 /// Calls the block until it succeeds, the plan says stop, time runs out or somebody cancels.
-async fn attempts(job: &Job, worker: &BlockWorker) -> Ended {
+async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
     let plan = RetryPlan::cp1(job.max_attempts);
     let mut attempt = 0;
     loop {
@@ -171,13 +182,20 @@ async fn attempts(job: &Job, worker: &BlockWorker) -> Ended {
             Cleared::OutOfTime => return out_of_time(attempt),
             Cleared::TakenOver => return Ended::TakenOver,
         }
-        let failure = match one_attempt(job, attempt, &worker.threads).await {
+        let (failure, next) = match one_attempt(job, attempt, worker).await {
             Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
-            Attempt::Done(Err(failure)) => failure,
+            Attempt::Done(Err(failure)) => {
+                let next = plan.after(&failure, attempt);
+                (failure, next)
+            }
+            Attempt::NoInputs(failure) => {
+                let next = plan.before_the_first_call(&failure, attempt);
+                (failure, next)
+            }
             Attempt::OutOfTime => return out_of_time(attempt),
             Attempt::Cancelled => return cancelled(job, attempt),
         };
-        let NextStep::RetryAfter(delay) = plan.after(&failure, attempt) else {
+        let NextStep::RetryAfter(delay) = next else {
             return Ended::Outcome(Outcome::from(failure), attempt);
         };
         let delay_ms = whole_ms(delay);
@@ -225,7 +243,8 @@ fn out_of_time(attempt: u32) -> Ended {
 }
 
 fn cancelled(job: &Job, attempt: u32) -> Ended {
-    if job.repeatable && job.holdings.lease.is_some() {
+    let has_run = matches!(job.work, Work::Ready(_));
+    if (job.repeatable || !has_run) && job.holdings.lease.is_some() {
         return Ended::Interrupted;
     }
     let failure = Failure::new(
@@ -237,13 +256,15 @@ fn cancelled(job: &Job, attempt: u32) -> Ended {
 
 enum Attempt {
     Done(Result<Outputs, Failure>),
+    /// The block was not called: its inputs could not be had.
+    NoInputs(Failure),
     OutOfTime,
     Cancelled,
 }
 
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
-async fn one_attempt(job: &Job, attempt: u32, threads: &Threads) -> Attempt {
-    let context = BlockContext {
+async fn one_attempt(job: &mut Job, attempt: u32, worker: &BlockWorker) -> Attempt {
+    let mut context = BlockContext {
         tenant_id: job.identity.tenant_id.clone(),
         assignment_id: job.identity.assignment_id.clone(),
         correlation: job.identity.correlation.clone(),
@@ -253,16 +274,48 @@ async fn one_attempt(job: &Job, attempt: u32, threads: &Threads) -> Attempt {
     };
     // Tells a thread that outlives its attempt to stop at its next step.
     let _stop_when_over = context.cancel.clone().drop_guard();
+    let task = match take_task(job, &context, worker).await {
+        Ok(task) => task,
+        Err(ended) => return ended,
+    };
+    context.deadline = job.deadline;
     let work = async {
-        match job.task.mode() {
-            RunMode::Async => on_this_loop(Arc::clone(&job.task), context).await,
-            RunMode::Thread => on_a_thread(Arc::clone(&job.task), context, threads).await,
+        match task.mode() {
+            RunMode::Async => on_this_loop(task, context).await,
+            RunMode::Thread => on_a_thread(task, context, &worker.threads).await,
         }
     };
+    in_time(job, work).await.map_or_else(|ended| ended, Attempt::Done)
+}
+
+/// The job's task. Inputs that are elsewhere are fetched now, and stay with the job.
+async fn take_task(
+    job: &mut Job,
+    context: &BlockContext,
+    worker: &BlockWorker,
+) -> Result<Arc<dyn Task>, Attempt> {
+    let prepared = match &job.work {
+        Work::Ready(task) => return Ok(Arc::clone(task)),
+        Work::Referenced(referenced) => {
+            let limit = worker.max_payload_ref_bytes;
+            let prepare = payload::prepare(referenced, context.clone(), limit, &worker.threads);
+            in_time(job, prepare).await?.map_err(Attempt::NoInputs)?
+        }
+    };
+    if let Some(timeout_ms) = prepared.timeout_ms {
+        let shorter = job.started.checked_add(Duration::from_millis(timeout_ms.max(1)));
+        job.deadline = shorter.map_or(job.deadline, |shorter| shorter.min(job.deadline));
+    }
+    job.work = Work::Ready(Arc::clone(&prepared.task));
+    Ok(prepared.task)
+}
+
+/// Waits for `work`, but not beyond the deadline and cancellation of the job.
+async fn in_time<T>(job: &Job, work: impl Future<Output = T>) -> Result<T, Attempt> {
     tokio::select! {
         biased;
-        () = job.cancel.cancelled() => Attempt::Cancelled,
-        done = timeout_at(job.deadline, work) => done.map_or(Attempt::OutOfTime, Attempt::Done),
+        () = job.cancel.cancelled() => Err(Attempt::Cancelled),
+        done = timeout_at(job.deadline, work) => done.map_err(|_| Attempt::OutOfTime),
     }
 }
 

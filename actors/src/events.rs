@@ -338,6 +338,28 @@ pub fn result_too_large(identity: &Identity, bytes: usize, limit: usize) -> Even
         .with("limit_bytes", limit)
 }
 
+/// Outputs that did not fit a result are stored elsewhere.
+pub fn outputs_spilled(identity: &Identity, bytes: u64) -> Event {
+    Event::new(Level::Debug, "Outputs kept in the object store")
+        .of(identity)
+        .with("outputs_bytes", bytes)
+}
+
+/// Outputs that do not fit a result will not be stored elsewhere: the result is an error.
+pub fn outputs_refused(identity: &Identity, error: &str) -> Event {
+    Event::new(Level::Warn, "Outputs refused by the object store")
+        .of(identity)
+        .with("error", error)
+}
+
+/// Outputs that do not fit a result wait for the object store.
+pub fn outputs_retried(identity: &Identity, error: &str, delay_ms: u64) -> Event {
+    Event::new(Level::Warn, "Outputs wait for the object store")
+        .of(identity)
+        .with("error", error)
+        .with("backoff_delay_ms", delay_ms)
+}
+
 /// A message was not confirmed and is sent again.
 pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) -> Event {
     Event::new(Level::Warn, "Publish not confirmed, sending again")

@@ -155,6 +155,7 @@ mod tests {
         HeldPermits::new(&LimitSettings {
             max_held,
             max_held_bytes,
+            ..LimitSettings::default()
         })
     }
 

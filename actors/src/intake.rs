@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
-use caf_protocol::assignment::{Assignment, Identity, Reading, Refusal, read};
-use caf_protocol::block::{CancellationToken, Registry, ResourceClass, Task};
+use caf_protocol::assignment::{Assignment, Identity, Payload, Reading, Refusal, read};
+use caf_protocol::block::{Block, CancellationToken, Inputs, Registry, ResourceClass, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use caf_protocol::reference::{Fetchers, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -27,7 +28,7 @@ use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
 use crate::clock;
 use crate::events::{self, Log};
-use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
+use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, Referenced, SentAck, Work, elapsed_ms};
 use crate::pool::{Enqueue, Place, PoolDoors};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
@@ -48,6 +49,8 @@ impl Message for Delivery {
 pub struct IntakeParts {
     /// What can be run.
     pub registry: Registry,
+    /// Who gets inputs that a job refers to. Asked by block workers; intake looks whether there is one.
+    pub fetchers: Fetchers,
     /// Where accepted jobs go.
     pub pools: PoolDoors,
     /// Where everything else goes.
@@ -104,9 +107,9 @@ struct Known {
 /// A place in a pool, with the load at the time.
 type TakenPlace = (Place, Option<PoolLoad>);
 
-/// A message that may run: its inputs suit its block.
+/// A message that may run: its inputs suit its block, or are still to be fetched.
 struct Runnable {
-    task: Arc<dyn Task>,
+    work: Work,
     class: ResourceClass,
     repeatable: bool,
     /// How long it may take from the first start.
@@ -150,22 +153,28 @@ impl Intake {
                 failure,
             });
         };
-        // Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
-        let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(assignment.inputs)));
-        let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
-        let task = prepared
-            .unwrap_or_else(|_| Err(panicked()))
-            .map_err(|failure| Refusal {
-                reason: RejectReason::InvalidInputs,
-                failure,
-            })?;
+        let work = match assignment.payload {
+            Payload::Inline(inputs) => Work::Ready(check_inputs(block, inputs)?),
+            Payload::Referenced(payload) => self.refer(block, payload)?,
+        };
         Ok(Runnable {
-            task,
+            work,
             class: assignment.resource_class.unwrap_or(block.spec().class),
             repeatable: block.spec().repeatable,
             time_limit: Duration::from_millis(assignment.deadline_ms),
             max_attempts: assignment.max_attempts.unwrap_or(self.parts.default_attempts),
         })
+    }
+
+    /// Inputs that are elsewhere are not looked at here: intake does not wait.
+    fn refer(&self, block: &Arc<dyn Block>, payload: PayloadRef) -> Result<Work, Refusal> {
+        let fetcher = Arc::clone(self.parts.fetchers.find(&payload.location)?);
+        let block = Arc::clone(block);
+        Ok(Work::Referenced(Referenced {
+            block,
+            payload,
+            fetcher,
+        }))
     }
 
     /// Everything that is known of a message; nothing when nobody can be answered.
@@ -414,7 +423,7 @@ impl Intake {
         let job = Job {
             arrival: case.arrival,
             identity: case.identity,
-            task: runnable.task,
+            work: runnable.work,
             class: runnable.class,
             repeatable: runnable.repeatable,
             started: case.first_start,
@@ -471,6 +480,18 @@ impl Intake {
     fn settle(&self, holdings: Holdings, verdict: Verdict) {
         let _ = self.parts.publisher.settle.tell(Settle { holdings, verdict });
     }
+}
+
+/// Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
+fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>, Refusal> {
+    let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(inputs)));
+    let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
+    prepared
+        .unwrap_or_else(|_| Err(panicked()))
+        .map_err(|failure| Refusal {
+            reason: RejectReason::InvalidInputs,
+            failure,
+        })
 }
 
 fn standing_fact(standing: &Standing, holdings: &Holdings) -> StandingFact {

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caf_protocol::ack::OverloadStatus;
 use caf_protocol::assignment::Identity;
-use caf_protocol::block::{CancellationToken, ResourceClass, Task};
+use caf_protocol::block::{Block, CancellationToken, ResourceClass, Task};
 use caf_protocol::dead_letter::Original;
 use caf_protocol::headers::Headers;
+use caf_protocol::reference::{Fetch, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -104,6 +105,26 @@ pub struct SentAck {
     pub confirmed: oneshot::Receiver<()>,
 }
 
+/// What a job is to run.
+#[derive(Clone)]
+pub enum Work {
+    /// A block's work with its inputs parsed.
+    Ready(Arc<dyn Task>),
+    /// A block whose inputs are still elsewhere.
+    Referenced(Referenced),
+}
+
+/// A block, and where its inputs are. The block worker fetches them once and makes a task of both.
+#[derive(Clone)]
+pub struct Referenced {
+    /// What will run.
+    pub block: Arc<dyn Block>,
+    /// Where the inputs are.
+    pub payload: PayloadRef,
+    /// Who gets them.
+    pub fetcher: Arc<dyn Fetch>,
+}
+
 /// An accepted assignment on its way to an outcome.
 pub struct Job {
     /// The message it came as.
@@ -111,7 +132,7 @@ pub struct Job {
     /// Whom the answer goes to.
     pub identity: Identity,
     /// What to run.
-    pub task: Arc<dyn Task>,
+    pub work: Work,
     /// Pool it runs in.
     pub class: ResourceClass,
     /// Whether running it twice is harmless.

@@ -25,6 +25,7 @@ pub mod publisher;
 pub mod runtime;
 pub mod settings;
 pub mod sink;
+pub mod spill;
 pub mod state_dir;
 pub mod status;
 pub mod supervisor;

@@ -44,7 +44,9 @@ pub struct NatsSettings {
     pub results_stream: String,
     /// Stream of dead letters, created when no stream covers their subject.
     pub dlq_stream: String,
-    /// Whether missing streams and consumers are created.
+    /// Object store bucket of outputs that are too large for a result.
+    pub objects_bucket: String,
+    /// Whether missing streams, consumers and the bucket are created.
     pub create_streams: bool,
     /// How long the server waits for an answer or a renewal before it delivers again, in milliseconds.
     pub ack_wait_ms: u64,
@@ -86,6 +88,7 @@ impl Default for NatsSettings {
             durable: "caf-workers".to_owned(),
             results_stream: "caf-results".to_owned(),
             dlq_stream: "caf-dlq".to_owned(),
+            objects_bucket: "caf-outputs".to_owned(),
             create_streams: true,
             ack_wait_ms: 30_000,
             max_ack_pending: 10_000,
@@ -176,6 +179,9 @@ pub struct LimitSettings {
     pub max_held: usize,
     /// Most payload bytes of held jobs.
     pub max_held_bytes: usize,
+    /// Most bytes that one `job.payload_ref` may bring. They do not count as held: a job fetches them when it has its slot,
+    /// so the slots of all pools times this bound them.
+    pub max_payload_ref_bytes: u64,
 }
 
 impl Default for LimitSettings {
@@ -183,6 +189,7 @@ impl Default for LimitSettings {
         Self {
             max_held: 1_000,
             max_held_bytes: 64 * 1024 * 1024,
+            max_payload_ref_bytes: 8 * 1024 * 1024,
         }
     }
 }
@@ -408,4 +415,49 @@ pub enum OutboxSync {
     Interval,
     /// Before each publish.
     Always,
+}
+
+/// Where `job.payload_ref` may lead. Files are bound by `blocks.fs.roots`, addresses by `blocks.http.allow_targets`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PayloadRefSettings {
+    /// Object store buckets that jobs may read, whatever their tenant; empty lets them read any but the worker's own.
+    pub buckets: Vec<String>,
+}
+
+/// Buckets in which workers keep what is theirs: never read for a job.
+pub const INTERNAL_BUCKETS: [&str; 2] = ["caf-claims", "caf-state"];
+
+impl PayloadRefSettings {
+    /// Whether a job may read this bucket.
+    pub fn allows(&self, bucket: &str) -> bool {
+        let is_listed = || self.buckets.iter().any(|listed| listed == bucket);
+        !INTERNAL_BUCKETS.contains(&bucket) && (self.buckets.is_empty() || is_listed())
+    }
+}
+
+/// What becomes of outputs that do not fit the largest message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Spill {
+    /// Kept in the bucket `nats.objects_bucket`; the result says where.
+    Objects,
+    /// Not kept: the result is an error with their size and hash.
+    Off,
+}
+
+/// Outputs of jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSettings {
+    /// What becomes of those that do not fit the largest message.
+    pub spill: Spill,
+}
+
+impl Default for OutputSettings {
+    fn default() -> Self {
+        Self {
+            spill: Spill::Objects,
+        }
+    }
 }

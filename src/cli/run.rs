@@ -25,9 +25,9 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
         for warning in not_yet::warnings(loaded) {
             log.emit(events::warning(&warning.to_string()));
         }
-        match caf_blocks::registry(&settings.blocks, Extras::default()) {
-            Ok(registry) => on_event_loop(log, async {
-                serve_command::run(settings, registry, Signals::listen()?, log).await
+        match caf_blocks::build(&settings.blocks, Extras::default()) {
+            Ok(blocks) => on_event_loop(log, async {
+                serve_command::run(settings, blocks, Signals::listen()?, log).await
             }),
             Err(error) => complain(&error),
         }
@@ -44,14 +44,14 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
     // What succeeds is in the printed results; the log speaks up for failures only.
     let quiet = quiet(loaded);
     with_log(settings, &quiet, Streams::StandardError, |log| {
-        let registry = |health| {
+        let blocks = |health| {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
             };
-            Ok(caf_blocks::registry(&settings.blocks, extras)?)
+            Ok(caf_blocks::build(&settings.blocks, extras)?)
         };
         on_event_loop(log, async {
-            exec_command::run(settings, input, registry, Signals::listen()?, log).await
+            exec_command::run(settings, input, blocks, Signals::listen()?, log).await
         })
     })
 }

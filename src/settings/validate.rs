@@ -26,6 +26,7 @@ impl Settings {
         rules.section("drain", |rules| self.drain.validate(rules));
         rules.section("http", |rules| check_http(&self.http, rules));
         rules.section("outbox", |rules| self.outbox.validate(rules));
+        rules.section("payload_ref", |rules| self.payload_ref.validate(rules));
         rules.section("log", |rules| {
             let named = self
                 .log

@@ -33,7 +33,9 @@ fn every_shape_of_an_assignment_is_acknowledged_and_answered_once() {
     let node = Node::start();
     let readable = fixtures::assignments()
         .into_iter()
-        .filter(|fixture| fixture.expected["reading"] == "valid");
+        .filter(|fixture| fixture.expected["reading"] == "valid")
+        // What references lead to is a matter of `large.rs`.
+        .filter(|fixture| fixture.expected.get("payload_ref").is_none());
     let mut sent = Vec::new();
     for fixture in readable {
         let text = String::from_utf8(fixture.payload).expect("fixtures are text");

@@ -88,7 +88,13 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
             .with(Blocker::new(&["block.pipeline"]))
             .with(Blocker::new(&["block.slot"]));
         actix_rt::System::new().block_on(async {
-            caf_worker::serve::run(&settings, registry, Signals::from(requests), &Log::discard()).await
+            caf_worker::serve::run(
+                &settings,
+                registry.into(),
+                Signals::from(requests),
+                &Log::discard(),
+            )
+            .await
         })
     });
     caf_testkit::wait_until("the consumer is there", Duration::from_secs(20), || {

@@ -15,12 +15,14 @@ use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Undelivered;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::supervisor::{Escalation, StopWatching};
+use caf_blocks::Blocks;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, Registry, ResourceClass, RunMode, Task,
 };
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
+use caf_protocol::reference::Fetchers;
 use caf_worker::settings::Settings;
 use caf_worker::wiring::{Edges, EventLoops, Tree, build, new_status};
 use futures_util::FutureExt;
@@ -255,20 +257,28 @@ impl Rig {
     }
 
     pub(crate) async fn start_with(settings: Settings) -> Self {
+        Self::start_with_fetchers(settings, Fetchers::default()).await
+    }
+
+    pub(crate) async fn start_with_fetchers(settings: Settings, fetchers: Fetchers) -> Self {
         let (released, is_released) = watch::channel(false);
         let runs = Arc::new(AtomicUsize::new(0));
-        let spec = BlockSpec {
-            job_types: &["probe"],
-            class: ResourceClass::Cpu,
-            repeatable: true,
-            inputs: true.into(),
-            outputs: true.into(),
+        let probe = |job_types, repeatable| {
+            Arc::new(Probe {
+                spec: BlockSpec {
+                    job_types,
+                    class: ResourceClass::Cpu,
+                    repeatable,
+                    inputs: true.into(),
+                    outputs: true.into(),
+                },
+                runs: Arc::clone(&runs),
+                released: is_released.clone(),
+            })
         };
-        let registry = Registry::default().with(Arc::new(Probe {
-            spec,
-            runs: Arc::clone(&runs),
-            released: is_released,
-        }));
+        let registry = Registry::default()
+            .with(probe(&["probe"], true))
+            .with(probe(&["probe.once"], false));
         let sink = Arc::new(FakeSink {
             published: Mutex::default(),
             verdicts: Mutex::default(),
@@ -280,9 +290,11 @@ impl Rig {
         let log = Arc::new(Saboteur::default());
         let logger = slog::Logger::root(SaboteurDrain(Arc::clone(&log)), slog::o!());
         let status = new_status(&settings);
+        let mut blocks = Blocks::from(registry);
+        blocks.fetchers = fetchers;
         let tree = build(
             &settings,
-            registry,
+            blocks,
             Edges {
                 sink: Arc::clone(&sink) as Arc<dyn Sink>,
                 claims: Claims::new(&settings.idempotency, None),

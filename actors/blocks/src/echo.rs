@@ -1,6 +1,6 @@
 //! `echo`: outputs are the inputs. For smoke and load tests of everything around a block.
 //!
-//! Neighbours: [`crate::registry`] builds it. Never waits, never fails.
+//! Neighbours: [`crate::build`] builds it. Never waits, never fails.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! `fail`: ends with the failure asked for. For rehearsing alerts, dashboards and retry policies.
 //!
-//! Neighbours: [`crate::registry`] builds it. Never cancels: the two cancellation codes belong to the pipeline.
+//! Neighbours: [`crate::build`] builds it. Never cancels: the two cancellation codes belong to the pipeline.
 
 use std::sync::Arc;
 

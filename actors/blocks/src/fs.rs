@@ -1,9 +1,11 @@
 //! `fs.blob_put` and `fs.blob_get`: whole files in and out of the directories that the settings name.
 //!
-//! Neighbours: [`crate::registry`] builds both. `path` reads what a job calls a path, `roots` holds the directories as
+//! Neighbours: [`crate::build`] builds both. `path` reads what a job calls a path, `roots` holds the directories as
 //! capability handles, `put` and `get` do the work. Both block their thread and look at their watch between chunks. A
-//! message for the caller holds the caller's path at most, never a path of the host.
+//! message for the caller holds the caller's path at most, never a path of the host. `fetch` reads inputs that a job refers
+//! to by the same rules.
 
+mod fetch;
 mod get;
 mod path;
 mod put;
@@ -18,6 +20,7 @@ use caf_protocol::block::{
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 
+pub(crate) use self::fetch::FileFetch;
 use self::get::{Get, GetInputs, GetOutputs};
 use self::put::{Put, PutInputs, PutOutputs};
 use self::roots::Roots;

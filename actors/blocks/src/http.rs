@@ -1,11 +1,12 @@
 //! `http.request`: one request to an HTTP server, redirects followed, answer bounded.
 //!
-//! Neighbours: [`crate::registry`] builds it. In the order of a request: `request` reads the inputs, `guard` checks and
+//! Neighbours: [`crate::build`] builds it. In the order of a request: `request` reads the inputs, `guard` checks and
 //! resolves the target, `dial` and `wire` connect, `body` receives, `redirects` leads on. Never retries, never resolves a
-//! name twice for one hop, never follows a redirect past the guard.
+//! name twice for one hop, never follows a redirect past the guard. `fetch` reads inputs that a job refers to by the same way.
 
 mod body;
 mod dial;
+mod fetch;
 mod guard;
 mod redirects;
 mod request;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 use tokio_rustls::rustls::ClientConfig;
 
 use self::dial::Dial;
+pub(crate) use self::fetch::HttpFetch;
 use self::guard::Guard;
 pub(crate) use self::guard::{TARGET_RULE, is_target};
 use self::request::Request;
@@ -123,6 +125,11 @@ impl HttpRequest {
         });
         Ok(Self { spec, shared })
     }
+
+    /// Fetches by the same guard, clients and limits.
+    pub(crate) fn fetcher(&self) -> HttpFetch {
+        HttpFetch::new(Arc::clone(&self.shared))
+    }
 }
 
 impl Block for HttpRequest {
@@ -155,17 +162,40 @@ impl Task for HttpTask {
     }
 }
 
+/// The answer of the last hop: its head is here, its body is still to come.
+struct Answer {
+    hop: Request,
+    response: ClientResponse,
+    /// Why a redirect was not followed, when it is one.
+    refused: Option<&'static str>,
+}
+
+impl Answer {
+    fn coding(&self) -> body::Coding {
+        body::Coding::from_header(header_text(&self.response, header::CONTENT_ENCODING).as_deref())
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        failure_of_status(self.response.status(), self.refused)
+    }
+}
+
 impl Shared {
-    /// Sends the request and follows redirects to the final answer.
+    /// Sends the request, follows redirects, and writes the final answer down.
     async fn exchange(&self, request: &Request, context: &BlockContext) -> Result<Outputs, Failure> {
         let started = Instant::now();
+        let answer = self.follow(request, context).await?;
+        self.finish(answer, started, context).await
+    }
+
+    /// Sends the request and follows redirects to the final answer.
+    async fn follow(&self, request: &Request, context: &BlockContext) -> Result<Answer, Failure> {
         let mut hop = request.clone();
         let mut hops_left = self.settings.max_redirects;
         loop {
             let response = self.send(&hop, context).await?;
-            let status = response.status();
             let location = header_text(&response, header::LOCATION);
-            let refused = match redirects::next_hop(&hop, status, location.as_deref()) {
+            let refused = match redirects::next_hop(&hop, response.status(), location.as_deref()) {
                 Some(Ok(next)) if hops_left > 0 => {
                     hops_left -= 1;
                     hop = next;
@@ -175,7 +205,11 @@ impl Shared {
                 Some(Err(rule)) => Some(rule),
                 None => None,
             };
-            return self.finish(&hop, response, refused, started, context).await;
+            return Ok(Answer {
+                hop,
+                response,
+                refused,
+            });
         }
     }
 
@@ -251,32 +285,44 @@ impl Shared {
             .finish()
     }
 
+    /// Receives the body of an answer, decompressed.
+    async fn receive(
+        &self,
+        answer: Answer,
+        max_bytes: u64,
+        context: &BlockContext,
+    ) -> Result<Vec<u8>, Failure> {
+        let coding = answer.coding();
+        let receive = body::receive(answer.response, coding, max_bytes);
+        let limit = ms(self.settings.body_timeout_ms);
+        attempt_limit(context, limit, "receiving the answer's body", receive)
+            .await
+            .flatten()
+    }
+
     /// Receives the final answer.
     async fn finish(
         &self,
-        hop: &Request,
-        response: ClientResponse,
-        refused: Option<&'static str>,
+        answer: Answer,
         started: Instant,
         context: &BlockContext,
     ) -> Result<Outputs, Failure> {
-        let status = response.status();
-        let coding = body::Coding::from_header(header_text(&response, header::CONTENT_ENCODING).as_deref());
+        let status = answer.response.status();
         let mut outputs = Map::new();
         outputs.insert("status_code".to_owned(), json!(status.as_u16()));
-        outputs.insert("headers".to_owned(), headers_of(&response, coding));
+        outputs.insert(
+            "headers".to_owned(),
+            headers_of(&answer.response, answer.coding()),
+        );
 
-        let has_no_body = hop.method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
+        let failure = answer.failure();
+        let has_no_body = answer.hop.method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
         let received = if has_no_body {
             Ok(Vec::new())
         } else {
-            let receive = body::receive(response, coding, self.settings.max_response_bytes);
-            let limit = ms(self.settings.body_timeout_ms);
-            attempt_limit(context, limit, "receiving the answer's body", receive)
+            self.receive(answer, self.settings.max_response_bytes, context)
                 .await
-                .flatten()
         };
-        let failure = failure_of_status(status, refused);
         match received {
             Ok(bytes) => body::put(&mut outputs, bytes),
             // With a failure status, the status is the news and the body is an extra.

@@ -1,17 +1,18 @@
 //! What the worker executes: `echo`, `sleep`, `fail`, `http.request`, `fs.blob_put`, `fs.blob_get`, `sql.query`.
 //!
-//! Neighbours: `caf-protocol` says what a block is; the node builds a [`registry`] of all of them from its settings
-//! and gives it to the pipeline. This crate knows neither actors nor the broker, never retries (the block worker does),
+//! Neighbours: `caf-protocol` says what a block is; the node builds all of them with [`build`] from its settings
+//! and gives them to the pipeline. This crate knows neither actors nor the broker, never retries (the block worker does),
 //! never logs, and never reads the environment: settings come in as values.
 //!
 //! In reading order: [`settings`] are the limits and grants, `inputs` reads what a job brings, `watch` is how a block
-//! notices that it must stop, `tls` whom they trust; then one file per kind of work.
+//! notices that it must stop, `tls` whom they trust, `payload` what reading referenced inputs adds; then one file per kind of work.
 
 mod echo;
 mod fail;
 mod fs;
 mod http;
 mod inputs;
+mod payload;
 pub mod settings;
 mod sleep;
 mod sql;
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use caf_protocol::block::Registry;
+use caf_protocol::reference::Fetchers;
 
 use crate::settings::{BlockSettings, SettingError};
 
@@ -48,11 +50,28 @@ impl From<Vec<SettingError>> for SetupError {
     }
 }
 
+/// What the node gives to the pipeline.
+#[derive(Debug)]
+pub struct Blocks {
+    /// Every block.
+    pub registry: Registry,
+    /// Who reads inputs that a job refers to by file or address: by the same grants and limits as the blocks.
+    pub fetchers: Fetchers,
+}
+
+impl From<Registry> for Blocks {
+    /// Blocks that take no references.
+    fn from(registry: Registry) -> Self {
+        let fetchers = Fetchers::default();
+        Self { registry, fetchers }
+    }
+}
+
 /// Builds every block. Reads the files of authorities; roots and databases are opened by the first job that needs them.
 ///
 /// # Errors
 /// When settings break their rules; the message names every key.
-pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, SetupError> {
+pub fn build(settings: &BlockSettings, extras: Extras) -> Result<Blocks, SetupError> {
     settings.validate()?;
     let http = http::HttpRequest::new(&settings.http, extras);
     let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql)) {
@@ -64,14 +83,18 @@ pub fn registry(settings: &BlockSettings, extras: Extras) -> Result<Registry, Se
             ));
         }
     };
-    Ok(Registry::default()
+    let fetchers = Fetchers::default()
+        .with(Arc::new(http.fetcher()))
+        .with(Arc::new(fs::FileFetch::new(&settings.fs)));
+    let registry = Registry::default()
         .with(Arc::new(echo::Echo::new()))
         .with(Arc::new(sleep::Sleep::new()))
         .with(Arc::new(fail::Fail::new()))
         .with(Arc::new(http))
         .with(Arc::new(fs::BlobPut::new(&settings.fs)))
         .with(Arc::new(fs::BlobGet::new(&settings.fs)))
-        .with(Arc::new(sql)))
+        .with(Arc::new(sql));
+    Ok(Blocks { registry, fetchers })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Settings of the blocks: what a job may reach, and how much of it.
 //!
-//! Neighbours: the node's settings hold a [`BlockSettings`] as section `blocks`, [`crate::registry`] reads it. Units are
+//! Neighbours: the node's settings hold a [`BlockSettings`] as section `blocks`, [`crate::build`] reads it. Units are
 //! in the names. Unknown keys are refused. A default stands in one place: the `Default` of its struct. Credentials are
 //! never shown by `Debug`.
 

@@ -1,6 +1,6 @@
 //! `sleep`: waits as long as it is told. For load tests and for rehearsing deadlines and cancellation.
 //!
-//! Neighbours: [`crate::registry`] builds it. Never blocks its thread.
+//! Neighbours: [`crate::build`] builds it. Never blocks its thread.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! `sql.query`: one query on a database that the settings name, or on an in-memory SQLite database of the job's own.
 //!
-//! Neighbours: [`crate::registry`] builds it. `source` says what a job may connect to, `sqlite` and `postgres` run the
+//! Neighbours: [`crate::build`] builds it. `source` says what a job may connect to, `sqlite` and `postgres` run the
 //! query, `rows` collects the answer within its limits, `words` cleans what the database says. Parameters are always bound, never put into the text of a query.
 //! No message, not even an internal one, holds an address or credentials of a database, text of a query, or a value.
 

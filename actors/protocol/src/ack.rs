@@ -62,7 +62,7 @@ pub enum RejectReason {
     UnsupportedJobType,
     /// The block does not accept the inputs.
     InvalidInputs,
-    /// The inputs are a reference that this worker does not resolve.
+    /// The inputs are a reference of a kind that this worker does not resolve.
     UnsupportedPayloadRef,
     /// The tenant is not on the allow-list.
     TenantNotAllowed,

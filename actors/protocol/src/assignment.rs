@@ -15,6 +15,7 @@ use crate::ids::{
 };
 use crate::json::{lenient_u64, object_from_str, parse};
 use crate::outcome::Failure;
+use crate::reference::{self, PayloadRef};
 
 /// Deadline of a job that names none, or a bad one, in milliseconds.
 pub const DEFAULT_DEADLINE_MS: u64 = 30_000;
@@ -61,13 +62,22 @@ pub struct Assignment {
     /// What is to be done.
     pub job_type: String,
     /// With what.
-    pub inputs: Inputs,
+    pub payload: Payload,
     /// How long it may take from the first start of handling, in milliseconds: 1..3,600,000.
     pub deadline_ms: u64,
     /// Total calls that the assignment allows: 1..100. Absent: the worker's setting decides.
     pub max_attempts: Option<u32>,
     /// Pool that the assignment asks for. Absent: the block's own class.
     pub resource_class: Option<ResourceClass>,
+}
+
+/// What a job is given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Payload {
+    /// The inputs themselves.
+    Inline(Inputs),
+    /// Where they are: nobody has looked at them yet.
+    Referenced(PayloadRef),
 }
 
 /// Why an assignment will not run.
@@ -305,12 +315,12 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
     }
     check_object(shape.root, "job")?;
     check_id(shape.job, "type", "job.type", identity.job_type.as_deref())?;
-    let inputs = read_inputs(shape)?;
-    let deadline_ms = read_deadline_ms(shape, &inputs);
+    let payload = read_payload(shape)?;
+    let deadline_ms = read_deadline_ms(shape, &payload);
     Ok(Assignment {
         identity: Identity::default(),
         job_type: identity.job_type.clone().unwrap_or_default(),
-        inputs,
+        payload,
         deadline_ms,
         max_attempts: read_max_attempts(shape),
         resource_class: read_resource_class(shape),
@@ -360,19 +370,31 @@ fn check_id(parent: &Map<String, Value>, key: &str, path: &str, usable: Option<&
     }
 }
 
+/// A reference beats inputs that stand beside it (contract 2.3).
+fn read_payload(shape: &Shape<'_>) -> Result<Payload, Refusal> {
+    match shape.job.get("payload_ref") {
+        None | Some(Value::Null) => read_inputs(shape).map(Payload::Inline),
+        Some(Value::String(text)) => {
+            let sha256 = read_sha256(shape.job)?;
+            PayloadRef::parse(text, sha256).map(Payload::Referenced)
+        }
+        Some(_) => Err(Refusal::invalid(reference::FIELD, "must be a string")),
+    }
+}
+
+fn read_sha256(job: &Map<String, Value>) -> Result<Option<&str>, Refusal> {
+    match job.get("payload_sha256") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if reference::is_sha256(text) => Ok(Some(text)),
+        Some(_) => Err(Refusal::invalid(
+            reference::SHA256_FIELD,
+            "must be 64 lower-case hexadecimal digits",
+        )),
+    }
+}
+
 fn read_inputs(shape: &Shape<'_>) -> Result<Inputs, Refusal> {
     let job = shape.job;
-    if job
-        .get("payload_ref")
-        .is_some_and(|reference| !reference.is_null())
-    {
-        return Err(Refusal::field(
-            RejectReason::UnsupportedPayloadRef,
-            ErrorCode::InvalidInput,
-            "job.payload_ref",
-            "references are not resolved by this worker; send job.payload",
-        ));
-    }
     for key in ["payload", "inputs"] {
         let path = format!("job.{key}");
         match job.get(key) {
@@ -400,15 +422,24 @@ fn read_inputs(shape: &Shape<'_>) -> Result<Inputs, Refusal> {
 }
 
 /// The job's own `timeout_ms` may only shorten what the assignment allows.
-fn read_deadline_ms(shape: &Shape<'_>, inputs: &Inputs) -> u64 {
+fn read_deadline_ms(shape: &Shape<'_>, payload: &Payload) -> u64 {
     let given = |place: &Map<String, Value>, key: &str| place.get(key).and_then(lenient_u64);
     let deadline = given(shape.options, "deadline_ms")
         .or_else(|| given(shape.root, "timeout_ms"))
         .unwrap_or(DEFAULT_DEADLINE_MS);
-    let own = given(inputs, "timeout_ms")
+    let of_inputs = match payload {
+        Payload::Inline(inputs) => own_timeout_ms(inputs),
+        Payload::Referenced(_) => None,
+    };
+    let own = of_inputs
         .or_else(|| given(shape.job, "timeout_ms"))
         .unwrap_or(u64::MAX);
     deadline.min(own).clamp(1, MAX_DEADLINE_MS)
+}
+
+/// The `timeout_ms` among the inputs of a job, in milliseconds: it may only shorten the deadline.
+pub fn own_timeout_ms(inputs: &Inputs) -> Option<u64> {
+    inputs.get("timeout_ms").and_then(lenient_u64)
 }
 
 fn read_max_attempts(shape: &Shape<'_>) -> Option<u32> {

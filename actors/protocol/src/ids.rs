@@ -92,9 +92,14 @@ impl AssignmentKey {
     }
 }
 
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 /// Hexadecimal SHA-256, lower case.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(&sha256(bytes))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -71,6 +71,15 @@ impl Failure {
         self
     }
 
+    /// The same failure, said of the field that the caller knows it by: what stood for it on the way is not the caller's.
+    #[must_use]
+    pub fn said_of(mut self, field: &str) -> Self {
+        let known = self.details.get("field").and_then(Value::as_str);
+        let rule = known.and_then(|known| self.message.strip_prefix(known)?.strip_prefix(": "));
+        self.message = format!("{field}: {}", rule.unwrap_or(&self.message));
+        self.with("field", json!(field))
+    }
+
     /// The word by which the router's breaker tells faults of the provider from all others (contract 3.4).
     pub fn error_type(&self) -> &'static str {
         match self.code {

@@ -61,8 +61,11 @@ pub struct ExecResult {
     /// The whole error; absent on success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
-    /// What the job yielded.
+    /// What the job yielded; empty when `output_ref` is there.
     pub outputs: Map<String, Value>,
+    /// Where the outputs are, when the result would be larger than the largest message with them in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_ref: Option<OutputRef>,
     /// Calls beyond the first.
     pub retries_used: u32,
     /// Run, flow and step as they came, when they cannot stand at top level; the router does not look here.
@@ -93,6 +96,17 @@ impl From<&Identity> for JobRef {
             job_type: identity.job_type.clone().unwrap_or_else(|| "unknown".to_owned()),
         }
     }
+}
+
+/// Outputs that are kept in an object store because they do not fit a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OutputRef {
+    /// `nats-obj://bucket/key`, as `job.payload_ref` takes it. The object is the JSON text of `outputs`.
+    pub uri: String,
+    /// Bytes of the object.
+    pub size: u64,
+    /// SHA-256 of the object: 64 lower-case hexadecimal digits.
+    pub sha256: String,
 }
 
 /// A failure, as it travels.
@@ -175,6 +189,7 @@ impl ExecResult {
             error_message: failure.as_ref().map(breaker_safe_message),
             error: failure.as_ref().map(ErrorBody::from),
             outputs,
+            output_ref: None,
             retries_used: step.retries_used,
             correlation: if at_top_level {
                 RunFlowStep::default()

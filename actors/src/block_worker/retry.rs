@@ -38,6 +38,16 @@ impl RetryPlan {
         }
         NextStep::RetryAfter(Duration::from_millis(CP1_STEP_MS * (u64::from(attempt) + 1)))
     }
+
+    /// The same when the block was not called because its inputs could not be had: only what another try can mend is
+    /// tried again. Validation that fails before the block runs never is.
+    pub fn before_the_first_call(&self, failure: &Failure, attempt: u32) -> NextStep {
+        if failure.is_retryable() {
+            self.after(failure, attempt)
+        } else {
+            NextStep::GiveUp
+        }
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +77,28 @@ mod tests {
         }
         assert_eq!(delays_ms(ErrorCode::HttpError, 2), [100]);
         assert!(delays_ms(ErrorCode::HttpError, 1).is_empty());
+    }
+
+    #[test]
+    fn inputs_that_cannot_be_had_are_asked_for_again_only_if_that_can_help() {
+        let plan = RetryPlan::cp1(2);
+        let next = |code, attempt| plan.before_the_first_call(&Failure::new(code, "x"), attempt);
+        for code in [ErrorCode::NetworkError, ErrorCode::ResourceUnavailable] {
+            assert_eq!(
+                next(code, 0),
+                NextStep::RetryAfter(Duration::from_millis(100)),
+                "{code}"
+            );
+            assert_eq!(next(code, 1), NextStep::GiveUp, "{code}");
+        }
+        for code in [
+            ErrorCode::InvalidInput,
+            ErrorCode::MissingRequiredField,
+            ErrorCode::PermissionDenied,
+            ErrorCode::InternalError,
+        ] {
+            assert_eq!(next(code, 0), NextStep::GiveUp, "{code}");
+        }
     }
 
     #[test]

@@ -22,11 +22,11 @@ use crate::settings::NatsSettings;
 /// Most assignments that may wait in a stream of ours: beyond it the router hears that it is full.
 const MAX_WAITING_ASSIGNMENTS: i64 = 1_000_000;
 /// Largest size of a stream of ours, in bytes. The server reserves it.
-const MAX_STREAM_BYTES: i64 = 1024 * 1024 * 1024;
+pub(super) const MAX_STREAM_BYTES: i64 = 1024 * 1024 * 1024;
 /// Size tried on a server that cannot reserve [`MAX_STREAM_BYTES`].
 const SMALL_STREAM_BYTES: i64 = 64 * 1024 * 1024;
 /// How long results stay readable.
-const RESULTS_AGE: Duration = Duration::from_secs(24 * 3600);
+pub(super) const RESULTS_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How long dead letters stay readable.
 const DLQ_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a stream of ours drops second copies: as long as the router remembers.

@@ -6,12 +6,14 @@
 use std::collections::HashMap;
 
 use caf_protocol::ids::{MAX_TENANT_BYTES, is_usable};
+use caf_protocol::reference::is_bucket_name;
 use url::Url;
 
 use super::rules::Rules;
 use super::{
-    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, NatsTlsSettings, OutboxSettings,
-    PoolsSettings, RetrySettings, SubjectSettings, SupervisionSettings, TenantSettings,
+    DrainSettings, INTERNAL_BUCKETS, IdempotencySettings, LimitSettings, NatsSettings, NatsTlsSettings,
+    OutboxSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SubjectSettings, SupervisionSettings,
+    TenantSettings,
 };
 
 /// Longest subject or name in bytes; the server allows about as much.
@@ -31,6 +33,9 @@ impl NatsSettings {
         ] {
             rules.require(key, is_stream_name(name), NAME_RULE);
         }
+        let own =
+            is_bucket_name(&self.objects_bucket) && !INTERNAL_BUCKETS.contains(&self.objects_bucket.as_str());
+        rules.require("objects_bucket", own, OBJECT_BUCKET_RULE);
         let same = "must differ from nats.stream";
         rules.relate(
             "results_stream",
@@ -121,6 +126,15 @@ impl LimitSettings {
     pub fn validate(&self, rules: &mut Rules) {
         rules.range("max_held", self.max_held, 1..=100_000);
         rules.range("max_held_bytes", self.max_held_bytes, 1_024..=1 << 36);
+        rules.range("max_payload_ref_bytes", self.max_payload_ref_bytes, 1..=1 << 30);
+    }
+}
+
+impl PayloadRefSettings {
+    /// Checks that every entry can be a bucket of jobs.
+    pub fn validate(&self, rules: &mut Rules) {
+        let usable = |bucket: &String| is_bucket_name(bucket) && !INTERNAL_BUCKETS.contains(&bucket.as_str());
+        rules.require("buckets", self.buckets.iter().all(usable), OBJECT_BUCKET_RULE);
     }
 }
 
@@ -195,7 +209,9 @@ const URL_RULE: &str = "must be addresses such as nats://host:4222, separated by
                         or wss and nothing after the port";
 const NAME_RULE: &str =
     "must have 1 to 255 bytes and no spaces, control characters, '.', '*', '>', '/' or '\\'";
-const BUCKET_RULE: &str = "must have 1 to 255 letters, digits, '-' or '_'";
+const BUCKET_RULE: &str = "must have 1 to 128 letters, digits, '-' or '_'";
+const OBJECT_BUCKET_RULE: &str =
+    "must have 1 to 128 letters, digits, '-' or '_', and not be a bucket of the worker's own state";
 const SUBJECT_RULE: &str = "must be words of visible ASCII characters joined by dots, without '*', '>', spaces or a \
                             leading '$', at most 255 bytes";
 
@@ -223,11 +239,6 @@ fn is_stream_name(name: &str) -> bool {
         && !name
             .chars()
             .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\'))
-}
-
-fn is_bucket_name(name: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(allowed)
 }
 
 fn is_subject(subject: &str) -> bool {

@@ -12,10 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use async_nats::jetstream::{self, consumer, stream};
+use async_nats::jetstream::{self, consumer, object_store, stream};
 use async_nats::{ConnectOptions, HeaderMap};
 use futures_util::StreamExt as _;
 use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -317,6 +318,48 @@ impl Client {
                 }
             }
             Ok(messages)
+        })?
+    }
+
+    /// Puts an object into a bucket, which is made when it is missing.
+    ///
+    /// # Errors
+    /// When the server is away or has no JetStream.
+    pub fn put_object(&self, bucket: &str, key: &str, bytes: impl Into<Vec<u8>>) -> Result<()> {
+        let (context, bucket, key, bytes) =
+            (self.jetstream(), bucket.to_owned(), key.to_owned(), bytes.into());
+        self.run(async move {
+            let store = match context.get_object_store(&bucket).await {
+                Ok(store) => store,
+                Err(_) => {
+                    let config = object_store::Config {
+                        bucket,
+                        ..object_store::Config::default()
+                    };
+                    context.create_object_store(config).await?
+                }
+            };
+            store.put(key.as_str(), &mut bytes.as_slice()).await?;
+            Ok(())
+        })?
+    }
+
+    /// The bytes of an object, their digest checked by the client library; nothing when there is no such object.
+    ///
+    /// # Errors
+    /// When there is no such bucket, or the server is away.
+    pub fn object(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>> {
+        let (context, bucket, key) = (self.jetstream(), bucket.to_owned(), key.to_owned());
+        self.run(async move {
+            let store = context.get_object_store(&bucket).await?;
+            let mut object = match store.get(key).await {
+                Ok(object) => object,
+                Err(error) if error.kind() == object_store::GetErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(anyhow!(error)),
+            };
+            let mut bytes = Vec::new();
+            object.read_to_end(&mut bytes).await?;
+            Ok(Some(bytes))
         })?
     }
 

@@ -9,7 +9,7 @@ use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use caf_protocol::timestamp::iso_micros;
-use cap_std::fs::{OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Metadata, OpenOptions, OpenOptionsExt};
 use rustix::fs::OFlags;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -57,26 +57,7 @@ impl Get {
     }
 
     pub(super) fn run(&self, roots: &Roots, max_bytes: u64, watch: &Watch) -> Result<Outputs, Failure> {
-        watch.check()?;
-        let place = roots.find(&self.path)?;
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-        let mut file = place.dir.open_with(&place.path, &options).map_err(|error| {
-            match error.raw_os_error() {
-                // What a socket says to being opened.
-                Some(code) if code == rustix::io::Errno::NXIO.raw_os_error() => not_regular(),
-                _ => failure_of(error, "opening"),
-            }
-        })?;
-        let metadata = file
-            .metadata()
-            .map_err(|error| failure_of(error, "reading its kind"))?;
-        if !metadata.is_file() {
-            return Err(not_regular());
-        }
-        let bytes = read(&mut file, metadata.len(), max_bytes, watch)?;
+        let (bytes, metadata) = read_file(&self.path, roots, max_bytes, watch)?;
         let modified = metadata
             .modified()
             .map_err(|error| failure_of(error, "reading the time"))?;
@@ -94,6 +75,36 @@ impl Get {
             ("modified".to_owned(), json!(iso_micros(modified.into_std()))),
         ]))
     }
+}
+
+/// Opens a regular file and reads it whole.
+pub(super) fn read_file(
+    path: &JobPath,
+    roots: &Roots,
+    max_bytes: u64,
+    watch: &Watch,
+) -> Result<(Vec<u8>, Metadata), Failure> {
+    watch.check()?;
+    let place = roots.find(path)?;
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let mut file = place.dir.open_with(&place.path, &options).map_err(|error| {
+        match error.raw_os_error() {
+            // What a socket says to being opened.
+            Some(code) if code == rustix::io::Errno::NXIO.raw_os_error() => not_regular(),
+            _ => failure_of(error, "opening"),
+        }
+    })?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| failure_of(error, "reading its kind"))?;
+    if !metadata.is_file() {
+        return Err(not_regular());
+    }
+    let bytes = read(&mut file, metadata.len(), max_bytes, watch)?;
+    Ok((bytes, metadata))
 }
 
 /// Reads to the end. The size that the system tells is only a hint: a file may grow while it is read.

@@ -70,13 +70,7 @@ impl Request {
         if is_json {
             default(&mut headers, header::CONTENT_TYPE, "application/json");
         }
-        default(&mut headers, header::ACCEPT, "*/*");
-        default(&mut headers, header::ACCEPT_ENCODING, "gzip, deflate");
-        default(
-            &mut headers,
-            header::USER_AGENT,
-            concat!("caf-worker/", env!("CARGO_PKG_VERSION")),
-        );
+        default_headers(&mut headers);
         Ok(Self {
             url,
             method,
@@ -84,6 +78,29 @@ impl Request {
             body,
         })
     }
+
+    /// A plain GET.
+    pub(super) fn get(url: Url) -> Result<Self, Failure> {
+        check_url(&url).map_err(|rule| invalid_input("url", rule))?;
+        let mut headers = HeaderMap::new();
+        default_headers(&mut headers);
+        Ok(Self {
+            url,
+            method: Method::GET,
+            headers,
+            body: None,
+        })
+    }
+}
+
+fn default_headers(headers: &mut HeaderMap) {
+    default(headers, header::ACCEPT, "*/*");
+    default(headers, header::ACCEPT_ENCODING, "gzip, deflate");
+    default(
+        headers,
+        header::USER_AGENT,
+        concat!("caf-worker/", env!("CARGO_PKG_VERSION")),
+    );
 }
 
 fn default(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {

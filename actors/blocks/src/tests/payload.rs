@@ -45,7 +45,7 @@ fn blocks(adjust: impl FnOnce(&mut BlockSettings)) -> Registry {
     settings.http.max_request_bytes = 64;
     settings.sql.allow_inline = true;
     adjust(&mut settings);
-    registry(&settings, Extras::default()).expect("builds")
+    build(&settings, Extras::default()).expect("builds").registry
 }
 
 #[test]

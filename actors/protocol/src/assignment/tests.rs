@@ -135,6 +135,24 @@ fn a_refusal_names_the_field_and_the_rule() {
             R::UnsupportedPayloadRef,
             "job.payload_ref",
         ),
+        (
+            patched(|v| v["job"]["payload_ref"] = json!(7)),
+            R::InvalidField,
+            "job.payload_ref",
+        ),
+        (
+            patched(|v| v["job"]["payload_ref"] = json!("http://user:secret@h/x")),
+            R::InvalidField,
+            "job.payload_ref",
+        ),
+        (
+            patched(|v| {
+                v["job"]["payload_ref"] = json!("file:data/x");
+                v["job"]["payload_sha256"] = json!("0A".repeat(32));
+            }),
+            R::InvalidField,
+            "job.payload_sha256",
+        ),
     ] {
         let refusal = refusal(&value);
         assert_eq!(
@@ -201,6 +219,16 @@ fn deadlines_are_read_leniently_and_only_shortened_by_the_job() {
 }
 
 #[test]
+fn a_reference_beats_the_inputs_beside_it_and_a_null_one_is_none() {
+    let with = |reference: Value| valid(&patched(|v| v["job"]["payload_ref"] = reference)).payload;
+    let Payload::Referenced(reference) = with(json!("nats-obj://b/k")) else {
+        panic!("the inputs were preferred")
+    };
+    assert_eq!(reference.sha256, None);
+    assert!(matches!(with(json!(null)), Payload::Inline(inputs) if inputs["x"] == 1));
+}
+
+#[test]
 fn attempts_are_total_calls_and_retries_count_one_more() {
     for (patch, expected) in [
         (json!({}), None),
@@ -262,13 +290,20 @@ proptest! {
         field in prop::sample::select(vec![
             "version", "assignment_id", "request_id", "tenant_id", "executor", "job", "options", "correlation",
             "decision", "metadata", "resources", "timeout_ms", "retry", "trace_id", "run_id", "kind", "data",
+            "job/payload", "job/payload_ref", "job/payload_sha256",
         ]),
         junk in prop::sample::select(vec![
             json!(null), json!(true), json!(-1), json!(1e308), json!(""), json!("undefined"), json!("\u{0}"),
             json!([]), json!([[[]]]), json!({}), json!({"type": null}), json!({"class": 5}), json!({"retry": []}),
         ]),
     ) {
-        let value = patched(|v| v[field] = junk);
+        let value = patched(|v| {
+            v["job"]["payload_ref"] = json!("file:data/x");
+            match field.split_once('/') {
+                Some((outer, inner)) => v[outer][inner] = junk,
+                None => v[field] = junk,
+            }
+        });
         if let Reading::Invalid(identity, refusal) = read_value(&value) {
             prop_assert!(is_usable(&identity.assignment_id, MAX_ID_BYTES));
             prop_assert!(is_usable(&identity.tenant_id, MAX_TENANT_BYTES));

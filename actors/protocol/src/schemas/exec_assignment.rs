@@ -124,7 +124,8 @@ pub struct Executor {
     pub endpoint: Option<String>,
 }
 
-/// What is to be done. The inputs are `payload`, else `inputs`, else every other field in here.
+/// What is to be done. The inputs are what `payload_ref` refers to, else `payload`, else `inputs`, else every other
+/// field in here.
 #[derive(Debug, JsonSchema)]
 pub struct Job {
     /// One of the job types that the worker has a block for.
@@ -134,8 +135,13 @@ pub struct Job {
     pub payload: Option<Map<String, Value>>,
     /// Inputs of the block, when there is no payload.
     pub inputs: Option<Map<String, Value>>,
-    /// A reference to inputs kept elsewhere. This worker resolves none and rejects the assignment.
+    /// Where the inputs are, as one JSON object; beats `payload` and `inputs`. `nats-obj://bucket/key`,
+    /// `file:root/rest`, `http://` or `https://`; others are rejected. `%XX` in bucket keys and paths is decoded once.
+    #[schemars(length(max = 2048))]
     pub payload_ref: Option<String>,
+    /// SHA-256 of the referenced bytes: 64 lower-case hexadecimal digits. Others are not run with.
+    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
+    pub payload_sha256: Option<String>,
     /// Which pool.
     pub resources: Option<Resources>,
     /// Retry, when nothing else names one.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use caf_protocol::assignment::{Identity, Reading, read};
+use caf_protocol::assignment::{Identity, Payload, Reading, read};
 use caf_protocol::headers::Headers;
+use caf_protocol::reference::Location;
 use caf_testkit::fixtures::{self, AssignmentFixture};
 use serde_json::{Map, Value, json};
 
@@ -35,10 +36,16 @@ fn describe(reading: &Reading) -> Value {
                 assignment.identity.job_type.as_deref(),
                 Some(assignment.job_type.as_str())
             );
+            let (inputs, reference) = match &assignment.payload {
+                Payload::Inline(inputs) => (Some(inputs), None),
+                Payload::Referenced(reference) => (None, Some(reference)),
+            };
             json!({
                 "reading": "valid",
                 "identity": describe_identity(&assignment.identity),
-                "inputs": assignment.inputs,
+                "inputs": inputs,
+                "payload_ref": reference.map(|reference| describe_location(&reference.location)),
+                "payload_sha256": reference.and_then(|reference| reference.sha256.as_deref()),
                 "deadline_ms": assignment.deadline_ms,
                 "max_attempts": assignment.max_attempts,
                 "resource_class": assignment.resource_class,
@@ -46,6 +53,14 @@ fn describe(reading: &Reading) -> Value {
         }
     };
     without_nulls(described)
+}
+
+fn describe_location(location: &Location) -> Value {
+    match location {
+        Location::Object { bucket, key } => json!({"bucket": bucket, "key": key}),
+        Location::File { path } => json!({"path": path}),
+        Location::Http { url } => json!({"url": url.as_str()}),
+    }
 }
 
 fn describe_identity(identity: &Identity) -> Value {

@@ -4,12 +4,13 @@
 use std::sync::LazyLock;
 
 use caf_protocol::ack::{ExecAssignmentAck, OverloadStatus, RejectReason};
-use caf_protocol::assignment::{Identity, Reading, read};
+use caf_protocol::assignment::{Identity, Payload, Reading, read};
+use caf_protocol::block::Outputs;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::ids::{Correlation, RunFlowStep};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
-use caf_protocol::result::ExecResult;
+use caf_protocol::result::{ExecResult, OutputRef};
 use caf_protocol::schemas;
 use caf_testkit::router::{BreakerCount, Header, RouterIntake, Verdict, breaker_counts};
 use caf_testkit::strict;
@@ -254,6 +255,22 @@ fn every_result_of_every_identity_and_outcome_is_accepted() {
 }
 
 #[test]
+fn a_result_whose_outputs_are_kept_elsewhere_is_accepted() {
+    for (name, identity) in identities() {
+        for outcome in outcomes() {
+            let mut result = result_of(&identity, &outcome);
+            result.outputs = Map::new();
+            result.output_ref = Some(OutputRef {
+                uri: "nats-obj://caf-outputs/k".to_owned(),
+                size: 2_000_000,
+                sha256: "0a".repeat(32),
+            });
+            check_result(&result, name);
+        }
+    }
+}
+
+#[test]
 fn every_acknowledgement_of_every_identity_is_accepted() {
     use OverloadStatus as O;
     for (name, identity) in identities() {
@@ -365,7 +382,13 @@ proptest! {
         let (identity, rejection, outcome) = match read(message.to_string().as_bytes(), &headers) {
             Reading::Unanswerable(_) => return Ok(()),
             Reading::Invalid(identity, refusal) => (identity, Some(refusal.reason), Outcome::from(refusal.failure)),
-            Reading::Valid(assignment) => (assignment.identity, None, Outcome::Success(assignment.inputs)),
+            Reading::Valid(assignment) => {
+                let outputs = match assignment.payload {
+                    Payload::Inline(inputs) => inputs,
+                    Payload::Referenced(_) => Outputs::new(),
+                };
+                (assignment.identity, None, Outcome::Success(outputs))
+            }
         };
         check_ack(&ExecAssignmentAck::new(&identity, rejection, None, 1), "junk");
         check_result(&result_of(&identity, &outcome), "junk");

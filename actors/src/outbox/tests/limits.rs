@@ -12,6 +12,15 @@ async fn until(holds: impl Fn() -> bool) {
     timeout(SOON, wait).await.unwrap();
 }
 
+/// Waits until there is room.
+async fn room(outbox: &Outbox) {
+    outbox
+        .room_changes()
+        .wait_for(|has_room| *has_room)
+        .await
+        .unwrap();
+}
+
 /// Pages that the database may have: what a full disk is to it.
 async fn allow_pages(outbox: &Outbox, pages: u32) {
     let change = move |connection: &rusqlite::Connection| {
@@ -38,7 +47,7 @@ async fn above_max_bytes_storing_goes_on_and_only_room_is_gone() {
     assert_eq!(outbox.snapshot().entries, 3);
     let waiting = tokio::spawn({
         let outbox = outbox.clone();
-        async move { outbox.room().await }
+        async move { room(&outbox).await }
     });
     outbox.remove(first);
     outbox.flush().await.unwrap();
@@ -81,7 +90,7 @@ async fn when_the_disk_is_full_callers_are_told_nothing_is_lost_and_it_recovers_
     assert_eq!(outbox.snapshot().entries, stored.len() as u64);
     // Room is made, nothing new comes: it finds out alone.
     allow_pages(&outbox, 10_000).await;
-    timeout(SOON, outbox.room()).await.unwrap();
+    timeout(SOON, room(&outbox)).await.unwrap();
     assert_eq!(outbox.snapshot().failure, None);
     stored.push(outbox.store(large("after", 20_000)).await.unwrap());
     drop(outbox);
@@ -119,7 +128,7 @@ async fn removals_make_room_on_a_full_disk() {
     for id in stored.drain(..) {
         outbox.remove(id);
     }
-    timeout(SOON, outbox.room()).await.unwrap();
+    timeout(SOON, room(&outbox)).await.unwrap();
     outbox.store(large("again", 20_000)).await.unwrap();
     assert_eq!(outbox.snapshot().entries, 1);
 }
@@ -192,7 +201,7 @@ async fn a_disk_that_is_really_full_is_survived() {
     for id in stored.drain(..) {
         outbox.remove(id);
     }
-    timeout(SOON, outbox.room()).await.unwrap();
+    timeout(SOON, room(&outbox)).await.unwrap();
     until(|| outbox.snapshot().entries == 1).await;
     let again = outbox.store(large("again", 200_000)).await.unwrap();
     drop(outbox);
@@ -220,5 +229,5 @@ async fn a_disk_that_is_really_full_is_survived() {
         "{text}"
     );
     std::fs::remove_file(base.join("filler")).unwrap();
-    timeout(SOON, outbox.room()).await.unwrap();
+    timeout(SOON, room(&outbox)).await.unwrap();
 }

@@ -141,10 +141,11 @@ fn numbers_outside_their_range_are_named() {
     let held = LimitSettings {
         max_held: 0,
         max_held_bytes: 0,
+        max_payload_ref_bytes: 0,
     };
     assert_eq!(
         broken(|rules| held.validate(rules)),
-        ["max_held", "max_held_bytes"]
+        ["max_held", "max_held_bytes", "max_payload_ref_bytes"]
     );
 }
 
@@ -187,4 +188,25 @@ fn debug_shows_no_secret() {
         !shown.contains("hunter") && shown.contains("caf-workers"),
         "{shown}"
     );
+}
+
+#[test]
+fn buckets_must_have_names_that_buckets_can_have_and_be_nobodys_state() {
+    for bad in ["", "a.b", "a b", "a/b", "caf-claims", "caf-state"] {
+        let payload_ref = PayloadRefSettings {
+            buckets: vec!["inputs".into(), bad.into()],
+        };
+        assert_eq!(broken(|rules| payload_ref.validate(rules)), ["buckets"], "{bad}");
+        let nats = NatsSettings {
+            objects_bucket: bad.into(),
+            ..NatsSettings::default()
+        };
+        assert_eq!(broken(|rules| nats.validate(rules)), ["objects_bucket"], "{bad}");
+    }
+    let any = PayloadRefSettings::default();
+    assert!(any.allows("inputs") && any.allows("caf-outputs") && !any.allows("caf-state"));
+    let some = PayloadRefSettings {
+        buckets: vec!["inputs".into()],
+    };
+    assert!(some.allows("inputs") && !some.allows("caf-outputs"));
 }

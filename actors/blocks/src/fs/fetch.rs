@@ -1,0 +1,52 @@
+//! Inputs that a job refers to by a `file:` path, read by the rules of `fs.blob_get`.
+//!
+//! Neighbours: `get` opens and reads; the pipeline calls [`Fetch`]. Knows nothing of what the bytes mean.
+
+use std::sync::Arc;
+
+use caf_protocol::block::{BlockContext, RunMode};
+use caf_protocol::reference::{Fetch, FetchFuture, Location, Scheme};
+
+use super::Shared;
+use super::get::read_file;
+use super::path::JobPath;
+use crate::payload::{misdirected, too_large_for_a_payload};
+use crate::settings::{FsSettings, ms};
+use crate::watch::Watch;
+
+/// Fetches from the directories of the settings.
+pub(crate) struct FileFetch {
+    shared: Arc<Shared>,
+}
+
+impl FileFetch {
+    pub(crate) fn new(settings: &FsSettings) -> Self {
+        let shared = Shared::new(settings);
+        Self { shared }
+    }
+}
+
+impl Fetch for FileFetch {
+    fn scheme(&self) -> Scheme {
+        Scheme::File
+    }
+
+    fn mode(&self) -> RunMode {
+        RunMode::Thread
+    }
+
+    fn fetch(self: Arc<Self>, location: Location, max_bytes: u64, context: BlockContext) -> FetchFuture {
+        Box::pin(async move {
+            let Location::File { path } = location else {
+                return Err(misdirected());
+            };
+            let settings = &self.shared.settings;
+            let max_bytes = max_bytes.min(settings.max_bytes);
+            let watch = Watch::start(&context, ms(settings.read_timeout_ms), "read limit");
+            let read = JobPath::parse(&path)
+                .and_then(|path| read_file(&path, &self.shared.roots, max_bytes, &watch));
+            let (bytes, _) = read.map_err(|failure| too_large_for_a_payload(failure, max_bytes))?;
+            Ok(bytes.into())
+        })
+    }
+}

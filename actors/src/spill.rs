@@ -1,0 +1,121 @@
+//! Outputs that do not fit a result: kept elsewhere, with a reference in the result. Row 15's error where that cannot be.
+//!
+//! Neighbours: the publisher asks [`Spiller::result`] for the result of a job before it sends or stores anything;
+//! `answers` writes; `nats::objects` is the real [`OutputStore`], tests bring their own. Never a success with missing
+//! data: a reference is written only after its object is stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use caf_protocol::assignment::Identity;
+use caf_protocol::ids::{AssignmentKey, sha256_hex};
+use caf_protocol::outcome::StepResult;
+use caf_protocol::result::OutputRef;
+use futures_util::future::BoxFuture;
+
+use crate::answers::{Answers, Draft, WrittenResult};
+use crate::clock::whole_ms;
+use crate::events::{self, Log};
+use crate::job::PoolLoad;
+
+/// Wait before a store that is away is asked again: an outage lasts seconds at least.
+const RETRY_WAIT: Duration = Duration::from_secs(1);
+
+/// Why outputs were not stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The store is away: ask again.
+    #[error("not stored: {0}")]
+    Unavailable(String),
+    /// The store will not take them. Asking again is pointless.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// Where outputs are kept.
+pub trait OutputStore: Send + Sync + 'static {
+    /// Stores an object once. The same key always comes with the same bytes: storing it again changes nothing. Resolves
+    /// when it is confirmed as stored; never waits without limit.
+    fn put(&self, object: OutputObject) -> BoxFuture<'static, Result<OutputRef, StoreError>>;
+}
+
+/// Outputs on their way to a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputObject {
+    /// Key: the assignment and the content, so that a repeat finds its own object.
+    pub key: String,
+    /// JSON text of the outputs.
+    pub bytes: Bytes,
+    /// SHA-256 of the bytes: 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl OutputObject {
+    /// The object of these outputs of this assignment.
+    pub fn new(assignment: &AssignmentKey, bytes: Bytes) -> Self {
+        let sha256 = sha256_hex(&bytes);
+        let key = format!("{}/{sha256}", assignment.as_str());
+        Self { key, bytes, sha256 }
+    }
+}
+
+/// Writes results, and keeps elsewhere what does not fit. Cheap to clone.
+#[derive(Clone)]
+pub struct Spiller {
+    store: Option<Arc<dyn OutputStore>>,
+    log: Log,
+}
+
+impl Spiller {
+    /// Spills into `store`; without one (switched off, core and local mode) outputs that do not fit end as row 15's error.
+    pub fn new(store: Option<Arc<dyn OutputStore>>, log: Log) -> Self {
+        Self { store, log }
+    }
+
+    /// The result of a job, at most `limit` bytes: whole, or with a reference to its outputs, or row 15's error. Waits
+    /// for as long as the store is away; may be dropped at any time and asked again.
+    pub async fn result(
+        &self,
+        answers: &Answers,
+        (identity, step): (&Identity, &StepResult),
+        load: Option<PoolLoad>,
+        limit: usize,
+        now_ms: u64,
+    ) -> WrittenResult {
+        let outputs = match answers.draft(identity, step, load, limit, now_ms) {
+            Draft::Whole(message) => return WrittenResult::whole(message),
+            Draft::TooLarge { outputs, .. } => outputs,
+        };
+        match self.keep(identity, outputs).await {
+            Some(kept) => answers.referring(identity, step, load, &kept, limit, now_ms),
+            None => answers.result(identity, step, load, limit, now_ms),
+        }
+    }
+
+    /// Stores until it is stored or refused.
+    async fn keep(&self, identity: &Identity, outputs: Option<Bytes>) -> Option<OutputRef> {
+        let store = self.store.as_ref()?;
+        let object = OutputObject::new(&identity.key(), outputs?);
+        loop {
+            match store.put(object.clone()).await {
+                Ok(kept) => {
+                    self.log.emit(events::outputs_spilled(identity, kept.size));
+                    return Some(kept);
+                }
+                Err(StoreError::Refused(error)) => {
+                    self.log.emit(events::outputs_refused(identity, &error));
+                    return None;
+                }
+                Err(StoreError::Unavailable(error)) => {
+                    let wait_ms = whole_ms(RETRY_WAIT);
+                    self.log.emit(events::outputs_retried(identity, &error, wait_ms));
+                    tokio::time::sleep(RETRY_WAIT).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
