@@ -93,7 +93,7 @@ impl StateDir {
         (0..MAX_SLOTS)
             .filter(|slot| *slot != own_slot && outbox::exists_in(&slot_path(base, *slot)))
             .filter_map(|slot| Self::try_take(base, slot).ok().flatten())
-            .filter(|taken| outbox::may_hold_entries(taken))
+            .filter(outbox::may_hold_entries)
             .collect()
     }
 

@@ -216,8 +216,9 @@ async fn a_disk_that_is_really_full_is_survived() {
     drop((outbox, dir));
 
     // A start on a full disk opens what is there and says what is wrong; a new slot does not come into being.
-    assert!(std::fs::write(base.join("filler"), vec![0; 32 * 1024 * 1024]).is_err());
+    // Waits until the one before has given its reserve up: what fills the disk must find that room.
     let dir = take_again(&base, 0);
+    assert!(std::fs::write(base.join("filler"), vec![0; 32 * 1024 * 1024]).is_err());
     let outbox = Outbox::open(&dir, &OutboxSettings::default(), &Log::discard()).unwrap();
     assert!(!outbox.has_room());
     assert_eq!(all_left(&outbox).await.len(), 2);

@@ -28,7 +28,7 @@ fn marks_that_were_set_are_left_behind_once_and_dropped_ones_are_not() {
     drop(first);
     let killed = as_killed(&dir, &base);
     let (_, mut left) = Marks::open(&killed, 2).unwrap();
-    left.sort_by(|a, b| b.alone.cmp(&a.alone));
+    left.sort_by_key(|mark| !mark.alone);
     assert_eq!(left, [mark("b", true), mark("c", false)]);
     assert_eq!(Marks::open(&killed, 2).unwrap().1, []);
     assert_eq!(marks.unwritten(), 0);
