@@ -70,6 +70,7 @@ pub async fn run(
     });
     let edges = Edges {
         sink,
+        outputs: None,
         claims: Claims::new(&settings.idempotency, None),
         outbox: None,
         marks: None,

@@ -13,15 +13,16 @@ use caf_actors::nats::buckets::ensure_claims_bucket_when_possible;
 use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
-use caf_actors::nats::objects::ObjectFetch;
+use caf_actors::nats::objects::{ObjectFetch, ObjectOutputs};
 use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
 use caf_actors::nats::watchdog::{SourceControl, WatchdogParts, run_watchdog};
 use caf_actors::publisher::replay::Replay;
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
-use caf_actors::settings::NatsMode;
+use caf_actors::settings::{NatsMode, Spill};
 use caf_actors::sink::Sink;
+use caf_actors::spill::OutputStore;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
 use caf_blocks::Blocks;
@@ -98,8 +99,12 @@ pub async fn run(
             });
         }
     };
+    let spills = mode == NatsMode::Jetstream && settings.outputs.spill == Spill::Objects;
+    let outputs = spills
+        .then(|| Arc::new(ObjectOutputs::new(&connection, &settings.nats, log)) as Arc<dyn OutputStore>);
     let edges = Edges {
         sink: Arc::clone(&sink) as Arc<dyn Sink>,
+        outputs,
         claims: claims.clone(),
         outbox: Some(state.outbox.clone()),
         marks: Some(state.marks.clone()),

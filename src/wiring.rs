@@ -18,9 +18,10 @@ use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
 use caf_actors::outbox::Outbox;
 use caf_actors::pool::{EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
-use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherRoutes};
+use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor};
 use caf_actors::sink::Sink;
+use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::state_dir::marks::Marks;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Adopt, Child, Escalation, Supervisor};
@@ -68,6 +69,8 @@ pub struct PoolHandle {
 pub struct Edges {
     /// Where answers go.
     pub sink: Arc<dyn Sink>,
+    /// Where outputs go that fit no answer; nothing where they must not.
+    pub outputs: Option<Arc<dyn OutputStore>>,
     /// What is known of assignments, here and in the fleet.
     pub claims: Claims,
     /// Where results are kept until they are confirmed; nothing where nobody waits for them.
@@ -125,6 +128,7 @@ pub async fn build(
 ) -> Tree {
     let Edges {
         sink,
+        outputs,
         claims,
         outbox,
         marks,
@@ -134,18 +138,18 @@ pub async fn build(
     let answers = Answers::new(&settings.nats.subjects, log.worker_id());
     let cancel_all = CancellationToken::new();
 
+    let parts = PublisherParts {
+        sink,
+        outbox: outbox.clone(),
+        answers: answers.clone(),
+        spiller: Spiller::new(outputs, log.clone()),
+        log: log.clone(),
+    };
     let publisher = PublisherRoutes::default();
     let look_at_publisher = Route::default();
     adopt(
         &supervisor,
-        publisher_child(
-            &loops,
-            &publisher,
-            &look_at_publisher,
-            (sink, outbox.clone()),
-            &answers,
-            log,
-        ),
+        publisher_child(&loops, &publisher, &look_at_publisher, parts),
     )
     .await;
 
@@ -225,21 +229,17 @@ fn publisher_child(
     loops: &EventLoops,
     routes: &PublisherRoutes,
     look: &Route<LookAtPublisher>,
-    (sink, outbox): (Arc<dyn Sink>, Option<Outbox>),
-    answers: &Answers,
-    log: &Log,
+    parts: PublisherParts,
 ) -> Child {
     let on = loops.pipeline.handle();
-    let (routes, look, answers, log) = (routes.clone(), look.clone(), answers.clone(), log.clone());
+    let (routes, look) = (routes.clone(), look.clone());
     Child {
         name: "publisher".to_owned(),
         may_finish: false,
         start: Box::new(move |ended| {
-            let (on, routes, look) = (on.clone(), routes.clone(), look.clone());
-            let (sink, outbox) = (Arc::clone(&sink), outbox.clone());
-            let (answers, log) = (answers.clone(), log.clone());
+            let (on, routes, look, parts) = (on.clone(), routes.clone(), look.clone(), parts.clone());
             async move {
-                let make = move || Publisher::new(sink, outbox, answers, log);
+                let make = move || Publisher::new(parts);
                 let connect = move |address: &Addr<Publisher>| {
                     routes.acknowledge.connect(address);
                     routes.conclude.connect(address);

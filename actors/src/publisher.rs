@@ -2,12 +2,13 @@
 //!
 //! Neighbours: intake, pools and block workers tell it what to say; it writes to a [`Sink`]. It is the only station
 //! that sends. What it sends again is the same, byte for byte, under the same message id. What a job holds is let go
-//! when its answer is confirmed, so unconfirmed answers are bounded by the held permits. The order of the steps is in
-//! [`plan`]; `sending` carries them out.
+//! when its answer is confirmed, so unconfirmed answers are bounded by the held permits. `writing`
+//! writes, the order of the steps is in [`plan`], `sending` carries them out.
 
 pub mod plan;
 pub mod replay;
 mod sending;
+mod writing;
 
 use std::sync::Arc;
 
@@ -16,14 +17,15 @@ use caf_protocol::assignment::Identity;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
 
-use self::sending::{Sender, Written};
+use self::sending::Sender;
+use self::writing::Writer;
 use crate::answers::Answers;
-use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck};
 use crate::outbox::Outbox;
 use crate::runtime::Route;
 use crate::sink::{Outgoing, Sink, Verdict};
+use crate::spill::Spiller;
 
 // ---- Messages, in the order of a job's life ----
 
@@ -158,68 +160,42 @@ pub struct PublisherRoutes {
 /// The publisher actor.
 pub struct Publisher {
     sender: Sender,
-    answers: Answers,
+    writer: Writer,
+}
+
+/// What the publisher needs. Every dependency comes in here; cheap to clone.
+#[derive(Clone)]
+pub struct PublisherParts {
+    /// Where messages go.
+    pub sink: Arc<dyn Sink>,
+    /// Where results are kept until they are confirmed, if they are.
+    pub outbox: Option<Outbox>,
+    /// Writes messages.
+    pub answers: Answers,
+    /// Keeps elsewhere what does not fit.
+    pub spiller: Spiller,
+    /// Log.
+    pub log: Log,
 }
 
 impl Publisher {
-    /// A publisher that writes to `sink`, and before that to `outbox` if there is one.
-    pub fn new(sink: Arc<dyn Sink>, outbox: Option<Outbox>, answers: Answers, log: Log) -> Self {
-        Self {
-            sender: Sender::new(sink, outbox, log),
+    /// A publisher with these dependencies.
+    pub fn new(parts: PublisherParts) -> Self {
+        let PublisherParts {
+            sink,
+            outbox,
             answers,
-        }
-    }
-
-    // ---- Decisions ----
-
-    /// Writes a conclusion down: the acknowledgement still to be confirmed, and the messages in the order they go.
-    fn write(&self, conclusion: Conclusion, holdings: &Holdings) -> Written {
-        let limit = self.sender.max_message_bytes();
-        let now_ms = clock::epoch_ms();
-        match conclusion {
-            Conclusion::Bury { arrival, failure } => {
-                let original = arrival.original();
-                let letter = self
-                    .answers
-                    .dead_letter(None, &failure, "unreadable", &original, limit, now_ms);
-                Written::repeated(vec![Arc::new(letter)])
-            }
-            Conclusion::Repeat(result) => Written::repeated(vec![result]),
-            Conclusion::Answer(answer) => self.write_answer(*answer, holdings, limit, now_ms),
-        }
-    }
-
-    fn write_answer(&self, answer: Answer, holdings: &Holdings, limit: usize, now_ms: u64) -> Written {
-        let Answer {
-            ack,
-            step,
-            dead_letter,
-            rejected,
-            load,
-            arrival,
-            identity,
-        } = answer;
-        let written = self.answers.result(&identity, &step, load, limit, now_ms);
-        if let Some(bytes) = written.too_large_bytes {
-            self.sender.log(events::result_too_large(&identity, bytes, limit));
-        }
-        if !rejected {
-            self.sender.log(events::step_ended(&identity, &step));
-        }
-        let result = Arc::new(written.message);
-        if let Some(claim) = &holdings.claim {
-            claim.record_result(&result);
-        }
-        let letter = step.outcome.failure().zip(dead_letter).map(|(failure, reason)| {
-            let original = arrival.original();
-            self.answers
-                .dead_letter(Some(&identity), failure, reason, &original, limit, now_ms)
-        });
-        Written {
-            ack: Some(ack),
-            messages: std::iter::once(result).chain(letter.map(Arc::new)).collect(),
-            identity: Some(identity),
-            position: arrival.position,
+            spiller,
+            log,
+        } = parts;
+        Self {
+            writer: Writer {
+                answers,
+                spiller,
+                sink: Arc::clone(&sink),
+                log: log.clone(),
+            },
+            sender: Sender::new(sink, outbox, log),
         }
     }
 }
@@ -246,8 +222,17 @@ impl Handler<Conclude> for Publisher {
     type Result = ();
 
     fn handle(&mut self, Conclude { conclusion, holdings }: Conclude, _: &mut Self::Context) {
-        let written = self.write(conclusion, &holdings);
-        actix::spawn(self.sender.clone().conclude(written, holdings));
+        if let Conclusion::Answer(answer) = &conclusion
+            && !answer.rejected
+        {
+            self.sender
+                .log(events::step_ended(&answer.identity, &answer.step));
+        }
+        let (sender, writer) = (self.sender.clone(), self.writer.clone());
+        actix::spawn(async move {
+            let written = writer.write(conclusion, &holdings).await;
+            sender.conclude(written, holdings).await;
+        });
     }
 }
 

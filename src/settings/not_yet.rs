@@ -9,12 +9,10 @@ use super::environment::split;
 use super::load::Loaded;
 
 /// Keys without effect, and why.
-pub const NOT_YET_IN_EFFECT: [(&str, &str); 6] = [
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 4] = [
     ("http.metrics_addr", "there is no metrics endpoint"),
     ("http.admin_addr", "there is no admin endpoint"),
     ("nats.subjects.cancel", "requests to cancel are not read"),
-    ("outputs.spill", "large outputs are not kept elsewhere"),
-    ("nats.objects_bucket", "large outputs are not kept elsewhere"),
     ("queue.admission", "pools follow their built-in admission"),
 ];
 

@@ -604,12 +604,18 @@ fn the_size_that_results_are_held_to_is_the_one_that_the_server_counts() {
         let heard = client.collect(&[RESULT]).expect("listens");
         let settings = settings(&nats);
         let published = connected(&settings, async |connection| {
-            let sink = NatsSink::new(connection, &settings, AnswerStreams::none(), &Log::discard());
+            let sink = NatsSink::new(
+                connection,
+                &settings,
+                AnswerStreams::none(),
+                None,
+                &Log::discard(),
+            );
             assert_eq!(sink.max_message_bytes(), limit);
             sink.publish(&message).await
         });
         match published {
-            Ok(Published::Stored) => heard.wait_for(RESULT, 1, SOON).expect("arrives"),
+            Ok(Published { .. }) => heard.wait_for(RESULT, 1, SOON).expect("arrives"),
             Err(PublishError::Refused(_)) => {}
             other => panic!("{other:?}"),
         }

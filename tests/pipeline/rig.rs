@@ -297,6 +297,7 @@ impl Rig {
             blocks,
             Edges {
                 sink: Arc::clone(&sink) as Arc<dyn Sink>,
+                outputs: None,
                 claims: Claims::new(&settings.idempotency, None),
                 outbox: None,
                 marks: None,

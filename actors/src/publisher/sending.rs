@@ -107,10 +107,6 @@ impl Sender {
         self.log.emit(event);
     }
 
-    pub(super) fn max_message_bytes(&self) -> usize {
-        self.sink.max_message_bytes()
-    }
-
     pub(super) fn snapshot(&self) -> PublisherSnapshot {
         let unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = unconfirmed.since.first_key_value().map(|(_, since)| *since);
@@ -152,7 +148,7 @@ impl Sender {
     }
 
     /// Everything that is said about an assignment, then the verdict, then letting go.
-    pub(super) async fn conclude(self, written: Written, mut holdings: Holdings) {
+    pub(super) async fn conclude(&self, written: Written, mut holdings: Holdings) {
         let _counted = Counted::new(&self.unconfirmed);
         let mut leaving = Leaving::new(written, &holdings, self.outbox.is_some());
         loop {

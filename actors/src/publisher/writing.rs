@@ -1,0 +1,78 @@
+//! Writes a conclusion down as the messages that are sent.
+//!
+//! Neighbours: the publisher's futures call [`Writer::write`] before anything is kept or sent; `answers` has the forms,
+//! [`crate::spill`] keeps elsewhere what does not fit. Sends nothing.
+
+use std::sync::Arc;
+
+use super::sending::Written;
+use super::{Answer, Conclusion};
+use crate::answers::Answers;
+use crate::clock;
+use crate::events::{self, Log};
+use crate::job::Holdings;
+use crate::sink::Sink;
+use crate::spill::Spiller;
+
+/// Writes in the name of one worker. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Writer {
+    pub(super) answers: Answers,
+    pub(super) spiller: Spiller,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) log: Log,
+}
+
+impl Writer {
+    /// The acknowledgement still to be confirmed, and the messages in the order they go. Waits only while large outputs
+    /// cannot be kept elsewhere.
+    pub(super) async fn write(&self, conclusion: Conclusion, holdings: &Holdings) -> Written {
+        match conclusion {
+            Conclusion::Bury { arrival, failure } => {
+                let (limit, now_ms) = (self.sink.max_message_bytes(), clock::epoch_ms());
+                let original = arrival.original();
+                let letter = self
+                    .answers
+                    .dead_letter(None, &failure, "unreadable", &original, limit, now_ms);
+                Written::repeated(vec![Arc::new(letter)])
+            }
+            Conclusion::Repeat(result) => Written::repeated(vec![result]),
+            Conclusion::Answer(answer) => self.write_answer(*answer, holdings).await,
+        }
+    }
+
+    async fn write_answer(&self, answer: Answer, holdings: &Holdings) -> Written {
+        let Answer {
+            ack,
+            step,
+            dead_letter,
+            rejected: _,
+            load,
+            arrival,
+            identity,
+        } = answer;
+        let (limit, now_ms) = (self.sink.max_message_bytes(), clock::epoch_ms());
+        let written = self
+            .spiller
+            .result(&self.answers, (&identity, &step), load, limit, now_ms)
+            .await;
+        if let (Some(bytes), None) = (written.too_large_bytes, &written.output_ref) {
+            self.log.emit(events::result_too_large(&identity, bytes, limit));
+        }
+        let result = Arc::new(written.message);
+        if let Some(claim) = &holdings.claim {
+            claim.record_result(&result);
+        }
+        let letter = step.outcome.failure().zip(dead_letter).map(|(failure, reason)| {
+            let original = arrival.original();
+            self.answers
+                .dead_letter(Some(&identity), failure, reason, &original, limit, now_ms)
+        });
+        Written {
+            ack: Some(ack),
+            messages: std::iter::once(result).chain(letter.map(Arc::new)).collect(),
+            identity: Some(identity),
+            position: arrival.position,
+        }
+    }
+}
