@@ -175,6 +175,11 @@ impl Answer {
         body::Coding::from_header(header_text(&self.response, header::CONTENT_ENCODING).as_deref())
     }
 
+    /// Some answers have none, whatever their headers say.
+    fn has_no_body(&self) -> bool {
+        self.hop.method == Method::HEAD || matches!(self.response.status().as_u16(), 204 | 304)
+    }
+
     fn failure(&self) -> Option<Failure> {
         failure_of_status(self.response.status(), self.refused)
     }
@@ -292,6 +297,9 @@ impl Shared {
         max_bytes: u64,
         context: &BlockContext,
     ) -> Result<Vec<u8>, Failure> {
+        if answer.has_no_body() {
+            return Ok(Vec::new());
+        }
         let coding = answer.coding();
         let receive = body::receive(answer.response, coding, max_bytes);
         let limit = ms(self.settings.body_timeout_ms);
@@ -316,13 +324,8 @@ impl Shared {
         );
 
         let failure = answer.failure();
-        let has_no_body = answer.hop.method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
-        let received = if has_no_body {
-            Ok(Vec::new())
-        } else {
-            self.receive(answer, self.settings.max_response_bytes, context)
-                .await
-        };
+        let max_bytes = self.settings.max_response_bytes;
+        let received = self.receive(answer, max_bytes, context).await;
         match received {
             Ok(bytes) => body::put(&mut outputs, bytes),
             // With a failure status, the status is the news and the body is an extra.

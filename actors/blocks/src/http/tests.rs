@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use caf_protocol::reference::{Fetch, Location};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -765,5 +766,94 @@ fn an_encrypted_body_that_breaks_off_is_a_network_error() {
             .await
             .expect_err("breaks off");
         assert_eq!(failure.code, ErrorCode::NetworkError, "{failure:?}");
+    });
+}
+
+/// Fetches what a job refers to.
+async fn fetch(
+    settings: &HttpSettings,
+    url: String,
+    max_bytes: u64,
+    context: BlockContext,
+) -> Result<Vec<u8>, Failure> {
+    let url = url::Url::parse(&url).expect("is a URL");
+    let fetcher = Arc::new(block(settings).fetcher());
+    let fetched = fetcher.fetch(Location::Http { url }, max_bytes, context).await;
+    fetched.map(|bytes| bytes.to_vec())
+}
+
+#[test]
+fn referenced_inputs_are_bounded_after_decompression_by_the_smaller_limit() {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&[b'x'; 5_000]).expect("writes");
+    let packed = sized(
+        "200 OK",
+        "Content-Encoding: gzip\r\n",
+        &gzip.finish().expect("finishes"),
+    );
+    let narrow = HttpSettings {
+        max_response_bytes: 4_999,
+        ..settings()
+    };
+    for answer in [packed, sized("200 OK", "", &[b'x'; 5_000])] {
+        block_on(async {
+            let server = serve(vec![answer]).await;
+            let whole = fetch(&settings(), server.url("/"), 5_000, context()).await;
+            assert_eq!(whole, Ok(vec![b'x'; 5_000]));
+            for (settings, max_bytes) in [(settings(), 4_999), (narrow.clone(), 10_000)] {
+                let failure = fetch(&settings, server.url("/"), max_bytes, context())
+                    .await
+                    .expect_err("is too large");
+                assert_eq!(
+                    (failure.code, &failure.details["limit_bytes"]),
+                    (ErrorCode::InvalidInput, &json!(4_999))
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn referenced_inputs_come_with_success_only_and_an_answer_without_a_body_has_none() {
+    let code = |answer: Answer| {
+        block_on(async {
+            let server = serve(vec![answer]).await;
+            let fetched = fetch(&settings(), server.url("/"), 100, context()).await;
+            fetched.map_err(|failure| (failure.code, failure.is_retryable()))
+        })
+    };
+    for (status, expected) in [
+        ("404 Not Found", (ErrorCode::ResourceUnavailable, true)),
+        ("410 Gone", (ErrorCode::ResourceUnavailable, true)),
+        ("403 Forbidden", (ErrorCode::HttpError, false)),
+        ("503 Service Unavailable", (ErrorCode::HttpError, true)),
+        ("304 Not Modified", (ErrorCode::HttpError, false)),
+    ] {
+        assert_eq!(code(sized(status, "", b"{}")), Err(expected), "{status}");
+    }
+    // Nothing says where the body ends: there is none.
+    let empty = answer("HTTP/1.1 204 No Content\r\n\r\n", Then::Hang);
+    assert_eq!(code(empty), Ok(Vec::new()));
+}
+
+#[test]
+fn fetching_ends_when_the_job_is_cancelled() {
+    block_on(async {
+        let server = serve(vec![answer("", Then::Hang)]).await;
+        let context = context();
+        let cancel = context.cancel.clone();
+        let settings = settings();
+        let fetching = fetch(&settings, server.url("/"), 100, context);
+        let cancelling = async {
+            while server.requests().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            cancel.cancel();
+        };
+        let (fetched, ()) = tokio::join!(fetching, cancelling);
+        assert_eq!(
+            fetched.expect_err("is cancelled").code,
+            ErrorCode::CancelledByUser
+        );
     });
 }
