@@ -279,18 +279,42 @@ fn asks(frame: &Frame) -> bool {
     frame.publishes("$JS.API.CONSUMER.MSG.NEXT.")
 }
 
+/// These frames, until the worker connects anew. Its lease keeper has a connection of its own, which does not count.
+fn until_reconnected(wanted: impl Fn(&Frame) -> bool) -> impl Fn(&Frame) -> bool {
+    let again = AtomicBool::new(false);
+    move |frame| {
+        let text = String::from_utf8_lossy(&frame.payload);
+        if frame.op == "CONNECT" && text.contains("caf-worker pipeline") {
+            again.store(true, SeqCst);
+        }
+        wanted(frame) && !again.load(SeqCst)
+    }
+}
+
+/// Others that are served hide it from nobody, and are left alone themselves.
+#[test]
+fn a_worker_whose_requests_vanish_notices_although_another_is_served() {
+    let mut line = Line::start();
+    let other = settings(program()).serve(&line.nats).start();
+    let mut other = other.expect("the other worker starts");
+    other.wait_ready().expect("becomes ready");
+    let _swallowed = line.proxy.drop_all(until_reconnected(asks));
+    // Eight at once: they last longer than three stalls.
+    line.assign(jobs(200, |_| AssignmentBuilder::sleep(250)));
+    line.worker
+        .wait_for_log(|log| log["context"]["action"] == "reconnect")
+        .expect("reconnects");
+    wait_answered(&line.client, &line.sent, SOON);
+    line.assert_all_answered_once();
+    let expected = ["rebuild the pull", "rebuild the consumer", "reconnect"];
+    assert_eq!(line.actions(), expected);
+    assert_eq!(actions(&other.logs()), Vec::<String>::new());
+}
+
 #[test]
 fn requests_that_vanish_are_met_in_stages_until_a_new_connection_heals_it() {
     let mut line = Line::start();
-    let healed = AtomicBool::new(false);
-    let swallowed = line.proxy.drop_all(move |frame| {
-        // The lease keeper has a connection of its own.
-        let text = String::from_utf8_lossy(&frame.payload);
-        if frame.op == "CONNECT" && text.contains("caf-worker pipeline") {
-            healed.store(true, SeqCst);
-        }
-        asks(frame) && !healed.load(SeqCst)
-    });
+    let swallowed = line.proxy.drop_all(until_reconnected(asks));
     line.assign(load());
     line.assert_resumed();
     assert!(swallowed.count() >= 3, "one for each stage");
@@ -371,14 +395,8 @@ fn a_worker_without_room_for_the_next_message_is_left_alone() {
 #[test]
 fn questions_that_nobody_answers_lead_to_a_new_connection() {
     let mut line = Line::start();
-    let healed = AtomicBool::new(false);
-    let _swallowed = line.proxy.drop_all(move |frame| {
-        let text = String::from_utf8_lossy(&frame.payload);
-        if frame.op == "CONNECT" && text.contains("caf-worker pipeline") {
-            healed.store(true, SeqCst);
-        }
-        frame.publishes("$JS.API.CONSUMER.") && !healed.load(SeqCst)
-    });
+    let questions = until_reconnected(|frame| frame.publishes("$JS.API.CONSUMER."));
+    let _swallowed = line.proxy.drop_all(questions);
     line.assign(load());
     line.assert_resumed();
     assert_eq!(line.actions(), ["reconnect"]);
