@@ -50,14 +50,18 @@ fn settings(worker: WorkerBuilder) -> WorkerBuilder {
 
 impl Line {
     fn start() -> Self {
-        let nats = NatsServer::start().expect("the broker starts");
-        Self::before(nats)
+        Self::start_with(|worker| worker)
     }
 
-    fn before(nats: NatsServer) -> Self {
+    fn start_with(adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Self {
+        let nats = NatsServer::start().expect("the broker starts");
+        Self::before(nats, adjust)
+    }
+
+    fn before(nats: NatsServer, adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Self {
         let client = Client::connect(&nats).expect("the client connects");
         let proxy = Proxy::start(&nats).expect("the proxy starts");
-        let worker = settings(program()).serve_through(&proxy).start();
+        let worker = adjust(settings(program()).serve_through(&proxy)).start();
         let mut worker = worker.expect("the worker starts");
         worker.wait_ready().expect("the worker becomes ready");
         Self {
@@ -275,18 +279,42 @@ fn asks(frame: &Frame) -> bool {
     frame.publishes("$JS.API.CONSUMER.MSG.NEXT.")
 }
 
+/// These frames, until the worker connects anew. Its lease keeper has a connection of its own, which does not count.
+fn until_reconnected(wanted: impl Fn(&Frame) -> bool) -> impl Fn(&Frame) -> bool {
+    let again = AtomicBool::new(false);
+    move |frame| {
+        let text = String::from_utf8_lossy(&frame.payload);
+        if frame.op == "CONNECT" && text.contains("caf-worker pipeline") {
+            again.store(true, SeqCst);
+        }
+        wanted(frame) && !again.load(SeqCst)
+    }
+}
+
+/// Others that are served hide it from nobody, and are left alone themselves.
+#[test]
+fn a_worker_whose_requests_vanish_notices_although_another_is_served() {
+    let mut line = Line::start();
+    let other = settings(program()).serve(&line.nats).start();
+    let mut other = other.expect("the other worker starts");
+    other.wait_ready().expect("becomes ready");
+    let _swallowed = line.proxy.drop_all(until_reconnected(asks));
+    // Eight at once: they last longer than three stalls.
+    line.assign(jobs(200, |_| AssignmentBuilder::sleep(250)));
+    line.worker
+        .wait_for_log(|log| log["context"]["action"] == "reconnect")
+        .expect("reconnects");
+    wait_answered(&line.client, &line.sent, SOON);
+    line.assert_all_answered_once();
+    let expected = ["rebuild the pull", "rebuild the consumer", "reconnect"];
+    assert_eq!(line.actions(), expected);
+    assert_eq!(actions(&other.logs()), Vec::<String>::new());
+}
+
 #[test]
 fn requests_that_vanish_are_met_in_stages_until_a_new_connection_heals_it() {
     let mut line = Line::start();
-    let healed = AtomicBool::new(false);
-    let swallowed = line.proxy.drop_all(move |frame| {
-        // The lease keeper has a connection of its own.
-        let text = String::from_utf8_lossy(&frame.payload);
-        if frame.op == "CONNECT" && text.contains("caf-worker pipeline") {
-            healed.store(true, SeqCst);
-        }
-        asks(frame) && !healed.load(SeqCst)
-    });
+    let swallowed = line.proxy.drop_all(until_reconnected(asks));
     line.assign(load());
     line.assert_resumed();
     assert!(swallowed.count() >= 3, "one for each stage");
@@ -351,6 +379,29 @@ fn a_worker_without_room_is_left_alone_while_messages_wait() {
     assert!(line.worker.is_running() && !beats.is_empty());
 }
 
+/// Bytes that are missing are nobody's fault either.
+#[test]
+fn a_worker_without_room_for_the_next_message_is_left_alone() {
+    let mut line = Line::start_with(|worker| worker.env("WORKER__LIMITS__MAX_HELD_BYTES", 4_000));
+    line.assign(vec![AssignmentBuilder::sleep(6 * STALL_MS)]);
+    line.assign(vec![AssignmentBuilder::new(
+        "echo",
+        json!({"text": "x".repeat(3_900)}),
+    )]);
+    line.assert_all_answered_once();
+    assert_eq!(line.actions(), Vec::<String>::new());
+}
+
+#[test]
+fn questions_that_nobody_answers_lead_to_a_new_connection() {
+    let mut line = Line::start();
+    let questions = until_reconnected(|frame| frame.publishes("$JS.API.CONSUMER."));
+    let _swallowed = line.proxy.drop_all(questions);
+    line.assign(load());
+    line.assert_resumed();
+    assert_eq!(line.actions(), ["reconnect"]);
+}
+
 /// A consumer that an operator holds is no fault either.
 #[test]
 fn a_worker_whose_consumer_is_paused_waits() {
@@ -382,7 +433,7 @@ fn keeping_stream(client: &Client) {
 fn keeping_line() -> Line {
     let nats = NatsServer::start().expect("the broker starts");
     keeping_stream(&Client::connect(&nats).expect("the client connects"));
-    Line::before(nats)
+    Line::before(nats, |worker| worker)
 }
 
 /// Stream behind the key-value bucket of the fleet.

@@ -2,7 +2,7 @@
 //!
 //! Neighbours: beside the source, to which it gives orders through [`SourceControl`]; the decision is in
 //! `watchdog/decision.rs`. It asks the broker for the consumer's state, which also tells up to where everything is
-//! acknowledged: that is kept in [`super::floor`]. It never touches a message.
+//! acknowledged: that is kept in `floor.rs`. It never touches a message.
 
 mod decision;
 

@@ -83,6 +83,7 @@ enum HeldState {
     Caught(Frame),
     Released,
     Dropped,
+    Severed,
 }
 
 #[derive(Default)]
@@ -284,9 +285,14 @@ impl Held {
         self.0.state.send_replace(HeldState::Released);
     }
 
-    /// The frame never arrives; its connection goes on.
+    /// The frame never arrives; its connection goes on, and what was said after it arrives.
     pub fn drop_frame(self) {
         self.0.state.send_replace(HeldState::Dropped);
+    }
+
+    /// The frame never arrives, nor does anything that was said after it: its connection ends.
+    pub fn sever(self) {
+        self.0.state.send_replace(HeldState::Severed);
     }
 }
 
@@ -399,6 +405,8 @@ enum End {
     Unreadable,
     /// The receiver is gone.
     Unwritable,
+    /// The test has ended the connection at a frame.
+    Severed,
 }
 
 async fn pump(
@@ -421,8 +429,10 @@ async fn pump(
             tokio::time::sleep(delay).await;
         }
         while let Some(frame) = splitter.next_frame() {
-            let Some(frame) = pass(shared, frame.without_other_servers(), still).await else {
-                continue;
+            let frame = match pass(shared, frame.without_other_servers(), still).await {
+                Passage::Through(frame) => frame,
+                Passage::Swallowed => continue,
+                Passage::Severed => return End::Severed,
             };
             if write(shared, direction, &frame.raw, &mut to).await.is_err() {
                 return End::Unwritable;
@@ -431,8 +441,15 @@ async fn pump(
     }
 }
 
-/// Holds, swallows or returns a frame.
-async fn pass(shared: &Shared, frame: Frame, still: &watch::Sender<bool>) -> Option<Frame> {
+/// What becomes of a frame.
+enum Passage {
+    Through(Frame),
+    Swallowed,
+    Severed,
+}
+
+/// Decides on a frame by the rules; one that is held has to wait here.
+async fn pass(shared: &Shared, frame: Frame, still: &watch::Sender<bool>) -> Passage {
     let _ = still.subscribe().wait_for(|still| !still).await;
     let holding = {
         let mut rules = shared.rules();
@@ -444,10 +461,10 @@ async fn pass(shared: &Shared, frame: Frame, still: &watch::Sender<bool>) -> Opt
             Rule::Hold(wanted, _) | Rule::Swallow(wanted, _) => wanted(&frame),
         });
         match matching {
-            None => return Some(frame),
+            None => return Passage::Through(frame),
             Some(Rule::Swallow(_, swallowing)) => {
                 swallowing.count.fetch_add(1, SeqCst);
-                return None;
+                return Passage::Swallowed;
             }
             Some(Rule::Hold(_, holding)) => {
                 holding.used.store(true, SeqCst);
@@ -464,12 +481,18 @@ async fn pass(shared: &Shared, frame: Frame, still: &watch::Sender<bool>) -> Opt
         }
         waiting
     });
-    let decided = state.wait_for(|state| matches!(state, HeldState::Released | HeldState::Dropped));
-    let dropped = decided
-        .await
-        .is_ok_and(|state| matches!(*state, HeldState::Dropped));
-    still.send_replace(false);
-    (!dropped).then_some(frame)
+    let decided = state
+        .wait_for(|state| !matches!(state, HeldState::Waiting | HeldState::Caught(_)))
+        .await;
+    let passage = match decided.as_deref() {
+        Ok(HeldState::Dropped) => Passage::Swallowed,
+        Ok(HeldState::Severed) => Passage::Severed,
+        _ => Passage::Through(frame),
+    };
+    if !matches!(passage, Passage::Severed) {
+        still.send_replace(false);
+    }
+    passage
 }
 
 /// Passes bytes on, at the pace that was asked for and not while it is silent.

@@ -113,6 +113,8 @@ pub(super) struct Judge {
     /// How many times the allowed time it may last.
     silent_periods: u32,
     missing: Option<Duration>,
+    /// Since when it is not reachable.
+    away: Option<Duration>,
     arrived: u64,
     generation: u64,
     /// The next new connection is our own doing: it does not end the stall.
@@ -128,6 +130,7 @@ impl Judge {
             silent: None,
             silent_periods: SILENT_PERIODS,
             missing: None,
+            away: None,
             arrived: 0,
             generation: 0,
             reconnecting: false,
@@ -155,9 +158,9 @@ impl Judge {
             return self.all_is_well();
         }
         if !seen.connected {
-            self.wait_anew();
-            return Action::Nothing;
+            return self.unreachable(seen.now);
         }
+        self.away = None;
         match seen.server {
             ServerView::NotAsked | ServerView::Refused => self.all_is_well(),
             ServerView::Silent => self.unanswered(seen.now),
@@ -178,6 +181,17 @@ impl Judge {
     /// Whatever was measured is measured from the beginning.
     fn wait_anew(&mut self) {
         (self.stalled, self.silent, self.missing) = (None, None, None);
+    }
+
+    /// A new connection takes a moment. A broker that is away longer is another matter: it starts afresh.
+    fn unreachable(&mut self, now: Duration) -> Action {
+        self.wait_anew();
+        let since = *self.away.get_or_insert(now);
+        if now.saturating_sub(since) >= self.limit {
+            self.stage = Action::Nothing;
+            self.reconnecting = false;
+        }
+        Action::Nothing
     }
 
     /// A broker that is busy, or a connection that only seems to be one. Never a reason to leave.

@@ -173,6 +173,23 @@ fn a_frame_is_held_until_released_or_dropped_and_only_the_first() {
 }
 
 #[test]
+fn a_connection_that_is_severed_at_a_frame_says_nothing_more() {
+    let line = line();
+    let heard = line.far.collect(&["up.>"]).expect("listens");
+    let held = line.proxy.hold_when(|frame| frame.publishes("up.held"));
+    let nats = line.near.nats();
+    let sent = line.near.run(async move {
+        nats.publish("up.held", "x".into()).await?;
+        nats.publish("up.later", "x".into()).await
+    });
+    sent.expect("answers").expect("is taken");
+    held.wait(LIMIT).expect("is held");
+    held.sever();
+    line.assert_works();
+    assert!(heard.is_empty());
+}
+
+#[test]
 fn swallowed_frames_never_arrive_until_it_is_turned_off() {
     let line = line();
     let heard = line.far.collect(&["up"]).expect("listens");

@@ -82,6 +82,22 @@ fn the_connection_that_was_made_anew_continues_the_stall_and_any_other_ends_it()
 }
 
 #[test]
+fn a_broker_that_went_away_in_the_middle_of_it_starts_afresh() {
+    let mut judge = Judge::new(LIMIT);
+    watch(&mut judge, 0, 16, |_| stalled());
+    let away = Observation {
+        connected: false,
+        ..stalled()
+    };
+    assert_eq!(watch(&mut judge, 16, 40, |_| away), []);
+    let again = Observation {
+        generation: 2,
+        ..stalled()
+    };
+    assert_eq!(watch(&mut judge, 56, 5, |_| again), [(60, Action::RebuildPull)]);
+}
+
+#[test]
 fn a_message_that_arrives_ends_the_stall() {
     let mut judge = Judge::new(LIMIT);
     watch(&mut judge, 0, 11, |_| stalled());
