@@ -248,6 +248,7 @@ fn inputs_that_cannot_be_had_are_an_error_with_a_clear_code_and_a_dead_letter() 
     put_raw(&node.client, "aHVnZQ==", &about("huge", 10_000_000_000), "{}");
     let mut deleted = about("gone", 2);
     deleted["deleted"] = json!(true);
+    deleted["digest"] = json!("SHA-256=RBNvo1WzZ4oRRq0W9-hknpT7T8If536DEMBg9hyq_4o=");
     put_raw(&node.client, "Z29uZQ==", &deleted, "{}");
     let mut link = about("loop", 2);
     link["options"] = json!({"link": {"bucket": BUCKET, "name": "loop"}});

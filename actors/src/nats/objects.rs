@@ -184,10 +184,7 @@ impl Fetch for ObjectFetch {
         async move {
             match location {
                 Location::Object { bucket, key } => self.read(&bucket, &key, max_bytes).await,
-                _ => Err(Failure::new(
-                    ErrorCode::InternalError,
-                    "the reference was given to the wrong fetcher",
-                )),
+                _ => Err(reference::misdirected()),
             }
         }
         .boxed_local()
