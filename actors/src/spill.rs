@@ -21,11 +21,17 @@ use crate::job::PoolLoad;
 
 /// Wait before a store that is away is asked again: an outage lasts seconds at least.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
+/// How often a store is asked that does not answer although the broker is there: minutes. A broker that does not let this
+/// worker use object stores is silent too, and the job must end.
+const MAX_SILENT_TRIES: u32 = 60;
 
 /// Why outputs were not stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The store is away: ask again.
+    /// The broker is away: ask again when it is back.
+    #[error("the broker is away")]
+    Away,
+    /// The broker is there, the store is not: ask again, but not for ever.
     #[error("not stored: {0}")]
     Unavailable(String),
     /// The store will not take them. Asking again is pointless.
@@ -74,7 +80,7 @@ impl Spiller {
     }
 
     /// The result of a job, at most `limit` bytes: whole, or with a reference to its outputs, or row 15's error. Waits
-    /// for as long as the store is away; may be dropped at any time and asked again.
+    /// for as long as the broker is away; may be dropped at any time and asked again.
     pub async fn result(
         &self,
         answers: &Answers,
@@ -97,22 +103,24 @@ impl Spiller {
     async fn keep(&self, identity: &Identity, outputs: Option<Bytes>) -> Option<OutputRef> {
         let store = self.store.as_ref()?;
         let object = OutputObject::new(&identity.key(), outputs?);
+        let mut silent_tries = 0;
         loop {
-            match store.put(object.clone()).await {
+            let error = match store.put(object.clone()).await {
                 Ok(kept) => {
                     self.log.emit(events::outputs_spilled(identity, kept.size));
                     return Some(kept);
                 }
-                Err(StoreError::Refused(error)) => {
-                    self.log.emit(events::outputs_refused(identity, &error));
-                    return None;
-                }
-                Err(StoreError::Unavailable(error)) => {
-                    let wait_ms = whole_ms(RETRY_WAIT);
-                    self.log.emit(events::outputs_retried(identity, &error, wait_ms));
-                    tokio::time::sleep(RETRY_WAIT).await;
-                }
+                Err(error) => error,
+            };
+            silent_tries += u32::from(matches!(error, StoreError::Unavailable(_)));
+            if matches!(error, StoreError::Refused(_)) || silent_tries >= MAX_SILENT_TRIES {
+                let error = error.to_string();
+                self.log.emit(events::outputs_refused(identity, &error));
+                return None;
             }
+            let (error, wait_ms) = (error.to_string(), whole_ms(RETRY_WAIT));
+            self.log.emit(events::outputs_retried(identity, &error, wait_ms));
+            tokio::time::sleep(RETRY_WAIT).await;
         }
     }
 }

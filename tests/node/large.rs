@@ -241,11 +241,15 @@ fn inputs_that_cannot_be_had_are_an_error_with_a_clear_code_and_a_dead_letter() 
     ] {
         node.client.put_object(BUCKET, key, text).expect("is stored");
     }
-    // "wrong", "short", "huge" and "loop", as buckets write keys.
+    // "wrong", "short", "huge", "gone" and "loop", as buckets write keys.
     let about = |name: &str, size: usize| json!({"name": name, "bucket": BUCKET, "nuid": name, "size": size, "chunks": 1, "digest": "SHA-256=AAAA"});
     put_raw(&node.client, "d3Jvbmc=", &about("wrong", 2), "{}");
     put_raw(&node.client, "c2hvcnQ=", &about("short", 1), "{}");
     put_raw(&node.client, "aHVnZQ==", &about("huge", 10_000_000_000), "{}");
+    let mut deleted = about("gone", 2);
+    deleted["deleted"] = json!(true);
+    deleted["digest"] = json!("SHA-256=RBNvo1WzZ4oRRq0W9-hknpT7T8If536DEMBg9hyq_4o=");
+    put_raw(&node.client, "Z29uZQ==", &deleted, "{}");
     let mut link = about("loop", 2);
     link["options"] = json!({"link": {"bucket": BUCKET, "name": "loop"}});
     put_raw(&node.client, "bG9vcA==", &link, "{}");
@@ -261,6 +265,12 @@ fn inputs_that_cannot_be_had_are_an_error_with_a_clear_code_and_a_dead_letter() 
     let load = [
         (
             "nats-obj://inputs/missing",
+            &nothing,
+            "RESOURCE_UNAVAILABLE",
+            retried,
+        ),
+        (
+            "nats-obj://inputs/gone",
             &nothing,
             "RESOURCE_UNAVAILABLE",
             retried,
@@ -545,7 +555,7 @@ fn outputs_are_stored_once_however_often_they_are_put_and_a_job_may_refer_to_the
 }
 
 #[test]
-fn a_bucket_that_must_not_be_made_or_is_full_refuses_and_a_broker_without_jetstream_is_unavailable() {
+fn where_no_bucket_may_be_or_fits_outputs_are_refused_and_without_jetstream_they_are_not_stored_yet() {
     let nats = NatsServer::start().expect("a broker");
     let client = Client::connect(&nats).expect("a client");
     let object = outputs_of(20_000);
@@ -564,6 +574,17 @@ fn a_bucket_that_must_not_be_made_or_is_full_refuses_and_a_broker_without_jetstr
         .expect("is made");
     let full = put(&settings(&nats), &object);
     assert!(matches!(full, Err(StoreError::Refused(_))), "{full:?}");
+
+    let poor = NatsServer::start_with(NatsOptions {
+        extra_config:
+            "accounts { POOR { jetstream: { max_file: 1MB }, users: [{ user: p, password: p }] } }\n\
+                       no_auth_user: p"
+                .to_owned(),
+        ..NatsOptions::jetstream()
+    })
+    .expect("a broker");
+    let no_room = put(&settings(&poor), &object);
+    assert!(matches!(no_room, Err(StoreError::Refused(_))), "{no_room:?}");
 
     let plain = NatsServer::start_with(NatsOptions::default()).expect("a broker");
     let nowhere = put(&settings(&plain), &object);

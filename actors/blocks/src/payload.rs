@@ -2,7 +2,6 @@
 //!
 //! Neighbours: `http/fetch.rs` and `fs/fetch.rs`. The pipeline names the field, so texts need not.
 
-use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference;
 
@@ -14,12 +13,4 @@ pub(crate) fn too_large_for_a_payload(failure: Failure, max_bytes: u64) -> Failu
     } else {
         failure
     }
-}
-
-/// A location that was given to the fetcher of another scheme.
-pub(crate) fn misdirected() -> Failure {
-    Failure::new(
-        ErrorCode::InternalError,
-        "the reference was given to the wrong fetcher",
-    )
 }

@@ -4,8 +4,9 @@
 //! station; the node composes both. This crate never does I/O, never reads a clock and never knows actix.
 //!
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
-//! what runs, [`reference`] is where its inputs may be instead, [`outcome`] is how it ended, [`ack`] and [`result`] are the strict answers, [`dead_letter`] is what
-//! is kept of an assignment that cannot be helped, [`heartbeat`] tells that the worker lives.
+//! what runs, [`mod@reference`] is where its inputs may be instead, [`outcome`] is how it ended, [`ack`] and [`result`]
+//! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
+//! that the worker lives.
 
 pub mod ack;
 pub mod assignment;

@@ -216,6 +216,14 @@ pub fn too_large(max_bytes: u64) -> Failure {
     .with("limit_bytes", json!(max_bytes))
 }
 
+/// A location that was given to the fetcher of another scheme.
+pub fn misdirected() -> Failure {
+    Failure::new(
+        ErrorCode::InternalError,
+        "the reference was given to the wrong fetcher",
+    )
+}
+
 /// Bytes on their way. Not `Send`: it stays on the thread that polls it.
 pub type FetchFuture = LocalBoxFuture<'static, Result<Bytes, Failure>>;
 
@@ -227,7 +235,7 @@ pub trait Fetch: Send + Sync + 'static {
     /// Where the future may be polled, as with a task.
     fn mode(&self) -> RunMode;
 
-    /// Fetches the bytes: whole, and at most `max_bytes`. A location of another scheme is an INTERNAL_ERROR. Deadline
+    /// Fetches the bytes: whole, and at most `max_bytes`. A location of another scheme is [`misdirected`]. Deadline
     /// and cancellation are in the context; an [`RunMode::Async`] future is also dropped when they come.
     ///
     /// # Errors

@@ -34,11 +34,14 @@ use crate::spill::{OutputObject, OutputStore, StoreError};
 
 /// Largest piece in which an object is written, in bytes; a server with smaller messages gets smaller pieces.
 const CHUNK_BYTES: usize = 128 * 1024;
-/// How the server words that a bucket is full, and the client that a piece is larger than the largest message: neither
-/// passes by waiting a moment.
-const WILL_NOT_FIT: [&str; 3] = [
+/// How the server words that a bucket is full or that there is no room for one, and the client that a piece is larger than
+/// the largest message. None of these passes by waiting a moment.
+const WILL_NOT_FIT: [&str; 6] = [
     "maximum bytes exceeded",
     "maximum messages exceeded",
+    "maximum number of streams",
+    "resource limits exceeded",
+    "insufficient",
     "Payload size limit",
 ];
 
@@ -181,10 +184,7 @@ impl Fetch for ObjectFetch {
         async move {
             match location {
                 Location::Object { bucket, key } => self.read(&bucket, &key, max_bytes).await,
-                _ => Err(Failure::new(
-                    ErrorCode::InternalError,
-                    "the reference was given to the wrong fetcher",
-                )),
+                _ => Err(reference::misdirected()),
             }
         }
         .boxed_local()
@@ -232,7 +232,7 @@ impl ObjectOutputs {
     async fn store(&self, object: OutputObject) -> Result<OutputRef, StoreError> {
         // What the client library buffered while the broker is away would be written twice.
         if !self.connection.link.borrow().up {
-            return Err(StoreError::Unavailable("the broker is away".to_owned()));
+            return Err(StoreError::Away);
         }
         let store = self.open().await?;
         let kept = OutputRef {
@@ -267,7 +267,7 @@ impl ObjectOutputs {
             Err(_) => {
                 // Another worker may be making it at the same time: then the next attempt finds it.
                 let made = create(&self.jetstream, bucket_config(&self.bucket), &self.log).await;
-                made.map_err(|error| StoreError::Unavailable(chain(&error)))?;
+                made.map_err(|error| sorted(chain(&error)))?;
             }
         }
         let opened = self.jetstream.get_object_store(&self.bucket).await;

@@ -111,26 +111,37 @@ async fn what_fits_is_not_stored() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_is_asked_until_it_is_back() {
-    let away = StoreError::Unavailable("asked to be away".to_owned());
-    let store = Arc::new(FakeStore {
-        errors: Mutex::new(vec![away; 3]),
+fn answering(errors: impl IntoIterator<Item = StoreError>) -> Arc<FakeStore> {
+    Arc::new(FakeStore {
+        errors: Mutex::new(errors.into_iter().collect()),
         ..FakeStore::default()
-    });
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_is_asked_until_the_broker_is_back_and_the_store_too() {
+    let silent = StoreError::Unavailable("asked to be silent".to_owned());
+    let silence = std::iter::repeat_n(silent, 10);
+    let store = answering(std::iter::repeat_n(StoreError::Away, 10_000).chain(silence));
     let (written, body) = write(Some(Arc::clone(&store)), &yielding(5_000), 2_000).await;
     assert!(written.output_ref.is_some());
     assert_eq!(body["status"], "success");
     assert_eq!(store.stored.lock().expect("no panic holds it").len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_stays_silent_beside_its_broker_costs_the_outputs_but_not_the_answer() {
+    let silent = StoreError::Unavailable("asked to be silent".to_owned());
+    let store = answering(std::iter::repeat_n(silent, 10_000));
+    let (written, body) = write(Some(store), &yielding(5_000), 2_000).await;
+    assert_eq!(written.output_ref, None);
+    assert_eq!(body["error_code"], "RESOURCE_UNAVAILABLE");
+}
+
 #[tokio::test]
 async fn without_a_store_or_when_it_refuses_the_result_is_an_error() {
-    let refusing = FakeStore {
-        errors: Mutex::new(vec![StoreError::Refused("asked to refuse".to_owned())]),
-        ..FakeStore::default()
-    };
-    for store in [None, Some(Arc::new(refusing))] {
+    let refusing = answering([StoreError::Refused("asked to refuse".to_owned())]);
+    for store in [None, Some(refusing)] {
         let (written, body) = write(store, &yielding(5_000), 2_000).await;
         assert_eq!(
             (&body["status"], &body["error_code"]),

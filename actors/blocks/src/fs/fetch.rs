@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use caf_protocol::block::{BlockContext, RunMode};
-use caf_protocol::reference::{Fetch, FetchFuture, Location, Scheme};
+use caf_protocol::reference::{Fetch, FetchFuture, Location, Scheme, misdirected};
 
 use super::Shared;
 use super::get::read_file;
 use super::path::JobPath;
-use crate::payload::{misdirected, too_large_for_a_payload};
+use crate::payload::too_large_for_a_payload;
 use crate::settings::{FsSettings, ms};
 use crate::watch::Watch;
 

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use caf_protocol::block::{BlockContext, RunMode};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
-use caf_protocol::reference::{Fetch, FetchFuture, Location, Scheme};
+use caf_protocol::reference::{Fetch, FetchFuture, Location, Scheme, misdirected};
 use url::Url;
 
 use super::Shared;
 use super::request::Request;
-use crate::payload::{misdirected, too_large_for_a_payload};
+use crate::payload::too_large_for_a_payload;
 use crate::watch::until_stopped;
 
 /// Statuses that say that there is nothing under the address.
