@@ -141,6 +141,9 @@ impl Event {
                 self.top.insert(key.to_owned(), id.as_str().into());
             }
         }
+        if identity.replay > 0 {
+            self = self.with("replay", identity.replay);
+        }
         self.with("assignment_id", identity.assignment_id.as_str())
             .with("block_type", identity.job_type.as_deref().unwrap_or("unknown"))
     }
