@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caf_protocol::ack::{ExecAssignmentAck, OverloadStatus, RejectReason};
 use caf_protocol::assignment::Identity;
-use caf_protocol::dead_letter::{DeadLetter, Original};
+use caf_protocol::dead_letter::{Attempt, Cause, DeadLetter, Omitted, Original};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::ids::sha256_hex;
@@ -17,17 +17,21 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::job::PoolLoad;
-use crate::settings::SubjectSettings;
+use crate::mask::mask_text;
+use crate::settings::{DlqSettings, LetterPayload, SubjectSettings};
 use crate::sink::Outgoing;
 
 /// Room that the broker's own framing may need beside headers and payload, in bytes.
 const FRAMING_BYTES: usize = 64;
+/// Most bytes of one text about a failure in a dead letter: libraries quote what they were given.
+const MAX_CAUSE_BYTES: usize = 4096;
 
 /// Writes answers in the name of one worker. Cheap to clone.
 #[derive(Clone)]
 pub struct Answers {
     subjects: Arc<SubjectSettings>,
     worker_id: Arc<str>,
+    letter_payload: LetterPayload,
 }
 
 /// A result as written, and whether its outputs had to be left out.
@@ -44,6 +48,23 @@ impl Answers {
         Self {
             subjects: Arc::new(subjects.clone()),
             worker_id: worker_id.into(),
+            letter_payload: LetterPayload::Include,
+        }
+    }
+
+    /// Dead letters as these settings want them.
+    #[must_use]
+    pub fn with_letters(mut self, settings: &DlqSettings) -> Self {
+        self.letter_payload = settings.payload;
+        self
+    }
+
+    /// This worker taking an assignment on for the first time; `started_at_ms` when something was begun.
+    pub fn own_attempt(&self, started_at_ms: Option<u64>) -> Attempt {
+        Attempt {
+            worker_id: self.worker_id.to_string(),
+            attempt: 1,
+            started_at: started_at_ms,
         }
     }
 
@@ -123,24 +144,41 @@ impl Answers {
         outgoing(&self.subjects.result, headers, &result)
     }
 
-    /// A dead letter of at most `limit` bytes; original bytes that do not fit are left out, hash and size stay.
+    /// A dead letter of at most `limit` bytes; original bytes that do not fit are left out, hash and size stay. What the
+    /// worker knows of the failure beyond the answer is in it, without secrets.
     pub fn dead_letter(
         &self,
         identity: Option<&Identity>,
-        failure: &Failure,
-        reason: &'static str,
+        cause: &Cause<'_>,
         original: &Original<'_>,
         limit: usize,
         now_ms: u64,
     ) -> Outgoing {
-        let mut letter = DeadLetter::new(identity, failure, reason, original, &self.worker_id, now_ms);
-        let headers = letter.headers();
-        let message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
-        if wire_bytes(&message) <= limit {
-            return message;
+        let mut letter = DeadLetter::new(identity, cause, original, &self.worker_id, now_ms);
+        for text in &mut letter.error_chain {
+            *text = mask_text(text).into_owned();
+            text.truncate(text.floor_char_boundary(MAX_CAUSE_BYTES));
         }
-        letter.drop_original_payload();
-        outgoing(&self.subjects.dlq, headers, &letter)
+        if self.letter_payload == LetterPayload::Hash {
+            letter.drop_original_payload(Omitted::BySetting);
+        }
+        let headers = letter.headers();
+        let shrink: [fn(&mut DeadLetter); 2] = [
+            |letter| letter.drop_original_payload(Omitted::TooLarge),
+            // A letter that cannot be kept tells nobody anything.
+            |letter| {
+                letter.error.details.retain(|_, value| !value_is_long(value));
+                letter.original_headers.clear();
+            },
+        ];
+        let mut message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
+        for shrink in shrink {
+            if wire_bytes(&message) > limit {
+                shrink(&mut letter);
+                message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
+            }
+        }
+        message
     }
 }
 
@@ -207,6 +245,27 @@ mod tests {
         }
     }
 
+    fn original<'a>(headers: &'a Headers, payload: &'a [u8]) -> Original<'a> {
+        Original {
+            subject: "s",
+            headers,
+            payload,
+            position: None,
+            received_at_ms: 1,
+        }
+    }
+
+    fn cause(failure: &Failure) -> Cause<'_> {
+        static ATTEMPT: std::sync::LazyLock<[Attempt; 1]> =
+            std::sync::LazyLock::new(|| [answers().own_attempt(Some(7))]);
+        Cause {
+            failure,
+            reason: "unreadable",
+            retries_used: 3,
+            attempts: &*ATTEMPT,
+        }
+    }
+
     #[test]
     fn a_result_of_exactly_the_limit_travels_whole_and_one_byte_more_does_not() {
         let whole = answers()
@@ -261,16 +320,12 @@ mod tests {
     #[test]
     fn a_dead_letter_that_does_not_fit_keeps_hash_and_size() {
         let headers = Headers::default();
-        let original = Original {
-            subject: "s",
-            headers: &headers,
-            payload: &[b'x'; 5000],
-            position: None,
-            received_at_ms: 1,
-        };
-        let failure = Failure::new(ErrorCode::InvalidFormat, "payload: is not valid JSON");
+        let original = original(&headers, &[b'x'; 5000]);
+        let failure = Failure::new(ErrorCode::InvalidFormat, "payload: is not valid JSON")
+            .with("long", json!("x".repeat(3_000)));
         let body = |limit| -> Value {
-            let letter = answers().dead_letter(None, &failure, "unreadable", &original, limit, 2);
+            let letter = answers().dead_letter(None, &cause(&failure), &original, limit, 2);
+            assert!(wire_bytes(&letter) <= limit);
             serde_json::from_slice(&letter.payload).expect("json")
         };
         assert_eq!(
@@ -283,5 +338,63 @@ mod tests {
             (&cut["original_payload_bytes"], &cut["original_payload_hash"]),
             (&json!(5000), &json!(sha256_hex(&[b'x'; 5000])))
         );
+        assert_eq!(cut["original_payload_omitted"], "too_large");
+        assert!(cut["error"]["details"]["long"].is_string());
+        assert_eq!(body(2000)["error"]["details"].get("long"), None);
+    }
+
+    #[test]
+    fn a_dead_letter_tells_operators_the_whole_chain_without_secrets() {
+        let failure = Failure::new(ErrorCode::NetworkError, "the server cannot be reached").internally(
+            format!("dial db.internal: password=hunter2 {}", "y".repeat(10_000)),
+        );
+        let headers = Headers::default();
+        let original = original(&headers, b"{}");
+        let letter = answers().dead_letter(None, &cause(&failure), &original, usize::MAX, 2);
+        let body: Value = serde_json::from_slice(&letter.payload).expect("json");
+        assert_eq!(body["error_chain"][0], "the server cannot be reached");
+        let inner = body["error_chain"][1].as_str().expect("is text");
+        assert!(
+            inner.starts_with("dial db.internal: password=[REDACTED]"),
+            "{inner}"
+        );
+        assert_eq!(inner.len(), MAX_CAUSE_BYTES);
+        assert!(!String::from_utf8_lossy(&letter.payload).contains("hunter2"));
+        assert!(!body["error"].to_string().contains("db.internal"));
+        assert_eq!(
+            body["attempts"],
+            json!([{"worker_id": "w", "attempt": 1, "started_at": 7}])
+        );
+        assert_eq!((&body["retries_used"], &body["replay"]), (&json!(3), &json!(0)));
+    }
+
+    #[test]
+    fn a_dead_letter_keeps_only_the_hash_when_the_settings_say_so() {
+        let mut headers = Headers::default();
+        headers.push("Caf-Replay", "2");
+        let failure = Failure::new(ErrorCode::InvalidFormat, "x");
+        let settings = DlqSettings {
+            payload: LetterPayload::Hash,
+        };
+        let letter = answers().with_letters(&settings).dead_letter(
+            None,
+            &cause(&failure),
+            &original(&headers, b"top secret"),
+            usize::MAX,
+            2,
+        );
+        assert!(!String::from_utf8_lossy(&letter.payload).contains("top secret"));
+        let body: Value = serde_json::from_slice(&letter.payload).expect("json");
+        assert_eq!(body["original_payload_hash"], sha256_hex(b"top secret"));
+        assert_eq!(
+            (&body["original_payload_omitted"], &body["original_payload_bytes"]),
+            (&json!("by_setting"), &json!(10))
+        );
+        assert_eq!(
+            (&body["replay"], &body["original_headers"]["Caf-Replay"]),
+            (&json!(2), &json!("2"))
+        );
+        let id = format!("sha256:{}.r2.dlq", sha256_hex(b"top secret"));
+        assert_eq!(letter.headers.get("Nats-Msg-Id"), Some(id.as_str()));
     }
 }

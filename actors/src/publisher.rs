@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::assignment::Identity;
+use caf_protocol::dead_letter::Cause;
 use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
@@ -197,10 +198,15 @@ impl Publisher {
         let now_ms = clock::epoch_ms();
         match conclusion {
             Conclusion::Bury { arrival, failure } => {
-                let original = arrival.original();
+                let cause = Cause {
+                    failure: &failure,
+                    reason: "unreadable",
+                    retries_used: 0,
+                    attempts: &[self.answers.own_attempt(None)],
+                };
                 let letter = self
                     .answers
-                    .dead_letter(None, &failure, "unreadable", &original, limit, now_ms);
+                    .dead_letter(None, &cause, &arrival.original(), limit, now_ms);
                 (None, vec![Arc::new(letter)])
             }
             Conclusion::Repeat(result) => (None, vec![result]),
@@ -228,9 +234,15 @@ impl Publisher {
                     claim.record_result(&result);
                 }
                 let letter = step.outcome.failure().zip(dead_letter).map(|(failure, reason)| {
-                    let original = arrival.original();
+                    let started_at = (!rejected).then_some(arrival.received_at_ms);
+                    let cause = Cause {
+                        failure,
+                        reason,
+                        retries_used: step.retries_used,
+                        attempts: &[self.answers.own_attempt(started_at)],
+                    };
                     self.answers
-                        .dead_letter(Some(&identity), failure, reason, &original, limit, now_ms)
+                        .dead_letter(Some(&identity), &cause, &arrival.original(), limit, now_ms)
                 });
                 (
                     Some(ack),
