@@ -8,6 +8,8 @@ mod answering;
 mod commands;
 #[path = "node/core_mode.rs"]
 mod core_mode;
+#[path = "node/dead_letters.rs"]
+mod dead_letters;
 #[path = "node/life.rs"]
 mod life;
 #[path = "node/seen_from_outside.rs"]

@@ -1,9 +1,11 @@
 //! The edges towards NATS: the only place that knows the client library.
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
-//! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`.
+//! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`;
+//! [`dead_letters`] reads and replays what was given up, for `dlq`.
 
 pub mod connection;
+pub mod dead_letters;
 pub mod lease_keeper;
 pub mod router_side;
 pub mod sink;

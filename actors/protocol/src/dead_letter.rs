@@ -1,7 +1,9 @@
 //! What is kept of an assignment that cannot be helped (contract 5.2 C): an error result with the original bytes.
 //!
 //! Neighbours: the publisher and the watch over abandoned messages make one, `caf-worker dlq` reads it. It stays with
-//! operators: it may tell what a result must not, but no secrets. Never sent to the router.
+//! operators: it may tell what a result must not, but no secrets. Never sent to the router. [`kept`] reads it again.
+
+pub mod kept;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -214,6 +216,7 @@ impl DeadLetter {
     }
 }
 
+/// The original bytes as text in base64; [`kept`] turns it back.
 fn base64(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)
