@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use caf_actors::abandoned::LetterWriter;
+use caf_actors::answers::Answers;
 use caf_actors::events::{self, Log};
+use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::sink::NatsSink;
@@ -14,6 +17,7 @@ use caf_actors::nats::source::{SourceParts, run_pull, run_queue};
 use caf_actors::nats::streams::{AnswerStreams, ensure_answer_streams_when_possible};
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::{NatsMode, NatsSettings};
+use caf_actors::sink::Sink;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
 use caf_protocol::block::{Registry, ResourceClass};
@@ -78,9 +82,18 @@ pub async fn run(
             });
         }
     };
-    let tree = build(settings, registry, Arc::new(sink), loops, status, log).await;
+    let sink: Arc<dyn Sink> = Arc::new(sink);
+    let undertaker = LetterWriter {
+        sink: Arc::clone(&sink),
+        answers: Answers::new(&settings.nats.subjects, log.worker_id()).with_letters(&settings.dlq),
+        // The router has heard nothing of these yet: the message is all there is to answer from.
+        remove: false,
+        log: log.clone(),
+    };
+    let tree = build(settings, registry, sink, loops, status, log).await;
     health.watch(&tree);
-    let exit = feed_and_wait(settings, tree, &connection, &mut signals, log).await?;
+    let edges = (&connection, undertaker);
+    let exit = feed_and_wait(settings, tree, edges, &mut signals, log).await?;
     let address = port.address;
     port.close().await;
     log.emit(events::health_stopped(&address.ip().to_string(), address.port()));
@@ -143,11 +156,11 @@ async fn connect_pipeline(
     })
 }
 
-/// Starts lease keeper and source, waits for a reason to leave, and drains.
+/// Starts lease keeper, source and the watch over abandoned messages, waits for a reason to leave, and drains.
 async fn feed_and_wait(
     settings: &Settings,
     mut tree: Tree,
-    connection: &Connection,
+    (connection, undertaker): (&Connection, LetterWriter),
     signals: &mut Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
@@ -158,6 +171,16 @@ async fn feed_and_wait(
         stop,
         stopped: stopped.subscribe(),
     };
+    if settings.nats.mode == NatsMode::Jetstream {
+        let parts = WatchParts {
+            connection: connection.clone(),
+            settings: Arc::new(settings.nats.clone()),
+            undertaker: Arc::new(undertaker),
+            stop: is_stop.clone(),
+            log: log.clone(),
+        };
+        adopt(&tree.supervisor, watch_child(&tree.loops.pipeline, parts)).await;
+    }
     let parts = SourceParts {
         connection: connection.clone(),
         settings: Arc::new(settings.nats.clone()),
@@ -229,6 +252,18 @@ fn source_child(pipeline: &EventLoop, parts: SourceParts) -> Child {
                 );
             }
             .boxed()
+        }),
+    }
+}
+
+fn watch_child(pipeline: &EventLoop, parts: WatchParts) -> Child {
+    let on = pipeline.handle();
+    Child {
+        name: "abandoned".to_owned(),
+        may_finish: true,
+        start: Box::new(move |ended| {
+            let (on, parts) = (on.clone(), parts.clone());
+            async move { spawn_task(&on, move || watch_abandoned(parts).boxed_local(), ended) }.boxed()
         }),
     }
 }

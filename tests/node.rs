@@ -2,6 +2,8 @@
 //!
 //! What faults do to it is in `faults.rs`; what the tree does with fake edges in `pipeline.rs`.
 
+#[path = "node/abandoned.rs"]
+mod abandoned;
 #[path = "node/answering.rs"]
 mod answering;
 #[path = "node/commands.rs"]

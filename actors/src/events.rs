@@ -451,6 +451,26 @@ pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
         .with("retry_in_ms", delay_ms)
 }
 
+/// The broker has given an assignment up; `found` says how that was found. Nobody but the log tells the router.
+pub fn abandoned(stream: &str, sequence: u64, found: &'static str) -> Event {
+    Event::new(Level::Warn, "Assignment given up by the broker")
+        .with("stream", stream)
+        .with("stream_sequence", sequence)
+        .with("found", found)
+}
+
+/// A client of the broker terminated an assignment, and the stream has forgotten it: nothing can be kept of it.
+pub fn terminated_and_gone(stream: &str, sequence: u64) -> Event {
+    Event::new(Level::Error, "Assignment terminated by another client and gone")
+        .with("stream", stream)
+        .with("stream_sequence", sequence)
+}
+
+/// What the broker gives up is not noticed at the moment.
+pub fn abandoned_unwatched(error: &str) -> Event {
+    Event::new(Level::Warn, "Watch over abandoned assignments interrupted").with("error", error)
+}
+
 #[cfg(test)]
 mod tests {
     use caf_protocol::ids::{Correlation, RunFlowStep};

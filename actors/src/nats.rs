@@ -2,8 +2,9 @@
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
 //! is held, on a thread and a connection of its own. [`router_side`] speaks as the router does, for `submit`;
-//! [`dead_letters`] reads and replays what was given up, for `dlq`.
+//! [`dead_letters`] reads and replays what was given up, for `dlq`; [`abandoned`] finds what the broker gave up.
 
+pub mod abandoned;
 pub mod connection;
 pub mod dead_letters;
 pub mod lease_keeper;
