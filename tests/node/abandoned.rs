@@ -12,6 +12,7 @@ use caf_actors::nats::sink::NatsSink;
 use caf_actors::nats::streams::ensure_answer_streams_when_possible;
 use caf_actors::settings::NatsSettings;
 use caf_testkit::client::{ASSIGN, Message};
+use caf_testkit::wait::poll;
 use caf_testkit::{AssignmentBuilder, Client, NatsServer, Worker, wait_until, wait_until_async};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -61,11 +62,16 @@ fn take(client: &Client) -> Option<String> {
     answer.reply.map(|reply| reply.to_string())
 }
 
+/// As [`take`], when a message is on its way: what was published is stored a moment later.
+fn take_next(client: &Client) -> String {
+    poll(SOON, || take(client)).expect("there is a message")
+}
+
 /// Gives the next message back as often as its consumer delivers it, until the broker has given it up.
 fn exhaust(client: &Client) {
     let before = pending(client);
     for _ in 0..2 {
-        let reply = caf_testkit::wait::poll(SOON, || take(client)).expect("there is a message");
+        let reply = take_next(client);
         client.publish(&reply, &[], "-NAK").expect("is sent");
     }
     wait_until("the broker gives it up", SOON, || {
@@ -160,7 +166,7 @@ fn of_an_advisory_one_worker_of_two_hears_and_keeps_one_letter() {
 
     // What is terminated, a work queue forgets: the log is all that remains.
     client.assign(&AssignmentBuilder::echo()).expect("is sent");
-    let reply = caf_testkit::wait::poll(SOON, || take(&client)).expect("there is a message");
+    let reply = take_next(&client);
     client.publish(&reply, &[], "+TERM").expect("is sent");
     let gone = "Assignment terminated by another client and gone";
     wait_until("one of them says so", SOON, || {
@@ -183,10 +189,10 @@ async fn a_buried_message_is_removed_and_what_is_in_work_is_left_alone() {
     client.assign(&jobs[0]).expect("is sent");
     exhaust(&client);
     client.assign(&jobs[1]).expect("is sent");
-    let done = take(&client).expect("there is a message");
+    let done = take_next(&client);
     client.publish(&done, &[], "+ACK").expect("is sent");
     client.assign(&jobs[2]).expect("is sent");
-    take(&client).expect("there is a message");
+    take_next(&client);
 
     let settings = NatsSettings {
         url: nats.url(),
