@@ -47,7 +47,7 @@ pub enum Command {
     Submit(SubmitArgs),
     /// List, show or replay dead letters: assignments that were given up
     #[command(subcommand)]
-    Dlq(DlqCommand),
+    Dlq(Box<DlqCommand>),
     /// Check, show or describe the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -128,7 +128,7 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
             run::submit(loaded, args, cli.output)
         }),
         Command::Dlq(command) => settings::with_settings(&sources, cli.output, |loaded| {
-            run::dlq(loaded, command, cli.output)
+            run::dlq(loaded, *command, cli.output)
         }),
         Command::Config(command) => config::run(command, &sources, cli.output),
         Command::Completions { shell } => completions(shell),

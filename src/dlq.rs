@@ -1,7 +1,7 @@
 //! `caf-worker dlq`: lists and shows dead letters, and sends their assignments again.
 //!
 //! Neighbours: speaks through `nats::dead_letters`; shares nothing with the nodes that wrote the letters. In reading
-//! order: [`select`] finds letters, [`plan`] makes replays of them, [`output`] prints. Deletes nothing: a letter that
+//! order: [`select`] finds letters, [`mod@plan`] makes replays of them, [`output`] prints. Deletes nothing: a letter that
 //! was replayed stays until its stream forgets it.
 
 pub mod output;

@@ -64,7 +64,9 @@ pub struct AbandonedMessage {
 }
 
 /// Takes an abandoned message out of its stream, where it would lie for ever.
-pub struct Removal(Option<Box<dyn FnOnce() -> BoxFuture<'static, Result<(), String>> + Send>>);
+pub struct Removal(Option<Remove>);
+
+type Remove = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), String>> + Send>;
 
 impl Removal {
     /// Carried out by `remove`.

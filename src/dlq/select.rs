@@ -1,6 +1,6 @@
 //! Which dead letters are meant: what a list shows of one, the filter, and the choice of those to replay. Pure.
 //!
-//! Neighbours: [`super`] reads letters into [`Row`]s; [`super::plan`] makes a replay of what was chosen.
+//! Neighbours: [`super`] reads letters into [`Row`]s; [`mod@super::plan`] makes a replay of what was chosen.
 
 use std::collections::HashMap;
 use std::time::SystemTime;

@@ -2,7 +2,7 @@
 //!
 //! Neighbours: `serve` runs it beside the source; [`Undertaker`] says what is to be said. Two ways lead to an abandoned
 //! message: the broker's advisories, of which one worker of the fleet hears each (a queue group named after the
-//! durable), and an audit that compares stream and consumer ([`audit`]), because an advisory that nobody hears is gone.
+//! durable), and an audit that compares stream and consumer (`audit`), because an advisory that nobody hears is gone.
 //! On a stream that keeps acknowledged messages there are only the advisories.
 
 mod audit;
