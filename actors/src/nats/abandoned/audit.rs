@@ -134,8 +134,10 @@ impl Audit {
         }
     }
 
-    /// A message was given up for sure but is not dealt with yet: the next round brings it again.
+    /// A message was given up for sure but is not dealt with yet: the next round brings it again. That is not urgent, and
+    /// what the broker refuses today it may refuse for long.
     pub(super) fn keep(&mut self, sequence: u64, found: Found) {
+        self.suspects.remove(&sequence);
         self.unburied.insert(sequence, found);
         if self.unburied.len() > MAX_REMEMBERED {
             self.unburied.pop_first();
@@ -144,7 +146,7 @@ impl Audit {
 
     /// Whether the next round should come soon.
     pub(super) fn has_suspects(&self) -> bool {
-        !self.suspects.is_empty() || !self.unburied.is_empty()
+        !self.suspects.is_empty()
     }
 }
 
@@ -270,8 +272,9 @@ mod tests {
         let told = Found::Exhausted { deliveries: 2 };
         audit.keep(9, told);
         assert_eq!(audit.begin(&kept).suspects, [(9, told)]);
-        audit.settle(9);
         assert!(!audit.has_suspects());
+        audit.settle(9);
+        assert_eq!(audit.begin(&kept).suspects, []);
     }
 
     #[test]
