@@ -4,6 +4,7 @@
 //! here leaves the process or looks at its environment: both are given by and returned to `main`.
 
 pub mod config;
+pub mod dlq;
 pub mod print;
 mod run;
 pub mod settings;
@@ -17,6 +18,7 @@ use clap_complete::Shell;
 
 use crate::assignments::Input;
 use crate::exit::Exit;
+use dlq::DlqCommand;
 use settings::SettingsArgs;
 
 /// Worker node: takes execution assignments from NATS, runs them as blocks, answers with results.
@@ -43,6 +45,9 @@ pub enum Command {
     Exec(ExecArgs),
     /// Play the router: publish assignments from a file and print what comes back
     Submit(SubmitArgs),
+    /// List, show or replay dead letters: assignments that were given up
+    #[command(subcommand)]
+    Dlq(Box<DlqCommand>),
     /// Check, show or describe the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -121,6 +126,9 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
         }
         Command::Submit(args) => settings::with_settings(&sources, cli.output, |loaded| {
             run::submit(loaded, args, cli.output)
+        }),
+        Command::Dlq(command) => settings::with_settings(&sources, cli.output, |loaded| {
+            run::dlq(loaded, *command, cli.output)
         }),
         Command::Config(command) => config::run(command, &sources, cli.output),
         Command::Completions { shell } => completions(shell),

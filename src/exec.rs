@@ -197,6 +197,7 @@ async fn feed_lines(
                 arrival,
                 permit,
                 lease: None,
+                given_up: None,
             })
             .is_err()
         {

@@ -6,6 +6,7 @@
 
 pub mod assignments;
 pub mod cli;
+pub mod dlq;
 pub mod exec;
 pub mod exit;
 pub mod http;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use caf_actors::abandoned::Gravedigger;
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
 use caf_actors::events::{self, Log};
+use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
 use caf_actors::nats::buckets::ensure_claims_bucket_when_possible;
 use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
@@ -192,7 +194,7 @@ async fn connect_pipeline(
     })
 }
 
-/// Starts lease keeper and source, waits for a reason to leave, and drains.
+/// Starts lease keeper, source and the watch over abandoned messages, waits for a reason to leave, and drains.
 async fn feed_and_wait(
     settings: &Settings,
     mut tree: Tree,
@@ -224,12 +226,14 @@ async fn feed_and_wait(
     let source_stopped = Arc::clone(&parts.stopped);
     let watchdog = (settings.nats.mode == NatsMode::Jetstream)
         .then(|| watchdog_child(&tree.loops.pipeline, &parts, &tree));
+    let abandoned = (settings.nats.mode == NatsMode::Jetstream)
+        .then(|| abandoned_child(&tree.loops.pipeline, &parts, &tree));
     let source = source_child(&tree.loops.pipeline, parts);
     let claims = tree.claims.clone();
     let working = async {
         state.recover(settings, replay, &claims, log).await;
-        if let Some(watchdog) = watchdog {
-            adopt(&supervisor, watchdog).await;
+        for child in [watchdog, abandoned].into_iter().flatten() {
+            adopt(&supervisor, child).await;
         }
         source_stopped.send_replace(false);
         adopt(&supervisor, source).await;
@@ -321,6 +325,28 @@ fn watchdog_child(pipeline: &EventLoop, source: &SourceParts, tree: &Tree) -> Ch
         start: Box::new(move |ended| {
             let (on, parts) = (on.clone(), parts.clone());
             async move { spawn_task(&on, move || run_watchdog(parts).boxed_local(), ended) }.boxed()
+        }),
+    }
+}
+
+fn abandoned_child(pipeline: &EventLoop, source: &SourceParts, tree: &Tree) -> Child {
+    let on = pipeline.handle();
+    let parts = WatchParts {
+        connection: source.connection.clone(),
+        settings: Arc::clone(&source.settings),
+        undertaker: Arc::new(Gravedigger {
+            intake: tree.intake.clone(),
+            held: tree.status.held().clone(),
+        }),
+        stop: source.stop.clone(),
+        log: source.log.clone(),
+    };
+    Child {
+        name: "abandoned".to_owned(),
+        may_finish: true,
+        start: Box::new(move |ended| {
+            let (on, parts) = (on.clone(), parts.clone());
+            async move { spawn_task(&on, move || watch_abandoned(parts).boxed_local(), ended) }.boxed()
         }),
     }
 }

@@ -23,8 +23,8 @@ use std::path::PathBuf;
 
 use caf_actors::mask;
 use caf_actors::settings::{
-    DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings, OutputSettings,
-    PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings, TenantSettings,
+    DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings,
+    OutputSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings, TenantSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,8 @@ pub struct Settings {
     pub idempotency: IdempotencySettings,
     /// Calls per job.
     pub retry: RetrySettings,
+    /// Dead letters.
+    pub dlq: DlqSettings,
     /// Who may send jobs.
     pub tenants: TenantSettings,
     /// How long a shutdown may take.

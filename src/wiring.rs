@@ -135,7 +135,7 @@ pub async fn build(
     } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
     let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone()).start();
-    let answers = Answers::new(&settings.nats.subjects, log.worker_id());
+    let answers = Answers::new(&settings.nats.subjects, log.worker_id()).with_letters(&settings.dlq);
     let cancel_all = CancellationToken::new();
 
     let parts = PublisherParts {

@@ -2,12 +2,16 @@
 //!
 //! What faults do to it is in `faults.rs`; what the tree does with fake edges in `pipeline.rs`.
 
+#[path = "node/abandoned.rs"]
+mod abandoned;
 #[path = "node/answering.rs"]
 mod answering;
 #[path = "node/commands.rs"]
 mod commands;
 #[path = "node/core_mode.rs"]
 mod core_mode;
+#[path = "node/dead_letters.rs"]
+mod dead_letters;
 #[path = "node/deploy.rs"]
 mod deploy;
 #[path = "node/kubernetes.rs"]

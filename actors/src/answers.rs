@@ -9,7 +9,7 @@ use bytes::Bytes;
 use caf_protocol::ack::{ExecAssignmentAck, OverloadStatus, RejectReason};
 use caf_protocol::assignment::Identity;
 use caf_protocol::block::Outputs;
-use caf_protocol::dead_letter::{DeadLetter, Original};
+use caf_protocol::dead_letter::{Attempt, Cause, DeadLetter, Omitted, Original};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::ids::sha256_hex;
@@ -19,19 +19,23 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::job::PoolLoad;
-use crate::settings::SubjectSettings;
+use crate::mask::mask_text;
+use crate::settings::{DlqSettings, LetterPayload, SubjectSettings};
 use crate::sink::Outgoing;
 
 /// What frames the headers of a message and counts with them: the line `NATS/1.0` and the empty line, in bytes.
 const FRAMING_BYTES: usize = 12;
 /// What frames one header: colon, space, carriage return and line feed, in bytes.
 const HEADER_FRAMING_BYTES: usize = 4;
+/// Most bytes of one text about a failure in a dead letter: libraries quote what they were given.
+const MAX_CAUSE_BYTES: usize = 4096;
 
 /// Writes answers in the name of one worker. Cheap to clone.
 #[derive(Clone)]
 pub struct Answers {
     subjects: Arc<SubjectSettings>,
     worker_id: Arc<str>,
+    letter_payload: LetterPayload,
 }
 
 /// A result as written, and whether its outputs had to be left out.
@@ -76,6 +80,23 @@ impl Answers {
         Self {
             subjects: Arc::new(subjects.clone()),
             worker_id: worker_id.into(),
+            letter_payload: LetterPayload::Include,
+        }
+    }
+
+    /// Dead letters as these settings want them.
+    #[must_use]
+    pub fn with_letters(mut self, settings: &DlqSettings) -> Self {
+        self.letter_payload = settings.payload;
+        self
+    }
+
+    /// This worker taking an assignment on for the first time; `started_at_ms` when something was begun.
+    pub fn own_attempt(&self, started_at_ms: Option<u64>) -> Attempt {
+        Attempt {
+            worker_id: self.worker_id.to_string(),
+            attempt: 1,
+            started_at: started_at_ms,
         }
     }
 
@@ -198,24 +219,41 @@ impl Answers {
         outgoing(&self.subjects.result, headers, &result)
     }
 
-    /// A dead letter of at most `limit` bytes; original bytes that do not fit are left out, hash and size stay.
+    /// A dead letter of at most `limit` bytes; original bytes that do not fit are left out, hash and size stay. What the
+    /// worker knows of the failure beyond the answer is in it, without secrets.
     pub fn dead_letter(
         &self,
         identity: Option<&Identity>,
-        failure: &Failure,
-        reason: &'static str,
+        cause: &Cause<'_>,
         original: &Original<'_>,
         limit: usize,
         now_ms: u64,
     ) -> Outgoing {
-        let mut letter = DeadLetter::new(identity, failure, reason, original, &self.worker_id, now_ms);
-        let headers = letter.headers();
-        let message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
-        if wire_bytes(&message) <= limit {
-            return message;
+        let mut letter = DeadLetter::new(identity, cause, original, &self.worker_id, now_ms);
+        for text in &mut letter.error_chain {
+            *text = mask_text(text).into_owned();
+            text.truncate(text.floor_char_boundary(MAX_CAUSE_BYTES));
         }
-        letter.drop_original_payload();
-        outgoing(&self.subjects.dlq, headers, &letter)
+        if self.letter_payload == LetterPayload::Hash {
+            letter.drop_original_payload(Omitted::BySetting);
+        }
+        let headers = letter.headers();
+        let shrink: [fn(&mut DeadLetter); 2] = [
+            |letter| letter.drop_original_payload(Omitted::TooLarge),
+            // A letter that cannot be kept tells nobody anything.
+            |letter| {
+                letter.error.details.retain(|_, value| !value_is_long(value));
+                letter.original_headers.clear();
+            },
+        ];
+        let mut message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
+        for shrink in shrink {
+            if wire_bytes(&message) > limit {
+                shrink(&mut letter);
+                message = outgoing(&self.subjects.dlq, headers.clone(), &letter);
+            }
+        }
+        message
     }
 }
 

@@ -144,6 +144,9 @@ impl Event {
                 self.top.insert(key.to_owned(), id.as_str().into());
             }
         }
+        if identity.replay > 0 {
+            self = self.with("replay", identity.replay);
+        }
         self.with("assignment_id", identity.assignment_id.as_str())
             .with("block_type", identity.job_type.as_deref().unwrap_or("unknown"))
     }
@@ -568,6 +571,26 @@ pub fn consumption_stalled(
 /// Up to where the stream is acknowledged could not be kept.
 pub fn floor_not_kept(error: &str) -> Event {
     Event::new(Level::Warn, "Acknowledged position not kept").with("error", error)
+}
+
+/// The broker has given an assignment up; `found` says how that was found. Nobody but the log tells the router.
+pub fn abandoned(stream: &str, sequence: u64, found: &'static str) -> Event {
+    Event::new(Level::Warn, "Assignment given up by the broker")
+        .with("stream", stream)
+        .with("stream_sequence", sequence)
+        .with("found", found)
+}
+
+/// A client of the broker terminated an assignment, and the stream has forgotten it: nothing can be kept of it.
+pub fn terminated_and_gone(stream: &str, sequence: u64) -> Event {
+    Event::new(Level::Error, "Assignment terminated by another client and gone")
+        .with("stream", stream)
+        .with("stream_sequence", sequence)
+}
+
+/// What the broker gives up is not noticed at the moment.
+pub fn abandoned_unwatched(error: &str) -> Event {
+    Event::new(Level::Warn, "Watch over abandoned assignments interrupted").with("error", error)
 }
 
 #[cfg(test)]

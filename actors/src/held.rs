@@ -76,6 +76,17 @@ impl HeldPermits {
         }
     }
 
+    /// Room beyond the bound, for one message at a time that must not wait for others to end.
+    pub fn take_extra(&self, bytes: usize) -> HeldPermit {
+        self.0.held_jobs.fetch_add(1, SeqCst);
+        self.0.held_bytes.fetch_add(bytes, SeqCst);
+        HeldPermit {
+            shared: Arc::clone(&self.0),
+            bytes,
+            permit: None,
+        }
+    }
+
     /// Whether reservations are given from now on; without room for results nothing is taken on.
     pub fn let_in(&self, open: bool) {
         self.0.open.send_replace(open);

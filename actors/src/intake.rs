@@ -214,9 +214,10 @@ impl Intake {
         let refused = case.was_refused();
         let mut facts = Facts {
             unanswerable: false,
-            standing: standing_fact(&case.standing, &case.holdings),
+            standing: standing_fact(&case.standing, &case.arrival),
             quarantined: record.is_some_and(|record| rule.is_quarantined(record)),
-            exhausted: record.is_some_and(|record| rule.is_exhausted(record)),
+            exhausted: case.holdings.given_up.is_some()
+                || record.is_some_and(|record| rule.is_exhausted(record)),
             draining: self.parts.status.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
@@ -244,11 +245,13 @@ impl Intake {
             arrival,
             permit,
             lease,
+            given_up,
         } = delivery;
         let holdings = Holdings {
             claim: None,
             lease,
             permit,
+            given_up,
         };
         let Some(mut case) = self.open(arrival, holdings) else {
             return;
@@ -356,6 +359,10 @@ impl Intake {
 
     /// Rows 14 and 17. When an acknowledgement is fixed, it was sent before or nobody misses it.
     fn give_up(&self, case: Case, reason: RejectReason, failure: Failure) {
+        let (failure, why) = match &case.holdings.given_up {
+            Some(given_up) => (given_up.failure.clone(), given_up.reason),
+            None => (failure, reason.as_str()),
+        };
         self.parts
             .log
             .emit(events::rejected(&case.identity, reason, &failure));
@@ -363,7 +370,7 @@ impl Intake {
             Some(_) => AckState::Known,
             None => AckState::Unsent(self.ack(&case, Some(reason), None)),
         };
-        self.answer(case, ack, Outcome::from(failure), Some(reason.as_str()), true);
+        self.answer(case, ack, Outcome::from(failure), Some(why), true);
     }
 
     /// Row 8b.
@@ -494,15 +501,15 @@ fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>,
         })
 }
 
-fn standing_fact(standing: &Standing, holdings: &Holdings) -> StandingFact {
+fn standing_fact(standing: &Standing, arrival: &Arrival) -> StandingFact {
     match standing {
         Standing::New | Standing::Interrupted { .. } => StandingFact::Free,
         Standing::Elsewhere { same_message: true } => StandingFact::ElsewhereSameMessage,
         Standing::Elsewhere { same_message: false } => StandingFact::ElsewhereOtherMessage,
         Standing::Finished(_) => StandingFact::Finished,
         Standing::Held(held) => {
-            let same = match (held, &holdings.lease) {
-                (Some(held), Some(lease)) => held.sequence == lease.sequence,
+            let same = match (held, &arrival.position) {
+                (Some(held), Some((_, sequence))) => held.sequence == *sequence,
                 _ => false,
             };
             if same {

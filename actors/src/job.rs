@@ -15,6 +15,7 @@ use caf_protocol::reference::{Fetch, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::abandoned::GivenUp;
 use crate::claims::Claim;
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
@@ -64,6 +65,8 @@ pub struct Delivery {
     pub permit: HeldPermit,
     /// Hold on it, when it came from a stream.
     pub lease: Option<Arc<Lease>>,
+    /// Set when the broker has given it up: it is answered and never run.
+    pub given_up: Option<GivenUp>,
 }
 
 /// What a job holds until it is answered: returned together, when the answer is confirmed.
@@ -74,6 +77,8 @@ pub struct Holdings {
     pub lease: Option<Arc<Lease>>,
     /// Room in the worker.
     pub permit: HeldPermit,
+    /// In place of a lease, when the broker has given the message up.
+    pub given_up: Option<GivenUp>,
 }
 
 impl Holdings {

@@ -5,6 +5,7 @@
 //! Neighbours: the node (`caf-worker`) wires the stations together and supervises them; `caf-protocol` is what
 //! travels. Blocks come in as a registry: this crate does not know any.
 
+pub mod abandoned;
 pub mod answers;
 pub mod block_worker;
 pub mod claims;

@@ -2,12 +2,15 @@
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
 //! is held, on a thread and a connection of its own. [`watchdog`] sees to it that the source is fed; what it learns of
-//! acknowledgements is kept in `floor`. [`objects`] reads and keeps what fits no message. [`router_side`] speaks as the
-//! router does, for `submit`.
+//! acknowledgements is kept in `floor`. [`abandoned`] finds what the broker gave up. [`objects`] reads and keeps what fits
+//! no message. [`router_side`] speaks as the router does, for `submit`; [`dead_letters`] reads and replays what was given
+//! up, for `dlq`.
 
+pub mod abandoned;
 pub mod buckets;
 pub mod claim_store;
 pub mod connection;
+pub mod dead_letters;
 mod floor;
 pub mod lease_keeper;
 pub mod objects;

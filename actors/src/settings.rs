@@ -378,6 +378,32 @@ impl DrainSettings {
     }
 }
 
+/// What a dead letter keeps of the assignment's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LetterPayload {
+    /// The bytes: they can be looked at and replayed.
+    Include,
+    /// Hash and size only: what tenants send is kept nowhere, and nothing can be replayed.
+    Hash,
+}
+
+/// Dead letters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DlqSettings {
+    /// What they keep of an assignment: `include` its bytes, or only their `hash`.
+    pub payload: LetterPayload,
+}
+
+impl Default for DlqSettings {
+    fn default() -> Self {
+        Self {
+            payload: LetterPayload::Include,
+        }
+    }
+}
+
 /// Who may send jobs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -1,12 +1,13 @@
-//! `serve`, `exec` and `submit`: opens the log, starts the event loop, and turns what went wrong into an exit code.
+//! `serve`, `exec`, `submit` and `dlq`: opens the log, starts the event loop, and turns what went wrong into an exit code.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use caf_actors::errors::chain;
 use caf_actors::events::{self, Log};
 use caf_blocks::Extras;
 
+use super::dlq::DlqCommand;
 use super::{OutputFormat, SubmitArgs, print};
 use crate::assignments::Input;
 use crate::exit::Exit;
@@ -16,7 +17,7 @@ use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
 use crate::signals::Signals;
 use crate::submit::Show;
 use crate::telemetry::{Streams, logger};
-use crate::{exec as exec_command, serve as serve_command, submit as submit_command};
+use crate::{dlq as dlq_command, exec as exec_command, serve as serve_command, submit as submit_command};
 
 /// Runs the node.
 pub(super) fn serve(loaded: &Loaded) -> Exit {
@@ -63,14 +64,33 @@ pub(super) fn submit(loaded: &Loaded, args: SubmitArgs, output: OutputFormat) ->
         print::error(&problem);
         return Exit::Usage;
     }
-    let show = match output {
-        OutputFormat::Text => Show::Text,
-        OutputFormat::Json => Show::Json,
-    };
     let limit = Duration::from_secs(args.timeout_s);
     with_log(settings, &quiet(loaded), Streams::StandardError, |log| {
-        on_event_loop(log, submit_command::run(settings, args.file, limit, show, log))
+        let submitting = submit_command::run(settings, args.file, limit, show(output), log);
+        on_event_loop(log, submitting)
     })
+}
+
+/// Looks at dead letters, or sends their assignments again.
+pub(super) fn dlq(loaded: &Loaded, command: DlqCommand, output: OutputFormat) -> Exit {
+    let settings = &loaded.settings;
+    let task = match command.into_task(SystemTime::now()) {
+        Ok(task) => task,
+        Err(problem) => {
+            print::error(&problem);
+            return Exit::Usage;
+        }
+    };
+    with_log(settings, &quiet(loaded), Streams::StandardError, |log| {
+        on_event_loop(log, dlq_command::run(settings, task, show(output), log))
+    })
+}
+
+fn show(output: OutputFormat) -> Show {
+    match output {
+        OutputFormat::Text => Show::Text,
+        OutputFormat::Json => Show::Json,
+    }
 }
 
 /// The log settings of a command whose answer is on standard output: warnings and above, unless the level was asked for

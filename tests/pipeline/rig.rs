@@ -373,6 +373,7 @@ impl Rig {
             arrival,
             permit,
             lease,
+            given_up: None,
         };
         let start = Instant::now();
         while let Err(Undelivered(back)) = self.tree.intake.tell(delivery) {

@@ -121,6 +121,9 @@ pub struct ExecAssignmentAck {
     /// Load of the pool, when its queue is bounded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overload_status: Option<OverloadStatus>,
+    /// Which replay of the assignment this answers; told by the message id only.
+    #[serde(skip)]
+    pub replay: u32,
 }
 
 impl ExecAssignmentAck {
@@ -146,12 +149,13 @@ impl ExecAssignmentAck {
             trace_id: identity.correlation.trace_id.clone(),
             acknowledged_at: now_ms,
             overload_status,
+            replay: identity.replay,
         }
     }
 
     /// Headers that go with it.
     pub fn headers(&self) -> Headers {
-        let id = message_id(&self.assignment_id, "ack");
+        let id = message_id(&self.assignment_id, self.replay, "ack");
         Headers::of_answer(id, &self.tenant_id, self.trace_id.as_deref())
     }
 }

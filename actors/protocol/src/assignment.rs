@@ -45,12 +45,14 @@ pub struct Identity {
     pub correlation: Correlation,
     /// Caller's key, 1..256 bytes.
     pub idempotency_key: Option<String>,
+    /// How often an operator sent it again, from the header `Caf-Replay`: 0 for the assignment itself, else 1..1000.
+    pub replay: u32,
 }
 
 impl Identity {
-    /// The key of this assignment across tenants.
+    /// The key of this assignment across tenants; each replay has its own.
     pub fn key(&self) -> AssignmentKey {
-        AssignmentKey::new(&self.tenant_id, &self.assignment_id)
+        AssignmentKey::of_replay(&self.tenant_id, &self.assignment_id, self.replay)
     }
 }
 
@@ -252,6 +254,7 @@ fn read_identity(
         job_type: usable(text(shape.job, "type"), MAX_ID_BYTES),
         correlation: read_correlation(shape, headers),
         idempotency_key: usable(text(root, "idempotency_key"), MAX_IDEMPOTENCY_KEY_BYTES),
+        replay: headers.replay(),
     })
 }
 

@@ -1,6 +1,9 @@
 //! What is kept of an assignment that cannot be helped (contract 5.2 C): an error result with the original bytes.
 //!
-//! Neighbours: intake and the publisher make one, `caf-worker dlq` reads it. Never sent to the router.
+//! Neighbours: the publisher and the watch over abandoned messages make one, `caf-worker dlq` reads it. It stays with
+//! operators: it may tell what a result must not, but no secrets. Never sent to the router. [`kept`] reads it again.
+
+pub mod kept;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -27,6 +30,41 @@ pub struct Original<'a> {
     pub position: Option<(&'a str, u64)>,
     /// When it arrived, in milliseconds since the Unix epoch.
     pub received_at_ms: u64,
+}
+
+/// Why a letter is kept, and what was tried before.
+#[derive(Debug, Clone, Copy)]
+pub struct Cause<'a> {
+    /// The root cause.
+    pub failure: &'a Failure,
+    /// Which rule of the worker sent it here.
+    pub reason: &'static str,
+    /// Calls of the block beyond the first.
+    pub retries_used: u32,
+    /// Who took it on, oldest first.
+    pub attempts: &'a [Attempt],
+}
+
+/// One worker taking an assignment on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Attempt {
+    /// Who.
+    pub worker_id: String,
+    /// Which time it was, from 1.
+    pub attempt: u32,
+    /// When it began, in milliseconds since the Unix epoch; absent when nothing was begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<u64>,
+}
+
+/// Why the original bytes are not in a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Omitted {
+    /// The worker's settings say so.
+    BySetting,
+    /// The letter would be larger than the server takes.
+    TooLarge,
 }
 
 /// Dead letter, as it travels.
@@ -59,10 +97,18 @@ pub struct DeadLetter {
     pub error_message: String,
     /// The whole error.
     pub error: ErrorBody,
+    /// What went wrong from the outside in: the message for the caller, then what the worker knows beyond it.
+    pub error_chain: Vec<String>,
     /// Which rule of the worker sent it here.
     pub reason: &'static str,
-    /// Who.
+    /// Who wrote this.
     pub worker_id: String,
+    /// Who took the assignment on, oldest first.
+    pub attempts: Vec<Attempt>,
+    /// Calls of the block beyond the first.
+    pub retries_used: u32,
+    /// How often the assignment had been replayed from a dead letter when it arrived.
+    pub replay: u32,
     /// When it arrived, in milliseconds since the Unix epoch.
     pub received_at: u64,
     /// When this was written, in milliseconds since the Unix epoch.
@@ -79,6 +125,9 @@ pub struct DeadLetter {
     /// The original bytes in base64, when they are not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_payload_base64: Option<String>,
+    /// Why the original bytes are not here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_payload_omitted: Option<Omitted>,
     /// The original headers.
     #[serde(skip_serializing_if = "is_empty_map")]
     pub original_headers: Map<String, Value>,
@@ -94,12 +143,15 @@ impl DeadLetter {
     /// `identity` is absent when nobody could be answered. `now_ms`: milliseconds since the Unix epoch.
     pub fn new(
         identity: Option<&Identity>,
-        failure: &Failure,
-        reason: &'static str,
+        cause: &Cause<'_>,
         original: &Original<'_>,
         worker_id: &str,
         now_ms: u64,
     ) -> Self {
+        let failure = cause.failure;
+        let error = ErrorBody::from(failure);
+        let internal = failure.internal.iter().filter(|text| !text.is_empty());
+        let error_chain = std::iter::once(&error.message).chain(internal).cloned().collect();
         let text = std::str::from_utf8(original.payload).ok().map(str::to_owned);
         Self {
             version: VERSION,
@@ -112,9 +164,13 @@ impl DeadLetter {
             error_code: failure.code,
             error_type: failure.error_type(),
             error_message: breaker_safe_message(failure),
-            error: ErrorBody::from(failure),
-            reason,
+            error,
+            error_chain,
+            reason: cause.reason,
             worker_id: worker_id.to_owned(),
+            attempts: cause.attempts.to_vec(),
+            retries_used: cause.retries_used,
+            replay: original.headers.replay(),
             received_at: original.received_at_ms,
             timestamp: now_ms,
             original_subject: original.subject.to_owned(),
@@ -122,6 +178,7 @@ impl DeadLetter {
             original_payload_bytes: original.payload.len(),
             original_payload_base64: text.is_none().then(|| base64(original.payload)),
             original_payload: text.filter(|text| !text.is_empty()),
+            original_payload_omitted: None,
             original_headers: original
                 .headers
                 .iter()
@@ -132,17 +189,20 @@ impl DeadLetter {
         }
     }
 
-    /// Leaves out the original bytes, for a server whose largest message cannot carry them; hash and size stay.
-    pub fn drop_original_payload(&mut self) {
+    /// Leaves out the original bytes; hash and size stay.
+    pub fn drop_original_payload(&mut self, why: Omitted) {
         self.original_payload = None;
         self.original_payload_base64 = None;
+        self.original_payload_omitted = Some(why);
     }
 
     /// Message id by which a stream drops a second copy.
     pub fn message_id(&self) -> String {
-        match (&self.stream, self.stream_sequence) {
-            (Some(stream), Some(sequence)) => format!("{stream}.{sequence}.dlq"),
-            _ => format!("sha256:{}.dlq", self.original_payload_hash),
+        match (&self.stream, self.stream_sequence, self.replay) {
+            (Some(stream), Some(sequence), _) => format!("{stream}.{sequence}.dlq"),
+            (_, _, 0) => format!("sha256:{}.dlq", self.original_payload_hash),
+            // A replay has the bytes of its original, and its letter is another all the same.
+            (_, _, replay) => format!("sha256:{}.r{replay}.dlq", self.original_payload_hash),
         }
     }
 
@@ -156,6 +216,7 @@ impl DeadLetter {
     }
 }
 
+/// The original bytes as text in base64; [`kept`] turns it back.
 fn base64(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)

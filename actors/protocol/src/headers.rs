@@ -10,6 +10,10 @@ use crate::ids::sha256_hex;
 
 /// Header that JetStream de-duplicates by.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// Header of an assignment that `caf-worker dlq replay` sent again: how often it was. The router never sets it.
+pub const REPLAY: &str = "Caf-Replay";
+/// Highest replay count that is believed. More would be a loop, not an operator.
+pub const MAX_REPLAY: u32 = 1_000;
 
 /// Names and values in the order they were set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -27,6 +31,16 @@ impl Headers {
             .iter()
             .find(|(key, _)| key.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.as_str())
+    }
+
+    /// How often an assignment was replayed, from [`REPLAY`]: 1 to [`MAX_REPLAY`] in plain digits. Anything else counts
+    /// as 0, no replay: then it is answered as the assignment that it copies, and nothing runs twice by mistake.
+    pub fn replay(&self) -> u32 {
+        self.get(REPLAY)
+            .filter(|text| text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0'))
+            .and_then(|text| text.parse().ok())
+            .filter(|count| *count <= MAX_REPLAY)
+            .unwrap_or(0)
     }
 
     /// Adds a header as it arrived.
@@ -61,25 +75,91 @@ impl Headers {
     }
 }
 
-/// The message id of an answer: `<assignment_id>.<kind>`. An id that is not plain printable ASCII could be changed by
-/// transport and then collide with another, so its hash stands in its place.
-pub fn message_id(assignment_id: &str, kind: &str) -> String {
-    if assignment_id.bytes().all(|b| b.is_ascii_graphic()) {
-        format!("{assignment_id}.{kind}")
+/// The message id of an answer: `<assignment_id>.<kind>`, and `<assignment_id>.r<replay>.<kind>` for a replay, which is
+/// answered once more. The hash stands in the place of an id that could be taken for another: one that is not plain
+/// printable ASCII could be changed by transport, and one that looks like a hash or a replay is ambiguous.
+pub fn message_id(assignment_id: &str, replay: u32, kind: &str) -> String {
+    let plain = assignment_id.bytes().all(|b| b.is_ascii_graphic());
+    let name = if plain && !assignment_id.starts_with(HASHED) && !ends_like_a_replay(assignment_id) {
+        assignment_id.to_owned()
     } else {
-        format!("sha256:{}.{kind}", sha256_hex(assignment_id.as_bytes()))
+        format!("{HASHED}{}", sha256_hex(assignment_id.as_bytes()))
+    };
+    match replay {
+        0 => format!("{name}.{kind}"),
+        replay => format!("{name}.r{replay}.{kind}"),
     }
+}
+
+/// How a hash in the place of an id begins.
+const HASHED: &str = "sha256:";
+
+fn ends_like_a_replay(assignment_id: &str) -> bool {
+    assignment_id
+        .rsplit_once(".r")
+        .is_some_and(|(_, count)| !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit()))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn message_ids_are_plain_and_differ_by_kind() {
-        assert_eq!(message_id("a-1", "ack"), "a-1.ack");
-        assert_ne!(message_id(" a", "result"), message_id("a", "result"));
-        assert!(message_id("ü", "result").is_ascii());
+        assert_eq!(message_id("a-1", 0, "ack"), "a-1.ack");
+        assert_ne!(message_id(" a", 0, "result"), message_id("a", 0, "result"));
+        assert!(message_id("ü", 0, "result").is_ascii());
+    }
+
+    #[test]
+    fn a_replay_has_message_ids_of_its_own() {
+        assert_eq!(message_id("a-1", 1, "ack"), "a-1.r1.ack");
+        assert_eq!(message_id("a-1", 12, "result"), "a-1.r12.result");
+        assert_ne!(message_id("a.r1", 0, "result"), message_id("a", 1, "result"));
+        assert_ne!(
+            message_id("a.r1", 2, "result"),
+            message_id("a.r1.r2", 0, "result")
+        );
+        let hashed = message_id("ü", 0, "ack");
+        assert_ne!(message_id(hashed.trim_end_matches(".ack"), 0, "ack"), hashed);
+    }
+
+    #[test]
+    fn a_bad_replay_count_is_no_replay() {
+        for (value, count) in [
+            (Some("1"), 1),
+            (Some("1000"), 1_000),
+            (None, 0),
+            (Some("0"), 0),
+            (Some("1001"), 0),
+            (Some("99999999999999999999"), 0),
+            (Some("+1"), 0),
+            (Some("-1"), 0),
+            (Some("01"), 0),
+            (Some(" 1"), 0),
+            (Some("1.0"), 0),
+            (Some("one"), 0),
+            (Some(""), 0),
+        ] {
+            let mut headers = Headers::default();
+            if let Some(value) = value {
+                headers.push("caf-replay", value);
+            }
+            assert_eq!(headers.replay(), count, "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_answers_share_a_message_id_only_when_they_are_the_same(
+            one in ("(a|b|sha256:|\\.r1|\\.r12|\\.ack|ü| ){1,4}", 0u32..13, "ack|result"),
+            other in ("(a|b|sha256:|\\.r1|\\.r12|\\.ack|ü| ){1,4}", 0u32..13, "ack|result"),
+        ) {
+            let id = |of: &(String, u32, String)| message_id(&of.0, of.1, &of.2);
+            prop_assert_eq!(id(&one) == id(&other), one == other);
+        }
     }
 
     #[test]

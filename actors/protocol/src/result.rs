@@ -79,6 +79,9 @@ pub struct ExecResult {
     pub queue_depth: Option<u64>,
     /// `worker_id`, and `original_trace_id` when the trace id came in a bad format.
     pub metadata: Map<String, Value>,
+    /// Which replay of the assignment this answers; told by the message id only.
+    #[serde(skip)]
+    pub replay: u32,
 }
 
 /// The job, as far as the router looks at it.
@@ -199,12 +202,13 @@ impl ExecResult {
             overload_status: None,
             queue_depth: None,
             metadata: metadata(worker_id, &identity.correlation),
+            replay: identity.replay,
         }
     }
 
     /// Headers that go with it.
     pub fn headers(&self) -> Headers {
-        let id = message_id(&self.assignment_id, "result");
+        let id = message_id(&self.assignment_id, self.replay, "result");
         let original = self.metadata.get("original_trace_id").and_then(Value::as_str);
         Headers::of_answer(id, &self.tenant_id, self.trace_id.as_deref().or(original))
     }

@@ -120,34 +120,105 @@ fn a_failure_that_does_not_fit_keeps_the_status_of_the_other_side() {
     assert!(body["error"]["details"]["outputs_bytes"].as_u64() > Some(5_000));
 }
 
+fn original<'a>(headers: &'a Headers, payload: &'a [u8]) -> Original<'a> {
+    Original {
+        subject: "s",
+        headers,
+        payload,
+        position: None,
+        received_at_ms: 1,
+    }
+}
+
+fn cause(failure: &Failure) -> Cause<'_> {
+    static ATTEMPT: std::sync::LazyLock<[Attempt; 1]> =
+        std::sync::LazyLock::new(|| [answers().own_attempt(Some(7))]);
+    Cause {
+        failure,
+        reason: "unreadable",
+        retries_used: 3,
+        attempts: &*ATTEMPT,
+    }
+}
+
 #[test]
 fn a_dead_letter_that_does_not_fit_keeps_hash_and_size() {
     let headers = Headers::default();
-    let original = Original {
-        subject: "s",
-        headers: &headers,
-        payload: &[b'x'; 5000],
-        position: None,
-        received_at_ms: 1,
-    };
-    let failure = Failure::new(ErrorCode::InvalidFormat, "payload: is not valid JSON");
+    let original = original(&headers, &[b'x'; 5000]);
+    let failure = Failure::new(ErrorCode::InvalidFormat, "payload: is not valid JSON")
+        .with("long", json!("x".repeat(3_000)));
     let body = |limit| -> Value {
-        let letter = answers().dead_letter(None, &failure, "unreadable", &original, limit, 2);
+        let letter = answers().dead_letter(None, &cause(&failure), &original, limit, 2);
+        assert!(wire_bytes(&letter) <= limit);
         serde_json::from_slice(&letter.payload).expect("json")
     };
     assert_eq!(
         body(10_000)["original_payload"].as_str().map(str::len),
         Some(5000)
     );
-    let whole = answers().dead_letter(None, &failure, "unreadable", &original, usize::MAX, 2);
-    let exact = wire_bytes(&whole);
-    for limit in [exact, exact + 1] {
-        assert_eq!(body(limit)["original_payload"].as_str().map(str::len), Some(5000));
-    }
-    let cut = body(exact - 1);
+    let cut = body(5000);
     assert_eq!(cut.get("original_payload"), None);
     assert_eq!(
         (&cut["original_payload_bytes"], &cut["original_payload_hash"]),
         (&json!(5000), &json!(sha256_hex(&[b'x'; 5000])))
     );
+    assert_eq!(cut["original_payload_omitted"], "too_large");
+    assert!(cut["error"]["details"]["long"].is_string());
+    assert_eq!(body(2000)["error"]["details"].get("long"), None);
+}
+
+#[test]
+fn a_dead_letter_tells_operators_the_whole_chain_without_secrets() {
+    let failure = Failure::new(ErrorCode::NetworkError, "the server cannot be reached").internally(format!(
+        "dial db.internal: password=hunter2 {}",
+        "y".repeat(10_000)
+    ));
+    let headers = Headers::default();
+    let original = original(&headers, b"{}");
+    let letter = answers().dead_letter(None, &cause(&failure), &original, usize::MAX, 2);
+    let body: Value = serde_json::from_slice(&letter.payload).expect("json");
+    assert_eq!(body["error_chain"][0], "the server cannot be reached");
+    let inner = body["error_chain"][1].as_str().expect("is text");
+    assert!(
+        inner.starts_with("dial db.internal: password=[REDACTED]"),
+        "{inner}"
+    );
+    assert_eq!(inner.len(), MAX_CAUSE_BYTES);
+    assert!(!String::from_utf8_lossy(&letter.payload).contains("hunter2"));
+    assert!(!body["error"].to_string().contains("db.internal"));
+    assert_eq!(
+        body["attempts"],
+        json!([{"worker_id": "w", "attempt": 1, "started_at": 7}])
+    );
+    assert_eq!((&body["retries_used"], &body["replay"]), (&json!(3), &json!(0)));
+}
+
+#[test]
+fn a_dead_letter_keeps_only_the_hash_when_the_settings_say_so() {
+    let mut headers = Headers::default();
+    headers.push("Caf-Replay", "2");
+    let failure = Failure::new(ErrorCode::InvalidFormat, "x");
+    let settings = DlqSettings {
+        payload: LetterPayload::Hash,
+    };
+    let letter = answers().with_letters(&settings).dead_letter(
+        None,
+        &cause(&failure),
+        &original(&headers, b"top secret"),
+        usize::MAX,
+        2,
+    );
+    assert!(!String::from_utf8_lossy(&letter.payload).contains("top secret"));
+    let body: Value = serde_json::from_slice(&letter.payload).expect("json");
+    assert_eq!(body["original_payload_hash"], sha256_hex(b"top secret"));
+    assert_eq!(
+        (&body["original_payload_omitted"], &body["original_payload_bytes"]),
+        (&json!("by_setting"), &json!(10))
+    );
+    assert_eq!(
+        (&body["replay"], &body["original_headers"]["Caf-Replay"]),
+        (&json!(2), &json!("2"))
+    );
+    let id = format!("sha256:{}.r2.dlq", sha256_hex(b"top secret"));
+    assert_eq!(letter.headers.get("Nats-Msg-Id"), Some(id.as_str()));
 }

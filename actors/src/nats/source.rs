@@ -315,6 +315,7 @@ impl SourceParts {
             arrival,
             permit,
             lease: Some(lease),
+            given_up: None,
         })
         .await;
     }
@@ -364,6 +365,7 @@ impl SourceParts {
             arrival: arrival(&message, None),
             permit,
             lease: None,
+            given_up: None,
         })
         .await;
     }

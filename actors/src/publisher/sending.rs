@@ -165,7 +165,7 @@ impl Sender {
                 Step::Record => self.record(&mut leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
                 Step::Settle => {
-                    self.tell_broker(&holdings, Verdict::Ack).await;
+                    self.tell_broker(&mut holdings, Verdict::Ack).await;
                     leaving.progress.to_settle = false;
                 }
                 Step::Done => return,
@@ -294,16 +294,19 @@ impl Sender {
     }
 
     /// A verdict without words. What is given back is free for others first, so that they need not ask.
-    pub(super) async fn settle(&self, holdings: Holdings, verdict: Verdict) {
+    pub(super) async fn settle(&self, mut holdings: Holdings, verdict: Verdict) {
         if let (Verdict::Nak { .. }, Some(claim)) = (verdict, &holdings.claim)
             && let Some(claim) = claim.fleet()
         {
             let _ = claim.give_back().await;
         }
-        self.tell_broker(&holdings, verdict).await;
+        self.tell_broker(&mut holdings, verdict).await;
     }
 
-    async fn tell_broker(&self, holdings: &Holdings, verdict: Verdict) {
+    async fn tell_broker(&self, holdings: &mut Holdings, verdict: Verdict) {
+        if let Some(given_up) = holdings.given_up.take() {
+            let _ = given_up.verdict.send(verdict);
+        }
         let token = holdings
             .lease
             .as_ref()
@@ -326,7 +329,7 @@ impl Leaving {
             published: 0,
             messages: written.messages.len(),
             to_record: is_news,
-            to_settle: holdings.lease.is_some(),
+            to_settle: holdings.lease.is_some() || holdings.given_up.is_some(),
         };
         Self {
             ack: written.ack,

@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use caf_protocol::dead_letter::{Attempt, Cause};
+
 use super::sending::Written;
 use super::{Answer, Conclusion};
 use crate::answers::Answers;
+use crate::claims::Claim;
 use crate::clock;
 use crate::events::{self, Log};
 use crate::job::Holdings;
@@ -30,10 +33,15 @@ impl Writer {
         match conclusion {
             Conclusion::Bury { arrival, failure } => {
                 let (limit, now_ms) = (self.sink.max_message_bytes(), clock::epoch_ms());
-                let original = arrival.original();
+                let cause = Cause {
+                    failure: &failure,
+                    reason: "unreadable",
+                    retries_used: 0,
+                    attempts: &[self.answers.own_attempt(None)],
+                };
                 let letter = self
                     .answers
-                    .dead_letter(None, &failure, "unreadable", &original, limit, now_ms);
+                    .dead_letter(None, &cause, &arrival.original(), limit, now_ms);
                 Written::repeated(vec![Arc::new(letter)])
             }
             Conclusion::Repeat(result) => Written::repeated(vec![result]),
@@ -46,7 +54,7 @@ impl Writer {
             ack,
             step,
             dead_letter,
-            rejected: _,
+            rejected,
             load,
             arrival,
             identity,
@@ -63,10 +71,18 @@ impl Writer {
         if let Some(claim) = &holdings.claim {
             claim.record_result(&result);
         }
+        let attempts = self
+            .attempts(holdings, (!rejected).then_some(arrival.received_at_ms))
+            .await;
         let letter = step.outcome.failure().zip(dead_letter).map(|(failure, reason)| {
-            let original = arrival.original();
+            let cause = Cause {
+                failure,
+                reason,
+                retries_used: step.retries_used,
+                attempts: &attempts,
+            };
             self.answers
-                .dead_letter(Some(&identity), failure, reason, &original, limit, now_ms)
+                .dead_letter(Some(&identity), &cause, &arrival.original(), limit, now_ms)
         });
         Written {
             ack: Some(ack),
@@ -74,5 +90,21 @@ impl Writer {
             identity: Some(identity),
             position: arrival.position,
         }
+    }
+
+    /// Who tried, oldest first: what the claim remembers, and this worker.
+    async fn attempts(&self, holdings: &Holdings, started_at_ms: Option<u64>) -> Vec<Attempt> {
+        let own = self.answers.own_attempt(started_at_ms);
+        let Some(claim) = holdings.claim.as_ref().and_then(Claim::fleet) else {
+            return vec![own];
+        };
+        let record = claim.record().await;
+        let earlier = record.history.iter().map(|past| Attempt {
+            worker_id: past.worker_id.clone(),
+            attempt: past.attempt,
+            started_at: None,
+        });
+        let attempt = record.attempt;
+        earlier.chain([Attempt { attempt, ..own }]).collect()
     }
 }

@@ -279,6 +279,26 @@ fn a_valid_trace_id_further_down_beats_a_bad_one_further_up() {
     );
 }
 
+#[test]
+fn a_replay_is_another_assignment_with_the_same_ids() {
+    let bytes = serde_json::to_vec(&patched(|_| {})).expect("serialises");
+    let identity = |value: Option<&str>| {
+        let mut headers = Headers::default();
+        if let Some(value) = value {
+            headers.push("Caf-Replay", value);
+        }
+        match read(&bytes, &headers) {
+            Reading::Valid(assignment) => assignment.identity,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (first, second) = (identity(None), identity(Some("2")));
+    assert_eq!((first.replay, second.replay), (0, 2));
+    assert_eq!(first.assignment_id, second.assignment_id);
+    assert_ne!(first.key(), second.key());
+    assert_eq!(identity(Some("many")).key(), first.key());
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {

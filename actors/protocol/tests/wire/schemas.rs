@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use caf_protocol::assignment::{Identity, Reading};
-use caf_protocol::dead_letter::{DeadLetter, Original};
+use caf_protocol::dead_letter::{Attempt, Cause, DeadLetter, Omitted, Original};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::heartbeat::{Heartbeat, Intake, Resources, WorkerStatus};
@@ -110,8 +110,19 @@ fn dead_letters_fit_their_schema_whatever_the_original() {
                     position,
                     received_at_ms: 1,
                 };
-                let failure = Failure::missing("assignment_id");
-                let mut letter = DeadLetter::new(known, &failure, "unanswerable", &original, "w-1", 2);
+                let failure = Failure::missing("assignment_id").internally("deep inside");
+                let attempt = |attempt, started_at| Attempt {
+                    worker_id: "w-1".to_owned(),
+                    attempt,
+                    started_at,
+                };
+                let cause = Cause {
+                    failure: &failure,
+                    reason: "unanswerable",
+                    retries_used: 2,
+                    attempts: &[attempt(1, None), attempt(2, Some(1))],
+                };
+                let mut letter = DeadLetter::new(known, &cause, &original, "w-1", 2);
                 for _ in 0..2 {
                     let value = serde_json::to_value(&letter).expect("serialises");
                     assert!(
@@ -123,7 +134,9 @@ fn dead_letters_fit_their_schema_whatever_the_original() {
                     let empty_original = payload.is_empty() && faults == ["original_payload: is empty"];
                     assert!(faults.is_empty() || empty_original, "{faults:?}: {value}");
                     assert_eq!(value["error_code"], ErrorCode::MissingRequiredField.as_str());
-                    letter.drop_original_payload();
+                    assert_eq!(value["error_chain"][1], "deep inside");
+                    assert_eq!(value["attempts"].as_array().map(Vec::len), Some(2));
+                    letter.drop_original_payload(Omitted::TooLarge);
                 }
             }
         }

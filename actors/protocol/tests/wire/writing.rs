@@ -119,6 +119,7 @@ fn identities() -> Vec<(&'static str, Identity)> {
         job_type: some("http.request"),
         correlation: Correlation::default(),
         idempotency_key: None,
+        replay: 0,
     };
     let ids = |run, flow, step| RunFlowStep {
         run_id: run,
@@ -392,5 +393,32 @@ proptest! {
         };
         check_ack(&ExecAssignmentAck::new(&identity, rejection, None, 1), "junk");
         check_result(&result_of(&identity, &outcome), "junk");
+    }
+}
+
+#[test]
+fn what_answers_a_replay_differs_from_the_first_answer_in_its_message_id_only() {
+    for (name, first) in identities() {
+        let replay = Identity {
+            replay: 3,
+            ..first.clone()
+        };
+        let id = |headers: caf_protocol::headers::Headers| headers.get("Nats-Msg-Id").map(str::to_owned);
+        let ack = |identity| ExecAssignmentAck::new(identity, None, None, 1);
+        assert_eq!(json!(ack(&first)), json!(ack(&replay)), "{name}");
+        assert_ne!(id(ack(&first).headers()), id(ack(&replay).headers()), "{name}");
+        let step = || StepResult {
+            outcome: Outcome::Success(Map::new()),
+            latency_ms: 1,
+            retries_used: 0,
+        };
+        let result = |identity| ExecResult::new(identity, step(), "w-1", 1);
+        assert_eq!(json!(result(&first)), json!(result(&replay)), "{name}");
+        assert_ne!(
+            id(result(&first).headers()),
+            id(result(&replay).headers()),
+            "{name}"
+        );
+        assert!(id(result(&replay).headers()).is_some_and(|id| id.ends_with(".r3.result")));
     }
 }

@@ -1,0 +1,347 @@
+//! `dlq list`, `show` and `replay`, as an operator meets them beside a worker that gave jobs up.
+
+use caf_testkit::client::{ACK, DLQ, RESULT};
+use caf_testkit::worker::Finished;
+use caf_testkit::{AssignmentBuilder, Client, NatsOptions, NatsServer, wait_until};
+use serde_json::{Value, json};
+
+use crate::support::{ANSWERS, ASSIGNMENTS, LETTERS, Node, SOON, program, ready_worker};
+
+/// Runs `dlq` beside this broker.
+fn dlq(nats: &NatsServer, arguments: &[&str]) -> Finished {
+    program()
+        .arg("dlq")
+        .args(arguments)
+        .env("NATS_URL", nats.url())
+        .run(SOON)
+        .expect("ends by itself")
+}
+
+/// As [`dlq`], for JSON lines; every line must be one.
+fn lines(nats: &NatsServer, arguments: &[&str], code: i32) -> Vec<Value> {
+    let finished = dlq(nats, &[arguments, &["--output", "json"]].concat());
+    assert_eq!(finished.code(), Some(code), "{arguments:?}: {finished:?}");
+    let stdout = finished.stdout();
+    let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    stdout.lines().map(parse).collect()
+}
+
+fn outcomes(lines: &[Value]) -> Vec<&str> {
+    lines
+        .iter()
+        .map(|line| line["outcome"].as_str().unwrap_or_default())
+        .collect()
+}
+
+fn failing() -> AssignmentBuilder {
+    AssignmentBuilder::new("fail", json!({"error_code": "INTERNAL_ERROR"})).max_attempts(1)
+}
+
+/// Sends jobs and waits for the letters, which come after the results, in this order.
+fn give_up(node: &Node, jobs: &[AssignmentBuilder]) {
+    for job in jobs {
+        let before = letters(&node.client);
+        node.client.assign(job).expect("is sent");
+        wait_for_letters(&node.client, before + 1);
+    }
+}
+
+fn letters(client: &Client) -> u64 {
+    client.stream_count(LETTERS).expect("the broker answers")
+}
+
+fn wait_for_letters(client: &Client, count: u64) {
+    wait_until("the letters are there", SOON, || letters(client) >= count);
+}
+
+/// Message ids of one subject's messages about an assignment, oldest first.
+fn message_ids(client: &Client, subject: &str, assignment_id: &str) -> Vec<String> {
+    let stream = if subject == DLQ { LETTERS } else { ANSWERS };
+    let messages = client.stream_messages(stream).expect("can be read");
+    messages
+        .iter()
+        .filter(|message| message.subject == subject && message.json()["assignment_id"] == assignment_id)
+        .map(|message| message.header("Nats-Msg-Id").unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_replayed_job_runs_again_and_is_answered_under_ids_of_its_own() {
+    let node = Node::start();
+    let job = AssignmentBuilder::new("fs.blob_get", json!({"path": "data/late.txt"})).max_attempts(1);
+    let id = job.assignment_id();
+    give_up(&node, std::slice::from_ref(&job));
+    let directory = node.worker.directory().join("data");
+    std::fs::create_dir_all(&directory).expect("can be made");
+    std::fs::write(directory.join("late.txt"), "there").expect("can be written");
+
+    let replayed = lines(&node.nats, &["replay", "1"], 0);
+    assert_eq!(outcomes(&replayed), ["replayed"]);
+    assert_eq!(
+        (&replayed[0]["assignment_id"], &replayed[0]["replay"]),
+        (&json!(id), &json!(1))
+    );
+    wait_until("the replay is answered", SOON, || {
+        message_ids(&node.client, RESULT, id).len() == 2
+    });
+    assert_eq!(
+        message_ids(&node.client, RESULT, id),
+        [format!("{id}.result"), format!("{id}.r1.result")]
+    );
+    assert_eq!(
+        message_ids(&node.client, ACK, id),
+        [format!("{id}.ack"), format!("{id}.r1.ack")]
+    );
+    let results = node.answers().results(id);
+    assert_eq!(
+        (&results[0]["status"], &results[1]["status"]),
+        (&json!("error"), &json!("success"))
+    );
+    assert_eq!(results[1]["outputs"]["content"], "there");
+
+    // The same replay once more: the stream has it.
+    let again = lines(&node.nats, &["replay", "1"], 0);
+    assert_eq!(outcomes(&again), ["already_replayed"]);
+    node.assert_alive();
+    assert_eq!(message_ids(&node.client, RESULT, id).len(), 2);
+}
+
+#[test]
+fn a_replay_of_a_replay_counts_two_and_the_cap_ends_it() {
+    let node = Node::start();
+    let job = failing();
+    let id = job.assignment_id();
+    give_up(&node, &[job.clone(), failing()]);
+    assert_eq!(outcomes(&lines(&node.nats, &["replay", "1"], 0)), ["replayed"]);
+    wait_for_letters(&node.client, 3);
+    let third = &lines(&node.nats, &["show", "3"], 0)[0]["letter"];
+    assert_eq!(
+        (&third["replay"], &third["assignment_id"]),
+        (&json!(1), &json!(id))
+    );
+
+    // Of the letters of one assignment only the last is replayed, the other assignment too, and no new letter.
+    let all = lines(&node.nats, &["replay", "--all"], 0);
+    let sent: Vec<_> = all
+        .iter()
+        .map(|line| (line["sequence"].as_u64(), line["replay"].as_u64()))
+        .collect();
+    assert_eq!(sent, [(Some(2), Some(1)), (Some(3), Some(2))]);
+    wait_for_letters(&node.client, 5);
+    assert_eq!(
+        message_ids(&node.client, RESULT, id),
+        [
+            format!("{id}.result"),
+            format!("{id}.r1.result"),
+            format!("{id}.r2.result")
+        ]
+    );
+    let listed = lines(&node.nats, &["list", "--assignment", id], 0);
+    let replays: Vec<_> = listed.iter().map(|row| row["replays"].as_u64()).collect();
+    assert_eq!(replays, [Some(0), Some(1), Some(2)]);
+
+    let last = listed[2]["sequence"].to_string();
+    let refused = lines(&node.nats, &["replay", &last, "--max-replays", "2"], 1);
+    assert_eq!(outcomes(&refused), ["refused"]);
+    assert!(
+        refused[0]["why"].as_str().unwrap_or_default().contains("2 times"),
+        "{refused:?}"
+    );
+    assert_eq!(letters(&node.client), 5);
+}
+
+#[test]
+fn letters_are_listed_by_filter_and_shown_whole() {
+    let node = Node::start_with(|worker| worker.env("WORKER__WORKER__ID", "w-7"));
+    let jobs = [
+        failing().tenant("acme"),
+        failing().tenant("other"),
+        AssignmentBuilder::new("no.such.type", json!({})).tenant("acme"),
+    ];
+    give_up(&node, &jobs);
+    node.client
+        .publish("caf.exec.assign.v1", &[], "not json")
+        .expect("is sent");
+    wait_for_letters(&node.client, 4);
+    let sequences = |filter: &[&str]| -> Vec<u64> {
+        let listed = lines(&node.nats, &[&["list"], filter].concat(), 0);
+        listed.iter().filter_map(|row| row["sequence"].as_u64()).collect()
+    };
+    for (filter, expected) in [
+        (&[][..], &[1, 2, 3, 4][..]),
+        (&["--tenant", "acme"], &[1, 3]),
+        (&["--tenant", "acme", "--job-type", "fail"], &[1]),
+        (&["--assignment", jobs[1].assignment_id()], &[2]),
+        (&["--reason", "unreadable"], &[4]),
+        (&["--error-code", "INTERNAL_ERROR"], &[1, 2]),
+        (&["--job-type", "no.such.type"], &[3]),
+        (&["--worker", "w-7"], &[1, 2, 3, 4]),
+        (&["--worker", "w-8"], &[]),
+        (&["--since", "1h"], &[1, 2, 3, 4]),
+        (&["--since", "0s"], &[]),
+        (&["--until", "1h"], &[]),
+        (&["--after", "2"], &[3, 4]),
+        (&["--after", "4"], &[]),
+        (&["--limit", "1"], &[4]),
+    ] {
+        assert_eq!(sequences(filter), expected, "{filter:?}");
+    }
+    let table = dlq(&node.nats, &["list", "--limit", "2"]);
+    let out = table.stdout();
+    assert!(out.starts_with("SEQ") && out.contains("no.such.type"), "{out}");
+    assert!(table.stderr().contains("the last 2 of 4"), "{}", table.stderr());
+
+    let shown = &lines(&node.nats, &["show", "1"], 0)[0];
+    let letter = &shown["letter"];
+    assert_eq!(shown["sequence"], 1);
+    assert_eq!(letter["original_payload"], jobs[0].value().to_string());
+    assert_eq!(letter["attempts"][0]["worker_id"], "w-7");
+    assert!(letter["attempts"][0]["started_at"].is_u64());
+    assert_eq!(
+        (&letter["stream"], &letter["retries_used"]),
+        (&json!(ASSIGNMENTS), &json!(0))
+    );
+    let text = dlq(&node.nats, &["show", "1"]).stdout();
+    assert!(
+        text.contains("reason: execution_failed") && text.contains(jobs[0].assignment_id()),
+        "{text}"
+    );
+    let absent = dlq(&node.nats, &["show", "99"]);
+    assert_eq!(absent.code(), Some(1));
+    assert!(absent.stderr().contains("99"), "{}", absent.stderr());
+    assert_eq!(node.answers().objections(), Vec::<String>::new());
+}
+
+#[test]
+fn a_dry_run_sends_nothing_and_a_cap_leaves_the_rest() {
+    let node = Node::start();
+    let jobs = [failing(), failing(), failing()];
+    give_up(&node, &jobs);
+    let last = || {
+        let info = node.client.stream(ASSIGNMENTS).expect("the broker answers");
+        info.map(|info| info.state.last_sequence)
+    };
+    let before = last();
+    let dry = lines(
+        &node.nats,
+        &["replay", "--error-code", "INTERNAL_ERROR", "--dry-run"],
+        0,
+    );
+    assert_eq!(outcomes(&dry), ["would_replay"; 3]);
+    assert_eq!(dry[1]["payload"], jobs[1].value().to_string());
+    assert_eq!(dry[1]["subject"], "caf.exec.assign.v1");
+    assert_eq!(
+        dry[1]["headers"],
+        json!({"Caf-Replay": "1", "Nats-Msg-Id": "caf-dlq.2.replay.1"})
+    );
+    assert_eq!(last(), before);
+
+    let first = dlq(&node.nats, &["replay", "--all", "--max", "2"]);
+    assert_eq!(first.code(), Some(0));
+    assert!(first.stderr().contains("1 more match"), "{}", first.stderr());
+    assert!(first.stderr().contains("--after 2"), "{}", first.stderr());
+    assert_eq!(first.stdout().lines().count(), 2);
+    assert_eq!(last(), before.map(|last| last + 2));
+}
+
+#[test]
+fn letters_that_cannot_be_replayed_are_refused_by_name_and_the_others_go() {
+    let node = Node::start();
+    give_up(&node, &[failing()]);
+    node.client
+        .publish("caf.exec.assign.v1", &[], "not json")
+        .expect("is sent");
+    wait_for_letters(&node.client, 2);
+    // Who else writes there is not believed.
+    let forged = json!({
+        "assignment_id": "a", "tenant_id": "t", "original_subject": "caf.exec.assign.v1", "original_payload": "{}",
+        "original_payload_hash": "0".repeat(64),
+    });
+    node.client
+        .publish(DLQ, &[], forged.to_string())
+        .expect("is sent");
+    wait_for_letters(&node.client, 3);
+    let lines = lines(&node.nats, &["replay", "1", "2", "3", "77"], 1);
+    assert_eq!(outcomes(&lines), ["replayed", "refused", "refused", "refused"]);
+    for (line, why) in lines[1..].iter().zip(["unreadable", "hash", "no dead letter"]) {
+        assert!(line["why"].as_str().unwrap_or_default().contains(why), "{line}");
+    }
+    let text = dlq(&node.nats, &["replay", "2"]);
+    assert_eq!(text.code(), Some(1));
+    assert!(text.stdout().contains("refused"), "{}", text.stdout());
+}
+
+#[test]
+fn with_hashes_only_no_letter_holds_what_a_tenant_sent_and_none_is_replayed() {
+    let node = Node::start_with(|worker| worker.env("WORKER__DLQ__PAYLOAD", "hash"));
+    give_up(&node, &[failing().set("note", json!("private-words"))]);
+    let letter = &node.client.stream_messages(LETTERS).expect("can be read")[0];
+    assert!(!String::from_utf8_lossy(&letter.payload).contains("private-words"));
+    assert_eq!(letter.json()["original_payload_omitted"], "by_setting");
+    let refused = lines(&node.nats, &["replay", "1"], 1);
+    assert!(
+        refused[0]["why"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("dlq.payload"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn exit_codes_tell_a_wrong_call_from_a_missing_server() {
+    let nats = NatsServer::start().expect("the broker starts");
+    for arguments in [
+        &["replay"][..],
+        &["replay", "1", "--all"],
+        &["replay", "1", "--tenant", "t"],
+        &["replay", "1", "2", "--max", "1"],
+        &["replay", "--all", "--max-replays", "0"],
+        &["list", "--since", "yesterday"],
+        &["show"],
+        &["show", "x"],
+    ] {
+        assert_eq!(dlq(&nats, arguments).code(), Some(64), "{arguments:?}");
+    }
+    let empty = dlq(&nats, &["list"]);
+    assert_eq!(empty.code(), Some(69), "{}", empty.stderr());
+    assert!(
+        empty.stderr().contains("no stream stores caf.exec.dlq.v1"),
+        "{}",
+        empty.stderr()
+    );
+    let nobody = program()
+        .args(["dlq", "list"])
+        .env("NATS_URL", "nats://127.0.0.1:1")
+        .env("WORKER__NATS__CONNECT_DEADLINE_MS", 200)
+        .run(SOON)
+        .expect("ends by itself");
+    assert_eq!(nobody.code(), Some(69));
+}
+
+#[test]
+fn without_a_stream_of_assignments_a_replay_is_sent_plainly_and_says_so() {
+    let nats = NatsServer::start_with(NatsOptions::jetstream()).expect("the broker starts");
+    let client = Client::connect(&nats).expect("the client connects");
+    client
+        .jetstream_api(
+            "STREAM.CREATE.caf-dlq",
+            &json!({"name": LETTERS, "subjects": [DLQ]}),
+        )
+        .expect("is created");
+    let _worker = ready_worker(&nats, |worker| worker.env("WORKER__NATS__MODE", "core"));
+    let answers = client.collect_answers().expect("can listen");
+    let job = failing();
+    client.assign(&job).expect("is sent");
+    wait_for_letters(&client, 1);
+    let finished = dlq(&nats, &["replay", "1"]);
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    assert!(
+        finished.stderr().contains("no stream stores caf.exec.assign.v1"),
+        "{}",
+        finished.stderr()
+    );
+    wait_until("the replay is answered and its letter kept", SOON, || {
+        answers.results(job.assignment_id()).len() == 2 && letters(&client) == 2
+    });
+}
