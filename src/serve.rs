@@ -43,8 +43,11 @@ use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_status};
 
 /// How long the last verdicts may take to reach the broker.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
-/// How often a claim is written within its time to live: two writes may fail.
-const REFRESHES_PER_TTL: u32 = 3;
+/// How often a claim is written within its time to live: a few writes may fail.
+const REFRESHES_PER_TTL: u32 = 6;
+/// Longest time between two writes of a claim that is held: where much goes through a bucket, what was written longest ago
+/// falls out of it long before its time to live has passed.
+const REFRESH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the node until a signal or an escalation ends it.
 ///
@@ -272,6 +275,7 @@ async fn feed_and_wait(
     };
     connection.flush(LAST_FLUSH).await;
     let _ = timeout(LAST_FLUSH, state.outbox.flush()).await;
+    state.marks.clear();
     keeper.stop();
     log.emit(events::stopped(tree.status.held().held_jobs(), drained.code()));
     Ok(drained)
@@ -296,7 +300,7 @@ fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<L
 
 /// Writes the claims of jobs that are held again before they are the oldest, for as long as it is polled.
 async fn keep_fresh(claims: &Claims, ttl_s: u64) {
-    let age = Duration::from_secs(ttl_s) / REFRESHES_PER_TTL;
+    let age = (Duration::from_secs(ttl_s) / REFRESHES_PER_TTL).min(REFRESH_LIMIT);
     loop {
         tokio::time::sleep(age / 2).await;
         for claim in claims.held_in_fleet() {

@@ -85,20 +85,24 @@ impl Holdings {
     /// Whether the assignment is still ours to answer and to work on: the lease vouches for it, and when that has
     /// lapsed, the claim. Where no claim is shared with others, nobody else can tell.
     pub async fn prove(&self) -> Proof {
-        if !self.has_lapsed() {
+        if !self.is_doubtful() {
             return Proof::Ours;
         }
-        match self.claim.as_ref().and_then(Claim::fleet) {
+        let proof = match self.claim.as_ref().and_then(Claim::fleet) {
             Some(claim) => claim.prove().await,
             None => Proof::Ours,
+        };
+        if let (Proof::Ours, Some(lease)) = (&proof, &self.lease) {
+            lease.trust();
         }
+        proof
     }
 
-    /// Whether there was a lease and it has lapsed.
-    pub fn has_lapsed(&self) -> bool {
+    /// Whether somebody else may have begun: the lease has lapsed, or had before the message came again.
+    pub fn is_doubtful(&self) -> bool {
         self.lease
             .as_ref()
-            .is_some_and(|lease| !lease.is_valid(Instant::now()))
+            .is_some_and(|lease| !lease.is_certain(Instant::now()))
     }
 }
 

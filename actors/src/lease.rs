@@ -47,6 +47,8 @@ pub struct Term {
     /// When the last renewal was sent that the broker confirmed; before the first, when the delivery arrived.
     renewed: Instant,
     lapsed: bool,
+    /// Whether an earlier delivery of the message had lapsed: somebody else may have begun in between.
+    doubtful: bool,
 }
 
 impl Term {
@@ -56,7 +58,27 @@ impl Term {
             token,
             renewed: now,
             lapsed: false,
+            doubtful: false,
         }
+    }
+
+    /// The same message, delivered again to whoever has this one.
+    pub fn delivered_again(&mut self, token: LeaseToken, now: Instant, ack_wait: Duration) {
+        let doubtful = self.doubtful || !self.is_valid(now, ack_wait);
+        *self = Self {
+            doubtful,
+            ..Self::new(token, now)
+        };
+    }
+
+    /// Whether nobody else can have begun: the delivery is ours, and so was every one before it.
+    pub fn is_certain(&mut self, now: Instant, ack_wait: Duration) -> bool {
+        self.is_valid(now, ack_wait) && !self.doubtful
+    }
+
+    /// The claim has told that nobody else has begun.
+    pub fn trust(&mut self) {
+        self.doubtful = false;
     }
 
     /// Whether the delivery is still ours for certain. Once it is not, it never is again.
@@ -133,14 +155,28 @@ impl Lease {
         term.is_valid(now, ack_wait).then(|| Arc::clone(&term.token))
     }
 
-    /// Whether the delivery is still ours for certain.
-    pub fn is_valid(&self, now: Instant) -> bool {
-        self.token(now).is_some()
+    /// Whether nobody else can have begun; see [`Term::is_certain`].
+    pub fn is_certain(&self, now: Instant) -> bool {
+        let ack_wait = self.table.patience();
+        let mut terms = self.table.terms();
+        terms
+            .get_mut(&self.id)
+            .is_some_and(|term| term.is_certain(now, ack_wait))
+    }
+
+    /// The claim has told that nobody else has begun.
+    pub fn trust(&self) {
+        if let Some(term) = self.table.terms().get_mut(&self.id) {
+            term.trust();
+        }
     }
 
     /// The same message was delivered again, to us: from now on the new delivery is renewed and settled.
     pub fn adopt(&self, token: LeaseToken, now: Instant) {
-        self.table.terms().insert(self.id, Term::new(token, now));
+        let ack_wait = self.table.patience();
+        if let Some(term) = self.table.terms().get_mut(&self.id) {
+            term.delivered_again(token, now, ack_wait);
+        }
     }
 }
 
@@ -183,17 +219,17 @@ mod tests {
         let (table, start) = (table(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let lease = table.hold("first".into(), 7, start);
-        assert!(lease.is_valid(at(8_999)));
+        assert!(lease.is_certain(at(8_999)));
         let renewable = table.renewable(at(5_000));
         table.renewed(&renewable, at(5_000));
         assert!(
-            lease.is_valid(at(13_999)),
+            lease.is_certain(at(13_999)),
             "counted from the renewal that was confirmed"
         );
-        assert!(!lease.is_valid(at(14_000)));
+        assert!(!lease.is_certain(at(14_000)));
         table.renewed(&renewable, at(14_000));
         assert!(
-            !lease.is_valid(at(14_001)),
+            !lease.is_certain(at(14_001)),
             "a late confirmation does not bring it back"
         );
         assert_eq!(
@@ -201,7 +237,13 @@ mod tests {
             (None, vec![])
         );
         lease.adopt("second".into(), at(20_000));
-        assert!(lease.is_valid(at(28_999)));
+        assert!(lease.token(at(28_999)).is_some(), "ours again");
+        assert!(
+            !lease.is_certain(at(20_000)),
+            "somebody may have begun in between"
+        );
+        lease.trust();
+        assert!(lease.is_certain(at(20_000)));
     }
 
     #[test]
@@ -212,6 +254,6 @@ mod tests {
         let earlier = table.renewable(start);
         lease.adopt("second".into(), at(1));
         table.renewed(&earlier, at(8));
-        assert!(!lease.is_valid(at(10)));
+        assert!(!lease.is_certain(at(10)));
     }
 }

@@ -60,7 +60,7 @@ impl Intake {
                     .emit(events::claims_unavailable(&case.identity, &error));
                 tokio::time::sleep(STORE_RETRY).await;
             }
-            if case.holdings.has_lapsed() {
+            if case.holdings.is_doubtful() {
                 // The broker gives it to somebody, perhaps to us, who then begins anew.
                 return self.forget(case);
             }

@@ -10,7 +10,8 @@ pub struct Progress {
     pub to_keep: bool,
     /// Whether it is on disk, and so to be forgotten there once it is out.
     pub kept: bool,
-    /// Whether the lease has lapsed: then only the claim tells whose the assignment is.
+    /// Whether the lease has lapsed, or had before the message came again: then only the claim tells whose the assignment
+    /// is.
     pub lapsed: bool,
     /// Whether the claim has told, since the last thing that failed.
     pub proven: bool,

@@ -119,6 +119,14 @@ impl Marks {
         }
     }
 
+    /// Takes all marks away: the process leaves of its own will, and nobody is to be blamed for its end.
+    pub fn clear(&self) {
+        let records = self.book().records;
+        let nothing = vec![0; usize::try_from(records).unwrap_or(0).saturating_mul(RECORD_BYTES)];
+        // A mark that stays is looked into once more than needed.
+        let _ = self.0.file.write_all_at(&nothing, 0);
+    }
+
     /// Marks that could not be written since the start.
     pub fn unwritten(&self) -> u64 {
         self.book().unwritten

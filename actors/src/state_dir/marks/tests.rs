@@ -60,3 +60,15 @@ fn torn_and_foreign_records_are_ignored() {
     std::fs::write(dir.path().join(FILE), file).unwrap();
     assert_eq!(Marks::open(&dir, 4).unwrap().1, [mark("whole", false)]);
 }
+
+#[test]
+fn whoever_leaves_of_its_own_will_leaves_no_marks() {
+    let base = Scratch::new();
+    let dir = StateDir::take(&base.0).unwrap();
+    let (marks, _) = Marks::open(&dir, 2).unwrap();
+    std::mem::forget(marks.set(&mark("a", false)));
+    std::mem::forget(marks.set(&mark("b", true)));
+    marks.clear();
+    let (_, left) = Marks::open(&dir, 2).unwrap();
+    assert_eq!(left, []);
+}
