@@ -79,7 +79,12 @@ impl Holdings {
     /// Whether the assignment is still ours to answer and to work on: the lease vouches for it, and when that has
     /// lapsed, the claim. Where no claim is shared with others, nobody else can tell.
     pub async fn prove(&self) -> Proof {
-        if !self.has_lapsed() {
+        self.prove_at(Instant::now()).await
+    }
+
+    /// [`Holdings::prove`] for a caller that has its own clock.
+    pub async fn prove_at(&self, now: Instant) -> Proof {
+        if !self.has_lapsed_at(now) {
             return Proof::Ours;
         }
         match self.claim.as_ref().and_then(Claim::fleet) {
@@ -90,9 +95,12 @@ impl Holdings {
 
     /// Whether there was a lease and it has lapsed.
     pub fn has_lapsed(&self) -> bool {
-        self.lease
-            .as_ref()
-            .is_some_and(|lease| !lease.is_valid(Instant::now()))
+        self.has_lapsed_at(Instant::now())
+    }
+
+    /// [`Holdings::has_lapsed`] for a caller that has its own clock.
+    pub fn has_lapsed_at(&self, now: Instant) -> bool {
+        self.lease.as_ref().is_some_and(|lease| !lease.is_valid(now))
     }
 }
 
