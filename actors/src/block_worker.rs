@@ -34,7 +34,7 @@ use crate::sink::Verdict;
 use crate::state_dir::marks::{Mark, Marks};
 
 /// Pause before a claim that did not answer is asked again.
-const PROOF_RETRY: Duration = Duration::from_millis(200);
+pub const PROOF_RETRY: Duration = Duration::from_millis(200);
 
 /// From the pool: run this job.
 #[derive(Message)]
@@ -67,11 +67,28 @@ enum Ended {
 }
 
 /// Whether an attempt may begin.
-enum Cleared {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cleared {
+    /// It may.
     Go,
+    /// Not any more: somebody has cancelled it.
     Cancelled,
+    /// Not any more: the deadline comes before certainty.
     OutOfTime,
+    /// Not any more: another worker has the assignment.
     TakenOver,
+}
+
+impl Cleared {
+    /// Row 13: no attempt begins while it is uncertain whose the assignment is. Nothing means: ask again after
+    /// [`PROOF_RETRY`].
+    pub fn by(proof: &Proof, now: Instant, deadline: Instant) -> Option<Self> {
+        match proof {
+            Proof::Ours => Some(Self::Go),
+            Proof::Lost => Some(Self::TakenOver),
+            Proof::Unknown(_) => (now + PROOF_RETRY >= deadline).then_some(Self::OutOfTime),
+        }
+    }
 }
 
 impl BlockWorker {
@@ -212,7 +229,7 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
     }
 }
 
-/// Row 13: no attempt begins while it is uncertain whose the assignment is.
+/// Asks until it is certain.
 async fn clearance(job: &Job) -> Cleared {
     loop {
         let proof = tokio::select! {
@@ -220,18 +237,14 @@ async fn clearance(job: &Job) -> Cleared {
             () = job.cancel.cancelled() => return Cleared::Cancelled,
             proof = timeout_at(job.deadline, job.holdings.prove()) => proof,
         };
-        match proof {
-            Ok(Proof::Ours) => return Cleared::Go,
-            Ok(Proof::Lost) => return Cleared::TakenOver,
-            Ok(Proof::Unknown(_)) => {
-                let again = Instant::now() + PROOF_RETRY;
-                if again >= job.deadline {
-                    return Cleared::OutOfTime;
-                }
-                tokio::time::sleep_until(again).await;
-            }
-            Err(_) => return Cleared::OutOfTime,
+        let Ok(proof) = proof else {
+            return Cleared::OutOfTime;
+        };
+        let now = Instant::now();
+        if let Some(cleared) = Cleared::by(&proof, now, job.deadline) {
+            return cleared;
         }
+        tokio::time::sleep_until(now + PROOF_RETRY).await;
     }
 }
 
@@ -242,9 +255,15 @@ fn out_of_time(attempt: u32) -> Ended {
     )
 }
 
+/// Whether a job that is cut off is handed back instead of answered: where running it twice is harmless, and a broker
+/// delivers it again.
+pub fn is_handed_back(repeatable: bool, has_lease: bool) -> bool {
+    repeatable && has_lease
+}
+
 fn cancelled(job: &Job, attempt: u32) -> Ended {
-    let has_run = matches!(job.work, Work::Ready(_));
-    if (job.repeatable || !has_run) && job.holdings.lease.is_some() {
+    let may_run_twice = job.repeatable || !matches!(job.work, Work::Ready(_));
+    if is_handed_back(may_run_twice, job.holdings.lease.is_some()) {
         return Ended::Interrupted;
     }
     let failure = Failure::new(

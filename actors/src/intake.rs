@@ -21,7 +21,7 @@ use caf_protocol::reference::{Fetchers, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::decision::{Facts, Row, StandingFact, decide};
+use self::decision::{Facts, Row, StandingFact, decide_with_place};
 use crate::answers::Answers;
 use crate::claims::fleet::Revision;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
@@ -122,12 +122,6 @@ impl Case {
     fn deadline(&self, job: &Runnable) -> Instant {
         self.first_start + job.time_limit
     }
-
-    /// Whether the acknowledgement that is fixed already is a rejection.
-    fn was_refused(&self) -> bool {
-        let record = self.known.record.as_ref();
-        record.is_some_and(|record| record.ack.is_some() && record.refused)
-    }
 }
 
 impl Intake {
@@ -210,14 +204,14 @@ impl Intake {
     /// decision is made again.
     fn choose_row(&self, case: &Case) -> (Row, Option<TakenPlace>) {
         let allowed = &self.parts.allowed_tenants;
-        let (rule, record) = (&self.parts.quarantine, case.known.record.as_ref());
-        let refused = case.was_refused();
-        let mut facts = Facts {
+        let facts = Facts {
             unanswerable: false,
-            standing: standing_fact(&case.standing, &case.arrival),
-            quarantined: record.is_some_and(|record| rule.is_quarantined(record)),
-            exhausted: case.holdings.given_up.is_some()
-                || record.is_some_and(|record| rule.is_exhausted(record)),
+            standing: StandingFact::of(
+                &case.standing,
+                case.arrival.position.as_ref().map(|(_, sequence)| *sequence),
+            ),
+            quarantined: false,
+            exhausted: case.holdings.given_up.is_some(),
             draining: self.parts.status.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
@@ -226,16 +220,13 @@ impl Intake {
                 .prepared
                 .as_ref()
                 .is_ok_and(|job| case.deadline(job) <= Instant::now()),
-            pool_has_room: !refused,
+            pool_has_room: true,
         };
-        match (decide(&facts), &case.prepared) {
-            (Row::Run, Ok(job)) => {
-                let place = self.parts.pools.get(job.class).places.try_take();
-                facts.pool_has_room = place.is_some();
-                (decide(&facts), place)
-            }
-            (row, _) => (row, None),
-        }
+        let facts = facts.with_record(case.known.record.as_ref(), &self.parts.quarantine);
+        decide_with_place(facts, || {
+            let job = case.prepared.as_ref().ok()?;
+            self.parts.pools.get(job.class).places.try_take()
+        })
     }
 
     // ---- Effects ----
@@ -302,15 +293,12 @@ impl Intake {
 
     /// Rows 10, 10b, 10c, 11 and 12: nothing new is said about the assignment.
     fn settle_without_answer(&self, row: &Row, standing: &Standing, identity: &Identity, holdings: Holdings) {
-        let (why, verdict) = match (row, standing) {
+        let why = match (row, standing) {
             (Row::Repeat, Standing::Finished(Some(result))) => {
                 self.parts.log.emit(events::answered_again(identity));
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
-            (Row::Repeat, _) => (
-                "answered before; the result cannot be read back any more",
-                Verdict::Ack,
-            ),
+            (Row::Repeat, _) => "answered before; the result cannot be read back any more",
             (Row::Renew, Standing::Held(held)) => {
                 let now = Instant::now();
                 if let (Some(held), Some(lease)) = (held, &holdings.lease)
@@ -318,24 +306,14 @@ impl Intake {
                 {
                     held.adopt(token, now);
                 }
-                ("held here", Verdict::InProgress)
+                "held here"
             }
-            (Row::Copy, _) => ("copy of an assignment that is held", Verdict::Ack),
-            (Row::ComeBack, _) => (
-                "held by another worker",
-                Verdict::Nak {
-                    delay_ms: COME_BACK_DELAY_MS,
-                },
-            ),
-            _ => (
-                "draining",
-                Verdict::Nak {
-                    delay_ms: HAND_BACK_DELAY_MS,
-                },
-            ),
+            (Row::Copy, _) => "copy of an assignment that is held",
+            (Row::ComeBack, _) => "held by another worker",
+            _ => "draining",
         };
         self.parts.log.emit(events::not_run(identity, why));
-        self.settle(holdings, verdict);
+        self.settle(holdings, row.verdict_without_answer());
     }
 
     /// Rows 2, 3 and 4.
@@ -499,26 +477,6 @@ fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>,
             reason: RejectReason::InvalidInputs,
             failure,
         })
-}
-
-fn standing_fact(standing: &Standing, arrival: &Arrival) -> StandingFact {
-    match standing {
-        Standing::New | Standing::Interrupted { .. } => StandingFact::Free,
-        Standing::Elsewhere { same_message: true } => StandingFact::ElsewhereSameMessage,
-        Standing::Elsewhere { same_message: false } => StandingFact::ElsewhereOtherMessage,
-        Standing::Finished(_) => StandingFact::Finished,
-        Standing::Held(held) => {
-            let same = match (held, &arrival.position) {
-                (Some(held), Some((_, sequence))) => held.sequence == *sequence,
-                _ => false,
-            };
-            if same {
-                StandingFact::HeldSameMessage
-            } else {
-                StandingFact::HeldOtherMessage
-            }
-        }
-    }
 }
 
 impl Actor for Intake {

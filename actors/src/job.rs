@@ -85,7 +85,12 @@ impl Holdings {
     /// Whether the assignment is still ours to answer and to work on: the lease vouches for it, and when that has
     /// lapsed, the claim. Where no claim is shared with others, nobody else can tell.
     pub async fn prove(&self) -> Proof {
-        if !self.is_doubtful() {
+        self.prove_at(Instant::now()).await
+    }
+
+    /// [`Holdings::prove`] for a caller that has its own clock.
+    pub async fn prove_at(&self, now: Instant) -> Proof {
+        if !self.is_doubtful_at(now) {
             return Proof::Ours;
         }
         let proof = match self.claim.as_ref().and_then(Claim::fleet) {
@@ -100,9 +105,12 @@ impl Holdings {
 
     /// Whether somebody else may have begun: the lease has lapsed, or had before the message came again.
     pub fn is_doubtful(&self) -> bool {
-        self.lease
-            .as_ref()
-            .is_some_and(|lease| !lease.is_certain(Instant::now()))
+        self.is_doubtful_at(Instant::now())
+    }
+
+    /// [`Holdings::is_doubtful`] for a caller that has its own clock.
+    pub fn is_doubtful_at(&self, now: Instant) -> bool {
+        self.lease.as_ref().is_some_and(|lease| !lease.is_certain(now))
     }
 }
 

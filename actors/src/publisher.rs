@@ -14,10 +14,12 @@ use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::assignment::Identity;
+use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
 
 use self::sending::Sender;
+pub use self::sending::{outcome_of, retry_delay};
 use self::writing::Writer;
 use crate::answers::Answers;
 use crate::events::{self, Log};
@@ -119,19 +121,10 @@ pub enum AckState {
 impl Conclude {
     /// The last word on a job that was accepted: rows 6, 7 and 8, and what a shutdown cancels.
     pub fn of_job(job: Job, step: StepResult) -> Self {
-        // Failed for good: kept for people. Time and cancellation are nobody's fault; overload is retried.
-        let dead_letter = match &step.outcome {
-            Outcome::Error(failure)
-                if failure.code != caf_protocol::error_code::ErrorCode::SystemOverload =>
-            {
-                Some("execution_failed")
-            }
-            _ => None,
-        };
         let answer = Answer {
             ack: AckState::Sent(job.ack),
+            dead_letter: dead_letter_of(&step.outcome),
             step,
-            dead_letter,
             rejected: false,
             load: job.load,
             arrival: job.arrival,
@@ -141,6 +134,15 @@ impl Conclude {
             conclusion: Conclusion::Answer(Box::new(answer)),
             holdings: job.holdings,
         }
+    }
+}
+
+/// Why a dead letter is kept of a job that ran: failed for good, it is kept for people. Time and cancellation are
+/// nobody's fault; overload is retried.
+pub fn dead_letter_of(outcome: &Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Error(failure) if failure.code != ErrorCode::SystemOverload => Some("execution_failed"),
+        _ => None,
     }
 }
 

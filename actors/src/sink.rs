@@ -34,6 +34,13 @@ pub enum Verdict {
     InProgress,
 }
 
+impl Verdict {
+    /// Whether the assignment is given up with the delivery, so that whoever gets it next need not ask.
+    pub fn frees_claim(&self) -> bool {
+        matches!(self, Self::Nak { .. })
+    }
+}
+
 /// A message that was published: stored, or where nothing stores, handed over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {

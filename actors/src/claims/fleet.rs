@@ -204,7 +204,11 @@ impl Fleet {
         }
     }
 
-    async fn try_note_death(&self, key: &AssignmentKey, alone: bool) -> Result<(), StoreError> {
+    /// Notes a death, trying once.
+    ///
+    /// # Errors
+    /// [`StoreError`]: try again.
+    pub async fn try_note_death(&self, key: &AssignmentKey, alone: bool) -> Result<(), StoreError> {
         let found = self.store.read(key).await?;
         let Some(mut record) = found.record.filter(|record| record.state != ClaimState::Finished) else {
             return Ok(());

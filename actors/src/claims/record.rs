@@ -7,6 +7,7 @@ use bytes::Bytes;
 use caf_protocol::headers::Headers;
 use serde::{Deserialize, Serialize};
 
+use crate::intake::decision::Row;
 use crate::sink::Outgoing;
 
 /// Most past attempts that a record remembers: enough to see a pattern, little enough to travel with every change.
@@ -150,6 +151,17 @@ impl ClaimRecord {
             outcome: None,
             history: Vec::new(),
         }
+    }
+
+    /// Fixes the acknowledgement that goes with `row`.
+    pub fn fix_ack(&mut self, ack: StoredMessage, row: &Row) {
+        self.ack = Some(ack);
+        self.refused = row.rejection().is_some();
+    }
+
+    /// Whether the acknowledgement that is fixed is a rejection.
+    pub fn was_refused(&self) -> bool {
+        self.ack.is_some() && self.refused
     }
 
     /// What `claimant` may do about an assignment that is claimed like this.

@@ -88,8 +88,7 @@ impl Intake {
         }
         let load = place.and_then(|(_, load)| *load);
         let ack = self.ack(case, row.rejection(), load);
-        record.ack = Some(StoredMessage::from(&*ack));
-        record.refused = row.rejection().is_some();
+        record.fix_ack(StoredMessage::from(&*ack), row);
         (record, Some(ack))
     }
 

@@ -7,6 +7,11 @@ use caf_protocol::assignment::Refusal;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 
+use super::{COME_BACK_DELAY_MS, HAND_BACK_DELAY_MS};
+use crate::claims::Standing;
+use crate::claims::record::{ClaimRecord, QuarantineRule};
+use crate::sink::Verdict;
+
 /// What is known when the row is chosen. Asked in the order of the rows.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
@@ -48,6 +53,36 @@ pub enum StandingFact {
     ElsewhereSameMessage,
     /// Another worker works on it, by another message.
     ElsewhereOtherMessage,
+}
+
+impl<'a> Facts<'a> {
+    /// With what the fleet's claim says of the assignment, if there is one.
+    #[must_use]
+    pub fn with_record(self, record: Option<&ClaimRecord>, rule: &QuarantineRule) -> Self {
+        let Some(record) = record else { return self };
+        Self {
+            quarantined: rule.is_quarantined(record),
+            exhausted: self.exhausted || rule.is_exhausted(record),
+            pool_has_room: self.pool_has_room && !record.was_refused(),
+            ..self
+        }
+    }
+}
+
+impl StandingFact {
+    /// What a standing means for the message at this sequence of its stream.
+    pub fn of(standing: &Standing, sequence: Option<u64>) -> Self {
+        match standing {
+            Standing::New | Standing::Interrupted { .. } => Self::Free,
+            Standing::Elsewhere { same_message: true } => Self::ElsewhereSameMessage,
+            Standing::Elsewhere { same_message: false } => Self::ElsewhereOtherMessage,
+            Standing::Finished(_) => Self::Finished,
+            Standing::Held(held) => match (held, sequence) {
+                (Some(held), Some(sequence)) if held.sequence == sequence => Self::HeldSameMessage,
+                _ => Self::HeldOtherMessage,
+            },
+        }
+    }
 }
 
 /// The row by which a message leaves. Numbers are those of the design.
@@ -102,6 +137,36 @@ impl Row {
             Self::GiveUp { reason, .. } | Self::Reject { reason, .. } => Some(*reason),
             _ => None,
         }
+    }
+
+    /// What the broker is told by a row that says nothing new about the assignment: 10, 10b, 10c, 12, and 11 when
+    /// nothing can be repeated.
+    pub fn verdict_without_answer(&self) -> Verdict {
+        match self {
+            Self::Repeat | Self::Copy => Verdict::Ack,
+            Self::Renew => Verdict::InProgress,
+            Self::ComeBack => Verdict::Nak {
+                delay_ms: COME_BACK_DELAY_MS,
+            },
+            _ => Verdict::Nak {
+                delay_ms: HAND_BACK_DELAY_MS,
+            },
+        }
+    }
+}
+
+/// Chooses the row, and takes a place only for a job that would run; without one it is decided again.
+pub fn decide_with_place<P>(
+    mut facts: Facts<'_>,
+    take_place: impl FnOnce() -> Option<P>,
+) -> (Row, Option<P>) {
+    match decide(&facts) {
+        Row::Run => {
+            let place = take_place();
+            facts.pool_has_room = place.is_some();
+            (decide(&facts), place)
+        }
+        row => (row, None),
     }
 }
 

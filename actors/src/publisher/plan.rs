@@ -27,6 +27,49 @@ pub struct Progress {
     pub to_settle: bool,
 }
 
+impl Progress {
+    /// Nothing is done yet. `is_news`: an acknowledgement and a result that nobody has said before; `keeps`: there is a
+    /// disk to keep them on.
+    pub fn new(is_news: bool, keeps: bool, messages: usize, has_lease: bool) -> Self {
+        Self {
+            to_keep: is_news && keeps,
+            kept: false,
+            lapsed: false,
+            proven: false,
+            to_acknowledge: is_news,
+            published: 0,
+            messages,
+            to_record: is_news,
+            to_settle: has_lease,
+        }
+    }
+
+    /// Notes how a step ended.
+    pub fn note(&mut self, step: Step, ended: Ended) {
+        match (step, ended) {
+            (Step::Keep, ended) => (self.to_keep, self.kept) = (false, ended == Ended::Done),
+            // What a proof said may have changed while nothing was heard of the broker.
+            (Step::Acknowledge | Step::Publish(_), Ended::Failed) => self.proven = false,
+            (_, Ended::Failed) | (Step::Done, _) => {}
+            (Step::Prove, Ended::Done) => self.proven = true,
+            (Step::Acknowledge, Ended::Done) => self.to_acknowledge = false,
+            (Step::Publish(number), Ended::Done) => self.published = number + 1,
+            (Step::Record, Ended::Done) => self.to_record = false,
+            (Step::Forget, Ended::Done) => self.kept = false,
+            (Step::Settle, Ended::Done) => self.to_settle = false,
+        }
+    }
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As it should.
+    Done,
+    /// Not, or nobody knows: it comes again, but for keeping.
+    Failed,
+}
+
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -95,17 +138,8 @@ mod tests {
 
     /// Carries a step out on paper; false when there is none left.
     fn carry_out(progress: &mut Progress, step: Step) -> bool {
-        match step {
-            Step::Keep => (progress.to_keep, progress.kept) = (false, true),
-            Step::Prove => progress.proven = true,
-            Step::Acknowledge => progress.to_acknowledge = false,
-            Step::Publish(n) => progress.published = n + 1,
-            Step::Record => progress.to_record = false,
-            Step::Forget => progress.kept = false,
-            Step::Settle => progress.to_settle = false,
-            Step::Done => return false,
-        }
-        true
+        progress.note(step, Ended::Done);
+        step != Step::Done
     }
 
     fn steps(mut progress: Progress) -> Vec<Step> {

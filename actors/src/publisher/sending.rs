@@ -12,7 +12,7 @@ use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::ids::sha256_hex;
 use tokio::time::Instant;
 
-use super::plan::{Progress, Step, next_step};
+use super::plan::{Ended, Progress, Step, next_step};
 use super::{AckState, PublisherSnapshot};
 use crate::claims::Claim;
 use crate::claims::fleet::Proof;
@@ -153,31 +153,32 @@ impl Sender {
         let mut leaving = Leaving::new(written, &holdings, self.outbox.is_some());
         loop {
             leaving.progress.lapsed = holdings.is_doubtful();
-            match next_step(&leaving.progress) {
+            let step = next_step(&leaving.progress);
+            let ended = match step {
                 Step::Keep => self.keep(&mut leaving, &holdings).await,
                 Step::Prove => match holdings.prove().await {
-                    Proof::Ours => leaving.progress.proven = true,
+                    Proof::Ours => Ended::Done,
                     Proof::Lost => return self.suppress(&leaving, &mut holdings),
-                    Proof::Unknown(why) => self.wait_for_claims(&why).await,
+                    Proof::Unknown(why) => {
+                        self.wait_for_claims(&why).await;
+                        Ended::Failed
+                    }
                 },
                 Step::Acknowledge => self.acknowledge(&mut leaving).await,
                 Step::Publish(number) => self.publish(&mut leaving, number).await,
-                Step::Record => self.record(&mut leaving, &holdings).await,
+                Step::Record => self.record(&leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
-                Step::Settle => {
-                    self.tell_broker(&mut holdings, Verdict::Ack).await;
-                    leaving.progress.to_settle = false;
-                }
+                Step::Settle => self.tell_broker(&mut holdings, Verdict::Ack).await,
                 Step::Done => return,
-            }
+            };
+            leaving.progress.note(step, ended);
         }
     }
 
     /// Stores what is to be said, so that it is said even if this process dies now.
-    async fn keep(&self, leaving: &mut Leaving, holdings: &Holdings) {
-        leaving.progress.to_keep = false;
+    async fn keep(&self, leaving: &mut Leaving, holdings: &Holdings) -> Ended {
         let (Some(outbox), Some(identity)) = (&self.outbox, &leaving.identity) else {
-            return;
+            return Ended::Failed;
         };
         let unsent_ack = match &leaving.ack {
             Some(AckState::Unsent(ack)) => Some(Arc::clone(ack)),
@@ -197,22 +198,25 @@ impl Sender {
         match outbox.store(entry).await {
             Ok(id) => {
                 leaving.kept_as = Some(id);
-                leaving.progress.kept = true;
+                Ended::Done
             }
             // Published without: until it is, the broker still has the assignment.
-            Err(error) => self.log(events::not_kept(&error.to_string())),
+            Err(error) => {
+                self.log(events::not_kept(&error.to_string()));
+                Ended::Failed
+            }
         }
     }
 
-    fn forget(&self, leaving: &mut Leaving) {
+    fn forget(&self, leaving: &mut Leaving) -> Ended {
         if let (Some(outbox), Some(id)) = (&self.outbox, leaving.kept_as.take()) {
             outbox.remove(id);
         }
-        leaving.progress.kept = false;
+        Ended::Done
     }
 
     /// The acknowledgement that was on its way; sent again when word of it never came.
-    async fn acknowledge(&self, leaving: &mut Leaving) {
+    async fn acknowledge(&self, leaving: &mut Leaving) -> Ended {
         let message = match leaving.ack.take() {
             None | Some(AckState::Known) => None,
             Some(AckState::Unsent(message)) => Some(message),
@@ -221,23 +225,22 @@ impl Sender {
             }
         };
         let Some(message) = message else {
-            leaving.progress.to_acknowledge = false;
-            return;
+            return Ended::Done;
         };
         leaving.tries += 1;
         match self.try_to_send(&message, leaving.tries).await {
             Tried::Sent(_) | Tried::Refused => {
-                leaving.progress.to_acknowledge = false;
                 leaving.tries = 0;
+                Ended::Done
             }
             Tried::Unconfirmed => {
                 leaving.ack = Some(AckState::Unsent(message));
-                leaving.progress.proven = false;
+                Ended::Failed
             }
         }
     }
 
-    async fn publish(&self, leaving: &mut Leaving, number: usize) {
+    async fn publish(&self, leaving: &mut Leaving, number: usize) -> Ended {
         let message = &leaving.messages[number];
         leaving.tries += 1;
         match self.try_to_send(message, leaving.tries).await {
@@ -251,26 +254,24 @@ impl Sender {
                 }
             }
             Tried::Refused => {}
-            Tried::Unconfirmed => {
-                leaving.progress.proven = false;
-                return;
-            }
+            Tried::Unconfirmed => return Ended::Failed,
         }
         leaving.tries = 0;
-        leaving.progress.published = number + 1;
+        Ended::Done
     }
 
     /// Tells the fleet where the result is.
-    async fn record(&self, leaving: &mut Leaving, holdings: &Holdings) {
+    async fn record(&self, leaving: &Leaving, holdings: &Holdings) -> Ended {
         let claim = holdings.claim.as_ref().and_then(Claim::fleet);
         if let (Some(claim), Some(result)) = (claim, leaving.messages.first()) {
             let outcome = outcome_of(result, leaving.result.clone());
             if let Proof::Unknown(why) = claim.finish(outcome).await {
-                return self.wait_for_claims(&why).await;
+                self.wait_for_claims(&why).await;
+                return Ended::Failed;
             }
         }
         // When it was lost in this moment, the new owner will find this result on the stream in place of its own.
-        leaving.progress.to_record = false;
+        Ended::Done
     }
 
     /// Somebody else answers: nothing is said.
@@ -295,15 +296,14 @@ impl Sender {
 
     /// A verdict without words. What is given back is free for others first, so that they need not ask.
     pub(super) async fn settle(&self, mut holdings: Holdings, verdict: Verdict) {
-        if let (Verdict::Nak { .. }, Some(claim)) = (verdict, &holdings.claim)
-            && let Some(claim) = claim.fleet()
-        {
+        let claim = holdings.claim.as_ref().filter(|_| verdict.frees_claim());
+        if let Some(claim) = claim.and_then(Claim::fleet) {
             let _ = claim.give_back().await;
         }
         self.tell_broker(&mut holdings, verdict).await;
     }
 
-    async fn tell_broker(&self, holdings: &mut Holdings, verdict: Verdict) {
+    async fn tell_broker(&self, holdings: &mut Holdings, verdict: Verdict) -> Ended {
         if let Some(given_up) = holdings.given_up.take() {
             let _ = given_up.verdict.send(verdict);
         }
@@ -314,23 +314,15 @@ impl Sender {
         if let Some(token) = token {
             self.sink.settle(token, verdict).await;
         }
+        Ended::Done
     }
 }
 
 impl Leaving {
     fn new(written: Written, holdings: &Holdings, keeps: bool) -> Self {
         let is_news = written.ack.is_some();
-        let progress = Progress {
-            to_keep: is_news && keeps,
-            kept: false,
-            lapsed: false,
-            proven: false,
-            to_acknowledge: is_news,
-            published: 0,
-            messages: written.messages.len(),
-            to_record: is_news,
-            to_settle: holdings.lease.is_some() || holdings.given_up.is_some(),
-        };
+        let to_settle = holdings.lease.is_some() || holdings.given_up.is_some();
+        let progress = Progress::new(is_news, keeps, written.messages.len(), to_settle);
         Self {
             ack: written.ack,
             messages: written.messages,
@@ -346,7 +338,7 @@ impl Leaving {
 }
 
 /// Where a published result can be read back, for its claim.
-pub(super) fn outcome_of(result: &Outgoing, published: Published) -> OutcomeRef {
+pub fn outcome_of(result: &Outgoing, published: Published) -> OutcomeRef {
     // When the stream kept another result with this id, the bytes of that one are not known here.
     let mut hash = if published.known_before {
         String::new()
@@ -360,8 +352,8 @@ pub(super) fn outcome_of(result: &Outgoing, published: Published) -> OutcomeRef 
     }
 }
 
-/// Doubles from [`FIRST_RETRY`] up to [`LONGEST_RETRY`].
-fn retry_delay(attempt: u32) -> Duration {
+/// Wait after try number `attempt`, from 1: doubles from 100 ms up to 2 s.
+pub fn retry_delay(attempt: u32) -> Duration {
     FIRST_RETRY
         .saturating_mul(1 << attempt.saturating_sub(1).min(16))
         .min(LONGEST_RETRY)
