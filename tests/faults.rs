@@ -3,6 +3,8 @@
 
 #[path = "faults/consumption.rs"]
 mod consumption;
+#[path = "faults/kills.rs"]
+mod kills;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;

@@ -335,7 +335,8 @@ impl Intake {
         );
     }
 
-    /// Rows 14 and 17. When an acknowledgement is fixed, it was sent before or nobody misses it.
+    /// Rows 14 and 17. An acknowledgement that is fixed may not have been sent, so it goes again: the same bytes under the
+    /// same message id.
     fn give_up(&self, case: Case, reason: RejectReason, failure: Failure) {
         let (failure, why) = match &case.holdings.given_up {
             Some(given_up) => (given_up.failure.clone(), given_up.reason),
@@ -344,10 +345,7 @@ impl Intake {
         self.parts
             .log
             .emit(events::rejected(&case.identity, reason, &failure));
-        let ack = match &case.sent_ack {
-            Some(_) => AckState::Known,
-            None => AckState::Unsent(self.ack(&case, Some(reason), None)),
-        };
+        let ack = AckState::Unsent(self.ack(&case, Some(reason), None));
         self.answer(case, ack, Outcome::from(failure), Some(why), true);
     }
 

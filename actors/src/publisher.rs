@@ -114,7 +114,7 @@ pub enum AckState {
     Sent(SentAck),
     /// To be sent before the result.
     Unsent(Arc<Outgoing>),
-    /// Sent by a worker that has died since.
+    /// Confirmed.
     Known,
 }
 

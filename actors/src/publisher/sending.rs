@@ -180,8 +180,16 @@ impl Sender {
         let (Some(outbox), Some(identity)) = (&self.outbox, &leaving.identity) else {
             return Ended::Failed;
         };
-        let unsent_ack = match &leaving.ack {
+        let unconfirmed_ack = match &mut leaving.ack {
             Some(AckState::Unsent(ack)) => Some(Arc::clone(ack)),
+            // On its way is not there: a process that dies now may take it along.
+            Some(AckState::Sent(SentAck { message, confirmed })) => match confirmed.try_recv() {
+                Ok(()) => {
+                    leaving.ack = Some(AckState::Known);
+                    None
+                }
+                Err(_) => Some(Arc::clone(message)),
+            },
             _ => None,
         };
         let claim = holdings.claim.as_ref().and_then(Claim::fleet);
@@ -189,7 +197,7 @@ impl Sender {
             key: identity.key(),
             owner: claim.map(|claim| claim.owner().to_owned()).unwrap_or_default(),
             position: leaving.position.clone(),
-            messages: unsent_ack
+            messages: unconfirmed_ack
                 .into_iter()
                 .chain(leaving.messages.iter().cloned())
                 .collect(),

@@ -1,0 +1,215 @@
+//! kill -9 at each point of an assignment's way, with a successor that finds what the dead worker had stored, and with
+//! one that does not.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use caf_testkit::client::{ACK, ASSIGN, RESULT};
+use caf_testkit::proxy::{Frame, Held};
+use caf_testkit::{AssignmentBuilder, wait_until};
+
+use super::{DELIVERY, Fleet, home, mentions, patient, ready};
+use crate::support::SOON;
+
+/// Where the claims of the fleet are written.
+const CLAIMS: &str = "$KV.caf-claims.";
+
+/// How far the assignment is when its worker dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Point {
+    /// Delivered; nothing was said about it.
+    Pulled,
+    /// The claim is stored; the worker has not heard of that.
+    Claimed,
+    /// It has run and its result is stored, but its acknowledgement has not left.
+    Unacknowledged,
+    /// Its block runs.
+    Running,
+    /// Its result is stored, and has not left.
+    Stored,
+    /// Its result is on the stream; the worker has not heard of that.
+    Published,
+    /// Everything is said but the last word to the broker.
+    Unsettled,
+}
+
+/// Who goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Successor {
+    /// A process on the same state directory.
+    SameHost,
+    /// One that knows only what the broker has.
+    OtherHost,
+}
+
+/// What the world has seen of the assignment afterwards.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    /// Calls of its block.
+    runs: usize,
+    /// Distinct results that a plain subscriber heard. The stream has one in any case.
+    results: usize,
+}
+
+impl Point {
+    /// Withholds the message at which the worker of this assignment is to die.
+    fn catch(self, fleet: &Fleet, id: &str) -> Option<Held> {
+        let id = id.to_owned();
+        let about = move |frame: &Frame, subject| frame.publishes(subject) && mentions(frame, &id);
+        let proxy = &fleet.proxy;
+        Some(match self {
+            Self::Running => return None,
+            Self::Pulled => proxy.hold_when(move |frame| about(frame, CLAIMS)),
+            Self::Unacknowledged => proxy.hold_when(move |frame| about(frame, ACK)),
+            Self::Stored => proxy.hold_when(move |frame| about(frame, RESULT)),
+            Self::Claimed => proxy.hold_when(answer_to(move |frame| about(frame, CLAIMS))),
+            Self::Published => proxy.hold_when(answer_to(move |frame| about(frame, RESULT))),
+            Self::Unsettled => {
+                let id = about;
+                let name = Mutex::new(None);
+                proxy.hold_when(move |frame| {
+                    let mut name = name.lock().expect("is whole");
+                    if frame.delivers(ASSIGN) && id(&upstream(frame), ASSIGN) {
+                        *name = frame.reply.clone();
+                    }
+                    let named = name.as_deref().unwrap_or(DELIVERY);
+                    name.is_some() && frame.publishes(named) && frame.payload == b"+ACK"
+                })
+            }
+        })
+    }
+}
+
+/// The same frame as if it came from the worker.
+fn upstream(frame: &Frame) -> Frame {
+    Frame {
+        direction: caf_testkit::proxy::Direction::ToServer,
+        ..frame.clone()
+    }
+}
+
+/// Recognises the broker's answer to what `question` recognises.
+fn answer_to(question: impl Fn(&Frame) -> bool + Send + Sync) -> impl Fn(&Frame) -> bool + Send + Sync {
+    let inbox = Mutex::new(None);
+    move |frame| {
+        let mut inbox = inbox.lock().expect("is whole");
+        if question(frame) {
+            *inbox = frame.reply.clone();
+        }
+        inbox.as_deref().is_some_and(|inbox| frame.delivers(inbox))
+    }
+}
+
+/// Whether a file below this directory contains the text: only the outbox writes names of assignments.
+fn is_written(directory: &Path, text: &str) -> bool {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return false;
+    };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return is_written(&path, text);
+        }
+        let content = std::fs::read(&path).unwrap_or_default();
+        content
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
+    })
+}
+
+fn killed_when(point: Point, successor: Successor) -> Seen {
+    let mut fleet = Fleet::start();
+    let (first_home, other_home) = (home(), home());
+    let mut first = ready(fleet.worker_behind_the_line(&first_home));
+    let job = fleet.web.job(if point == Point::Running {
+        "/held/job"
+    } else {
+        "/job"
+    });
+    let path = if point == Point::Running {
+        "/held/job"
+    } else {
+        "/job"
+    };
+    let caught = point.catch(&fleet, job.assignment_id());
+    fleet.assign(vec![
+        patient(AssignmentBuilder::echo()),
+        patient(AssignmentBuilder::sleep(50)),
+        job.clone(),
+        patient(AssignmentBuilder::sleep(300)),
+    ]);
+    match &caught {
+        Some(held) => drop(held.wait(SOON).expect("the point is reached")),
+        None => wait_until("the block runs", SOON, || fleet.web.count(path) == 1),
+    }
+    if point == Point::Unacknowledged {
+        wait_until("its result is stored", SOON, || {
+            is_written(first_home.path(), job.assignment_id())
+        });
+    }
+    first.kill();
+    caught.map(Held::sever);
+    fleet.web.release("/held");
+    let home = match successor {
+        Successor::SameHost => &first_home,
+        Successor::OtherHost => &other_home,
+    };
+    let _second = ready(fleet.worker(home));
+    fleet.assert_each_answered_once();
+    assert_eq!(fleet.result_of(&job)["status"], "success");
+    Seen {
+        runs: fleet.web.count(path),
+        results: fleet.contents(RESULT)[job.assignment_id()],
+    }
+}
+
+/// Kills at this point and counts, with a successor of either kind.
+#[track_caller]
+fn assert_seen(point: Point, same_host: Seen, other_host: Seen) {
+    let seen = [Successor::SameHost, Successor::OtherHost].map(|successor| killed_when(point, successor));
+    assert_eq!(
+        seen,
+        [same_host, other_host],
+        "{point:?}, by the same host and by another"
+    );
+}
+
+const ONCE: Seen = Seen { runs: 1, results: 1 };
+const RUNS_AGAIN: Seen = Seen { runs: 2, results: 1 };
+
+#[test]
+fn a_worker_killed_with_what_it_had_pulled_is_replaced() {
+    assert_seen(Point::Pulled, ONCE, ONCE);
+}
+
+#[test]
+fn a_worker_killed_with_a_claim_is_replaced() {
+    assert_seen(Point::Claimed, ONCE, ONCE);
+}
+
+#[test]
+fn a_worker_killed_in_the_middle_of_a_block_is_replaced_and_the_block_runs_again() {
+    assert_seen(Point::Running, RUNS_AGAIN, RUNS_AGAIN);
+}
+
+#[test]
+fn an_acknowledgement_that_a_killed_worker_could_not_send_is_sent_by_its_successor() {
+    assert_seen(Point::Unacknowledged, ONCE, RUNS_AGAIN);
+}
+
+#[test]
+fn a_result_that_a_killed_worker_had_stored_is_published_by_the_successor_that_finds_it() {
+    assert_seen(Point::Stored, ONCE, RUNS_AGAIN);
+}
+
+/// Nobody but the dead worker knew that the result was out, so on another host the block runs again and its result is
+/// published: the stream drops it, a plain subscriber hears two.
+#[test]
+fn a_result_that_a_killed_worker_had_published_stays_the_only_one_on_the_stream() {
+    assert_seen(Point::Published, ONCE, Seen { runs: 2, results: 2 });
+}
+
+#[test]
+fn a_worker_killed_before_its_last_word_to_the_broker_has_answered() {
+    assert_seen(Point::Unsettled, ONCE, ONCE);
+}
