@@ -226,8 +226,9 @@ impl Fleet {
 
     /// Notes that a process died while it ran this assignment. Tries until the store answers.
     pub async fn note_death(&self, key: &AssignmentKey, alone: bool) {
+        let mut written = None;
         loop {
-            let noted = self.try_note_death(key, alone).await;
+            let noted = self.try_note_death(key, alone, &mut written).await;
             match noted {
                 Ok(()) => return,
                 Err(StoreError::Conflict) => {}
@@ -236,17 +237,31 @@ impl Fleet {
         }
     }
 
-    /// Notes a death, trying once.
+    /// Notes a death, trying once. `written` goes from try to try: the count that one may have written whose answer was
+    /// lost. A count that is that high is taken for ours: a death too few is made up for by the next, one too many would
+    /// condemn an assignment that has killed nobody.
     ///
     /// # Errors
     /// [`StoreError`]: try again.
-    pub async fn try_note_death(&self, key: &AssignmentKey, alone: bool) -> Result<(), StoreError> {
+    pub async fn try_note_death(
+        &self,
+        key: &AssignmentKey,
+        alone: bool,
+        written: &mut Option<u32>,
+    ) -> Result<(), StoreError> {
         let found = self.store.read(key).await?;
         let Some(mut record) = found.record.filter(|record| record.state != ClaimState::Finished) else {
             return Ok(());
         };
+        if written.is_some_and(|deaths| record.deaths >= deaths) {
+            return Ok(());
+        }
         record.note_death(alone);
-        self.store.write(key, &record, found.revision).await.map(drop)
+        let noted = self.store.write(key, &record, found.revision).await;
+        if let Err(StoreError::Unavailable(_)) = noted {
+            *written = Some(record.deaths);
+        }
+        noted.map(drop)
     }
 
     /// Takes over the claim behind a result that a process stored before it ended. Nothing when the result must not be
