@@ -87,20 +87,25 @@ impl Holdings {
         if !self.has_lapsed_at(now) {
             return Proof::Ours;
         }
-        match self.claim.as_ref().and_then(Claim::fleet) {
+        let token = self.lease.as_ref().and_then(|lease| lease.token(now));
+        let proof = match self.claim.as_ref().and_then(Claim::fleet) {
             Some(claim) => claim.prove().await,
             None => Proof::Ours,
+        };
+        if let (Proof::Ours, Some(lease), Some(token)) = (&proof, &self.lease, token) {
+            lease.proven(&token);
         }
+        proof
     }
 
-    /// Whether there was a lease and it has lapsed.
+    /// Whether there was a lease and it has lapsed, now or before the message was last delivered again.
     pub fn has_lapsed(&self) -> bool {
         self.has_lapsed_at(Instant::now())
     }
 
     /// [`Holdings::has_lapsed`] for a caller that has its own clock.
     pub fn has_lapsed_at(&self, now: Instant) -> bool {
-        self.lease.as_ref().is_some_and(|lease| !lease.is_valid(now))
+        self.lease.as_ref().is_some_and(|lease| !lease.vouches(now))
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Neighbours: a source makes one per delivery, the job carries it, the lease keeper renews whatever is in the table,
 //! the publisher settles it. A lease that was not renewed in time lapses for good: whoever got the delivery since would
-//! be hit by anything said about it. Only a new delivery of the same message makes it valid again. Knows no broker: a
-//! token is what the edge needs to name the delivery.
+//! be hit by anything said about it. Only a new delivery of the same message makes it valid again, and then it does not
+//! vouch for the assignment until the claim has: others may have had it in between. Knows no broker: a token is what the
+//! edge needs to name the delivery.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -47,6 +48,8 @@ pub struct Term {
     /// When the last renewal was sent that the broker confirmed; before the first, when the delivery arrived.
     renewed: Instant,
     lapsed: bool,
+    /// Whether an earlier delivery of the message had lapsed, and the claim has not been proven since.
+    broken: bool,
 }
 
 impl Term {
@@ -56,7 +59,27 @@ impl Term {
             token,
             renewed: now,
             lapsed: false,
+            broken: false,
         }
+    }
+
+    /// The message was delivered again to the same worker, now.
+    pub fn followed_by(mut self, token: LeaseToken, now: Instant, ack_wait: Duration) -> Self {
+        let broken = self.broken || !self.is_valid(now, ack_wait);
+        Self {
+            broken,
+            ..Self::new(token, now)
+        }
+    }
+
+    /// Whether the assignment is still ours for certain: nobody else can have had the message since it was claimed.
+    pub fn vouches(&mut self, now: Instant, ack_wait: Duration) -> bool {
+        self.is_valid(now, ack_wait) && !self.broken
+    }
+
+    /// The claim was proven while this was the delivery.
+    pub fn proven(&mut self) {
+        self.broken = false;
     }
 
     /// Whether the delivery is still ours for certain. Once it is not, it never is again.
@@ -138,9 +161,30 @@ impl Lease {
         self.token(now).is_some()
     }
 
+    /// Whether the assignment is still ours for certain, without asking its claim.
+    pub fn vouches(&self, now: Instant) -> bool {
+        let ack_wait = self.table.patience();
+        let mut terms = self.table.terms();
+        terms
+            .get_mut(&self.id)
+            .is_some_and(|term| term.vouches(now, ack_wait))
+    }
+
+    /// The claim was proven, from beginning to end of the question while `token` named the delivery.
+    pub fn proven(&self, token: &LeaseToken) {
+        let mut terms = self.table.terms();
+        if let Some(term) = terms.get_mut(&self.id).filter(|term| term.token == *token) {
+            term.proven();
+        }
+    }
+
     /// The same message was delivered again, to us: from now on the new delivery is renewed and settled.
     pub fn adopt(&self, token: LeaseToken, now: Instant) {
-        self.table.terms().insert(self.id, Term::new(token, now));
+        let ack_wait = self.table.patience();
+        let mut terms = self.table.terms();
+        if let Some(term) = terms.remove(&self.id) {
+            terms.insert(self.id, term.followed_by(token, now, ack_wait));
+        }
     }
 }
 
@@ -202,6 +246,26 @@ mod tests {
         );
         lease.adopt("second".into(), at(20_000));
         assert!(lease.is_valid(at(28_999)));
+    }
+
+    #[test]
+    fn a_lease_that_lapsed_before_it_was_delivered_again_vouches_only_after_the_claim_has() {
+        let (table, start) = (table(), Instant::now());
+        let at = |s| start + Duration::from_secs(s);
+        let lease = table.hold("first".into(), 7, start);
+        lease.adopt("second".into(), at(5));
+        assert!(
+            lease.vouches(at(5)),
+            "delivered again in time: nobody else had it"
+        );
+        lease.adopt("third".into(), at(20));
+        assert!(lease.is_valid(at(20)) && !lease.vouches(at(20)));
+        lease.adopt("fourth".into(), at(21));
+        assert!(!lease.vouches(at(21)), "still not proven");
+        lease.proven(&"third".into());
+        assert!(!lease.vouches(at(21)), "proven for an earlier delivery");
+        lease.proven(&"fourth".into());
+        assert!(lease.vouches(at(21)));
     }
 
     #[test]
