@@ -90,27 +90,28 @@ impl Holdings {
 
     /// [`Holdings::prove`] for a caller that has its own clock.
     pub async fn prove_at(&self, now: Instant) -> Proof {
-        if !self.is_doubtful_at(now) {
+        if !self.has_lapsed_at(now) {
             return Proof::Ours;
         }
+        let token = self.lease.as_ref().and_then(|lease| lease.token(now));
         let proof = match self.claim.as_ref().and_then(Claim::fleet) {
             Some(claim) => claim.prove().await,
             None => Proof::Ours,
         };
-        if let (Proof::Ours, Some(lease)) = (&proof, &self.lease) {
-            lease.trust();
+        if let (Proof::Ours, Some(lease), Some(token)) = (&proof, &self.lease, token) {
+            lease.proven(&token);
         }
         proof
     }
 
-    /// Whether somebody else may have begun: the lease has lapsed, or had before the message came again.
-    pub fn is_doubtful(&self) -> bool {
-        self.is_doubtful_at(Instant::now())
+    /// Whether there was a lease and it has lapsed, now or before the message was last delivered again.
+    pub fn has_lapsed(&self) -> bool {
+        self.has_lapsed_at(Instant::now())
     }
 
-    /// [`Holdings::is_doubtful`] for a caller that has its own clock.
-    pub fn is_doubtful_at(&self, now: Instant) -> bool {
-        self.lease.as_ref().is_some_and(|lease| !lease.is_certain(now))
+    /// [`Holdings::has_lapsed`] for a caller that has its own clock.
+    pub fn has_lapsed_at(&self, now: Instant) -> bool {
+        self.lease.as_ref().is_some_and(|lease| !lease.vouches(now))
     }
 }
 

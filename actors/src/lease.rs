@@ -2,8 +2,9 @@
 //!
 //! Neighbours: a source makes one per delivery, the job carries it, the lease keeper renews whatever is in the table,
 //! the publisher settles it. A lease that was not renewed in time lapses for good: whoever got the delivery since would
-//! be hit by anything said about it. Only a new delivery of the same message makes it valid again. Knows no broker: a
-//! token is what the edge needs to name the delivery.
+//! be hit by anything said about it. Only a new delivery of the same message makes it valid again, and then it does not
+//! vouch for the assignment until the claim has: others may have had it in between. Knows no broker: a token is what the
+//! edge needs to name the delivery.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -47,8 +48,8 @@ pub struct Term {
     /// When the last renewal was sent that the broker confirmed; before the first, when the delivery arrived.
     renewed: Instant,
     lapsed: bool,
-    /// Whether an earlier delivery of the message had lapsed: somebody else may have begun in between.
-    doubtful: bool,
+    /// Whether an earlier delivery of the message had lapsed, and the claim has not been proven since.
+    broken: bool,
 }
 
 impl Term {
@@ -58,27 +59,27 @@ impl Term {
             token,
             renewed: now,
             lapsed: false,
-            doubtful: false,
+            broken: false,
         }
     }
 
-    /// The same message, delivered again to whoever has this one.
-    pub fn delivered_again(&mut self, token: LeaseToken, now: Instant, ack_wait: Duration) {
-        let doubtful = self.doubtful || !self.is_valid(now, ack_wait);
-        *self = Self {
-            doubtful,
+    /// The message was delivered again to the same worker, now.
+    pub fn followed_by(mut self, token: LeaseToken, now: Instant, ack_wait: Duration) -> Self {
+        let broken = self.broken || !self.is_valid(now, ack_wait);
+        Self {
+            broken,
             ..Self::new(token, now)
-        };
+        }
     }
 
-    /// Whether nobody else can have begun: the delivery is ours, and so was every one before it.
-    pub fn is_certain(&mut self, now: Instant, ack_wait: Duration) -> bool {
-        self.is_valid(now, ack_wait) && !self.doubtful
+    /// Whether the assignment is still ours for certain: nobody else can have had the message since it was claimed.
+    pub fn vouches(&mut self, now: Instant, ack_wait: Duration) -> bool {
+        self.is_valid(now, ack_wait) && !self.broken
     }
 
-    /// The claim has told that nobody else has begun.
-    pub fn trust(&mut self) {
-        self.doubtful = false;
+    /// The claim was proven while this was the delivery.
+    pub fn proven(&mut self) {
+        self.broken = false;
     }
 
     /// Whether the delivery is still ours for certain. Once it is not, it never is again.
@@ -155,27 +156,34 @@ impl Lease {
         term.is_valid(now, ack_wait).then(|| Arc::clone(&term.token))
     }
 
-    /// Whether nobody else can have begun; see [`Term::is_certain`].
-    pub fn is_certain(&self, now: Instant) -> bool {
+    /// Whether the delivery is still ours for certain.
+    pub fn is_valid(&self, now: Instant) -> bool {
+        self.token(now).is_some()
+    }
+
+    /// Whether the assignment is still ours for certain, without asking its claim.
+    pub fn vouches(&self, now: Instant) -> bool {
         let ack_wait = self.table.patience();
         let mut terms = self.table.terms();
         terms
             .get_mut(&self.id)
-            .is_some_and(|term| term.is_certain(now, ack_wait))
+            .is_some_and(|term| term.vouches(now, ack_wait))
     }
 
-    /// The claim has told that nobody else has begun.
-    pub fn trust(&self) {
-        if let Some(term) = self.table.terms().get_mut(&self.id) {
-            term.trust();
+    /// The claim was proven, from beginning to end of the question while `token` named the delivery.
+    pub fn proven(&self, token: &LeaseToken) {
+        let mut terms = self.table.terms();
+        if let Some(term) = terms.get_mut(&self.id).filter(|term| term.token == *token) {
+            term.proven();
         }
     }
 
     /// The same message was delivered again, to us: from now on the new delivery is renewed and settled.
     pub fn adopt(&self, token: LeaseToken, now: Instant) {
         let ack_wait = self.table.patience();
-        if let Some(term) = self.table.terms().get_mut(&self.id) {
-            term.delivered_again(token, now, ack_wait);
+        let mut terms = self.table.terms();
+        if let Some(term) = terms.remove(&self.id) {
+            terms.insert(self.id, term.followed_by(token, now, ack_wait));
         }
     }
 }
@@ -219,17 +227,17 @@ mod tests {
         let (table, start) = (table(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let lease = table.hold("first".into(), 7, start);
-        assert!(lease.is_certain(at(8_999)));
+        assert!(lease.is_valid(at(8_999)));
         let renewable = table.renewable(at(5_000));
         table.renewed(&renewable, at(5_000));
         assert!(
-            lease.is_certain(at(13_999)),
+            lease.is_valid(at(13_999)),
             "counted from the renewal that was confirmed"
         );
-        assert!(!lease.is_certain(at(14_000)));
+        assert!(!lease.is_valid(at(14_000)));
         table.renewed(&renewable, at(14_000));
         assert!(
-            !lease.is_certain(at(14_001)),
+            !lease.is_valid(at(14_001)),
             "a late confirmation does not bring it back"
         );
         assert_eq!(
@@ -237,13 +245,27 @@ mod tests {
             (None, vec![])
         );
         lease.adopt("second".into(), at(20_000));
-        assert!(lease.token(at(28_999)).is_some(), "ours again");
+        assert!(lease.is_valid(at(28_999)));
+    }
+
+    #[test]
+    fn a_lease_that_lapsed_before_it_was_delivered_again_vouches_only_after_the_claim_has() {
+        let (table, start) = (table(), Instant::now());
+        let at = |s| start + Duration::from_secs(s);
+        let lease = table.hold("first".into(), 7, start);
+        lease.adopt("second".into(), at(5));
         assert!(
-            !lease.is_certain(at(20_000)),
-            "somebody may have begun in between"
+            lease.vouches(at(5)),
+            "delivered again in time: nobody else had it"
         );
-        lease.trust();
-        assert!(lease.is_certain(at(20_000)));
+        lease.adopt("third".into(), at(20));
+        assert!(lease.is_valid(at(20)) && !lease.vouches(at(20)));
+        lease.adopt("fourth".into(), at(21));
+        assert!(!lease.vouches(at(21)), "still not proven");
+        lease.proven(&"third".into());
+        assert!(!lease.vouches(at(21)), "proven for an earlier delivery");
+        lease.proven(&"fourth".into());
+        assert!(lease.vouches(at(21)));
     }
 
     #[test]
@@ -254,6 +276,6 @@ mod tests {
         let earlier = table.renewable(start);
         lease.adopt("second".into(), at(1));
         table.renewed(&earlier, at(8));
-        assert!(!lease.is_certain(at(10)));
+        assert!(!lease.is_valid(at(10)));
     }
 }

@@ -14,7 +14,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::record::{
-    AfterConflict, ClaimRecord, ClaimState, Claimant, Inheritance, OutcomeRef, OwnerWord, after_conflict,
+    AfterConflict, ClaimRecord, ClaimState, Claimant, Inheritance, Judgement, OutcomeRef, OwnerWord,
+    after_conflict,
 };
 use crate::sink::Outgoing;
 
@@ -99,6 +100,21 @@ struct Held {
     written: Instant,
 }
 
+/// What a claim that exists means for a message, as far as it could be found out.
+pub enum Learnt {
+    /// There is none, or none that can be read: a new one may be written.
+    Nothing,
+    /// It was answered with this result; nothing when it cannot be read back any more.
+    Finished(Option<Outgoing>),
+    /// Another worker has it, by this message or by another one.
+    HeldElsewhere {
+        /// Whether it is the same message.
+        same_message: bool,
+    },
+    /// Free to be taken over, with this record.
+    TakeOver(Box<ClaimRecord>),
+}
+
 /// How an attempt to take an assignment ended.
 pub enum Taken {
     /// It is ours.
@@ -166,12 +182,36 @@ impl Fleet {
         Ok(Taken::Exists(found))
     }
 
-    /// Whether the owner of a claim works on it, as far as it matters for this message. A copy of a message that still
-    /// waits needs no answer: the original will carry it.
+    /// Finds out what a claim means for the message of `claimant`: asks its owner, reads the result back.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] only.
-    pub async fn word_of(
+    /// [`StoreError::Unavailable`] only: nothing is known then, and nothing may be written on top of the claim.
+    pub async fn learn(
+        &self,
+        found: &Found,
+        claimant: &Claimant,
+        key: &AssignmentKey,
+    ) -> Result<Learnt, StoreError> {
+        let Some(record) = &found.record else {
+            return Ok(Learnt::Nothing);
+        };
+        let mut judgement = record.judge(claimant, OwnerWord::NotAsked);
+        if judgement == Judgement::AskOwner {
+            judgement = record.judge(claimant, self.word_of(record, claimant, key).await?);
+        }
+        Ok(match judgement {
+            // Asked once, an owner has a word; should it not, the case comes back.
+            Judgement::AskOwner => Learnt::HeldElsewhere { same_message: true },
+            Judgement::HeldElsewhere { same_message } => Learnt::HeldElsewhere { same_message },
+            Judgement::Finished(None) => Learnt::Finished(None),
+            Judgement::Finished(Some(outcome)) => Learnt::Finished(self.store.result(&outcome).await?),
+            Judgement::TakeOver(record) => Learnt::TakeOver(record),
+        })
+    }
+
+    /// Whether the owner of a claim works on it, as far as it matters for this message. A copy of a message that still
+    /// waits needs no answer: the original will carry it.
+    async fn word_of(
         &self,
         record: &ClaimRecord,
         claimant: &Claimant,
@@ -184,18 +224,11 @@ impl Fleet {
         Ok(self.store.ask_owner(&record.owner, key).await)
     }
 
-    /// The recorded result of a finished assignment.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`] only.
-    pub async fn result(&self, outcome: &OutcomeRef) -> Result<Option<Outgoing>, StoreError> {
-        self.store.result(outcome).await
-    }
-
     /// Notes that a process died while it ran this assignment. Tries until the store answers.
     pub async fn note_death(&self, key: &AssignmentKey, alone: bool) {
+        let mut written = None;
         loop {
-            let noted = self.try_note_death(key, alone).await;
+            let noted = self.try_note_death(key, alone, &mut written).await;
             match noted {
                 Ok(()) => return,
                 Err(StoreError::Conflict) => {}
@@ -204,17 +237,31 @@ impl Fleet {
         }
     }
 
-    /// Notes a death, trying once.
+    /// Notes a death, trying once. `written` goes from try to try: the count that one may have written whose answer was
+    /// lost. A count that is that high is taken for ours: a death too few is made up for by the next, one too many would
+    /// condemn an assignment that has killed nobody.
     ///
     /// # Errors
     /// [`StoreError`]: try again.
-    pub async fn try_note_death(&self, key: &AssignmentKey, alone: bool) -> Result<(), StoreError> {
+    pub async fn try_note_death(
+        &self,
+        key: &AssignmentKey,
+        alone: bool,
+        written: &mut Option<u32>,
+    ) -> Result<(), StoreError> {
         let found = self.store.read(key).await?;
         let Some(mut record) = found.record.filter(|record| record.state != ClaimState::Finished) else {
             return Ok(());
         };
+        if written.is_some_and(|deaths| record.deaths >= deaths) {
+            return Ok(());
+        }
         record.note_death(alone);
-        self.store.write(key, &record, found.revision).await.map(drop)
+        let noted = self.store.write(key, &record, found.revision).await;
+        if let Err(StoreError::Unavailable(_)) = noted {
+            *written = Some(record.deaths);
+        }
+        noted.map(drop)
     }
 
     /// Takes over the claim behind a result that a process stored before it ended. Nothing when the result must not be

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::decision::Row;
 use super::{Case, HAND_BACK_DELAY_MS, Intake, Known, TakenPlace};
-use crate::claims::fleet::{Fleet, Found, StoreError, Taken};
-use crate::claims::record::{ClaimRecord, Claimant, Judgement, OwnerWord, StoredMessage};
+use crate::claims::fleet::{Fleet, Found, Learnt, StoreError, Taken};
+use crate::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use crate::claims::{Claim, Standing};
 use crate::clock;
 use crate::events;
@@ -60,7 +60,7 @@ impl Intake {
                     .emit(events::claims_unavailable(&case.identity, &error));
                 tokio::time::sleep(STORE_RETRY).await;
             }
-            if case.holdings.is_doubtful() {
+            if case.holdings.has_lapsed() {
                 // The broker gives it to somebody, perhaps to us, who then begins anew.
                 return self.forget(case);
             }
@@ -100,39 +100,27 @@ impl Intake {
         found: Found,
         case: &mut Case,
     ) -> Result<(), StoreError> {
-        case.known = Known {
+        let learnt = fleet.learn(&found, claimant, &case.identity.key()).await?;
+        let mut known = Known {
             record: None,
             revision: found.revision,
         };
-        let Some(record) = found.record else {
-            return Ok(());
-        };
-        let mut judgement = record.judge(claimant, OwnerWord::NotAsked);
-        if judgement == Judgement::AskOwner {
-            let word = fleet.word_of(&record, claimant, &case.identity.key()).await?;
-            judgement = record.judge(claimant, word);
-        }
-        match judgement {
-            // Asked once, an owner has a word; should it not, the case comes back.
-            Judgement::AskOwner => case.standing = Standing::Elsewhere { same_message: true },
-            Judgement::HeldElsewhere { same_message } => case.standing = Standing::Elsewhere { same_message },
-            Judgement::Finished(outcome) => {
-                let result = match outcome {
-                    Some(outcome) => fleet.result(&outcome).await?,
-                    None => None,
-                };
-                case.standing = Standing::Finished(result.map(Arc::new));
-            }
-            Judgement::TakeOver(record) => {
+        match learnt {
+            Learnt::Nothing => {}
+            Learnt::HeldElsewhere { same_message } => case.standing = Standing::Elsewhere { same_message },
+            Learnt::Finished(result) => case.standing = Standing::Finished(result.map(Arc::new)),
+            Learnt::TakeOver(record) => {
                 self.parts.log.emit(events::taken_over(&case.identity, &record));
                 let passed_ms = clock::epoch_ms().saturating_sub(record.first_start_ms);
                 let now = Instant::now();
                 case.first_start = now.checked_sub(Duration::from_millis(passed_ms)).unwrap_or(now);
                 let ack = record.ack.clone();
                 case.sent_ack = ack.map(|ack| Arc::new(Outgoing::from(ack)));
-                case.known.record = Some(*record);
+                known.record = Some(*record);
             }
         }
+        // Not before it is known what the claim means: the next try writes on top of this revision.
+        case.known = known;
         Ok(())
     }
 

@@ -152,7 +152,7 @@ impl Sender {
         let _counted = Counted::new(&self.unconfirmed);
         let mut leaving = Leaving::new(written, &holdings, self.outbox.is_some());
         loop {
-            leaving.progress.lapsed = holdings.is_doubtful();
+            leaving.progress.lapsed = holdings.has_lapsed();
             let step = next_step(&leaving.progress);
             let ended = match step {
                 Step::Keep => self.keep(&mut leaving, &holdings).await,
