@@ -8,6 +8,7 @@
 pub mod plan;
 pub mod replay;
 mod sending;
+mod shrinking;
 mod writing;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
 
 use self::sending::Sender;
+use self::shrinking::Shrinker;
 use self::writing::Writer;
 use crate::answers::Answers;
 use crate::events::{self, Log};
@@ -188,14 +190,19 @@ impl Publisher {
             spiller,
             log,
         } = parts;
+        let shrinker = Shrinker {
+            spiller: spiller.clone(),
+            result_subject: answers.result_subject().into(),
+            log: log.clone(),
+        };
         Self {
             writer: Writer {
                 answers,
                 spiller,
                 sink: Arc::clone(&sink),
-                log: log.clone(),
+                log,
             },
-            sender: Sender::new(sink, outbox, log),
+            sender: Sender::new(sink, outbox, shrinker),
         }
     }
 }
