@@ -3,6 +3,10 @@
 
 #[path = "faults/consumption.rs"]
 mod consumption;
+#[path = "faults/outages.rs"]
+mod outages;
+#[path = "faults/side_effects.rs"]
+mod side_effects;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
