@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use caf_actors::block_worker::threads::Threads;
+use caf_actors::claims::Claims;
+use caf_actors::outbox::Outbox;
 use caf_actors::pool::LookAtPool;
 use caf_actors::publisher::LookAtPublisher;
 use caf_actors::runtime::Route;
@@ -16,6 +18,7 @@ use caf_actors::status::NodeStatus;
 use caf_protocol::timestamp::iso_micros;
 use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use crate::wiring::Tree;
 
@@ -38,6 +41,8 @@ struct Parts {
     pools: Vec<(&'static str, Route<LookAtPool>)>,
     publisher: Route<LookAtPublisher>,
     threads: Threads,
+    claims: Claims,
+    outbox: Option<Outbox>,
 }
 
 impl Health {
@@ -62,6 +67,8 @@ impl Health {
             pools,
             publisher: tree.publisher.clone(),
             threads: tree.threads.clone(),
+            claims: tree.claims.clone(),
+            outbox: tree.outbox.clone(),
         });
     }
 
@@ -71,6 +78,11 @@ impl Health {
         let mut details = Map::new();
         let alive = self.look_at_parts(&mut checks, &mut details).await;
         self.look_at_broker(&mut checks);
+        if self.mode != "local" {
+            let obstacle = self.status.obstacle();
+            let message = obstacle.as_deref().unwrap_or("usable");
+            checks.insert("state_dir".to_owned(), check(obstacle.is_none(), message));
+        }
         let well = checks.values().all(|check| check["status"] == "ok") && !self.status.is_draining();
         let status = match (alive, well) {
             (false, _) => "unhealthy",
@@ -146,6 +158,10 @@ impl Health {
         details.insert("pools".to_owned(), Value::Object(answers.collect()));
         details.insert("publisher".to_owned(), json!(publisher));
         details.insert("stray_threads".to_owned(), json!(parts.threads.strays()));
+        details.insert("claims".to_owned(), json!(parts.claims.snapshot(Instant::now())));
+        if let Some(outbox) = &parts.outbox {
+            details.insert("outbox".to_owned(), json!(outbox.snapshot()));
+        }
         let confirming = publisher
             .as_ref()
             .is_none_or(|now| now.oldest_unconfirmed_ms < UNCONFIRMED_LIMIT_MS);

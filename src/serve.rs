@@ -11,7 +11,7 @@ use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
 use caf_actors::events::{self, Log};
 use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
-use caf_actors::nats::buckets::ensure_claims_bucket_when_possible;
+use caf_actors::nats::buckets::{ensure_claims_bucket_when_possible, watch_claims_window};
 use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
@@ -24,7 +24,7 @@ use caf_actors::publisher::replay::Replay;
 use caf_actors::runtime::{EventLoop, run_on, spawn_task};
 use caf_actors::settings::{NatsMode, Spill};
 use caf_actors::sink::Sink;
-use caf_actors::spill::OutputStore;
+use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
 use caf_blocks::Blocks;
@@ -109,12 +109,13 @@ pub async fn run(
         .then(|| Arc::new(ObjectOutputs::new(&connection, &settings.nats, log)) as Arc<dyn OutputStore>);
     let edges = Edges {
         sink: Arc::clone(&sink) as Arc<dyn Sink>,
-        outputs,
+        outputs: outputs.clone(),
         claims: claims.clone(),
         outbox: Some(state.outbox.clone()),
         marks: Some(state.marks.clone()),
     };
-    let replay = Replay::new(sink, claims, &settings.nats.subjects.result, log.clone());
+    let spiller = Spiller::new(outputs, log.clone());
+    let replay = Replay::new(sink, claims, spiller, &settings.nats.subjects.result, log.clone());
     if mode == NatsMode::Jetstream {
         let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
         blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
@@ -246,7 +247,12 @@ async fn feed_and_wait(
             tree.status.clone(),
             &settings.worker.state_dir,
         );
-        tokio::join!(room, keep_fresh(&claims, settings.idempotency.ttl_s));
+        let window = async {
+            if claims.fleet().is_some() {
+                watch_claims_window(connection, &settings.nats, &settings.idempotency, &claims).await;
+            }
+        };
+        tokio::join!(room, keep_fresh(&claims, settings.idempotency.ttl_s), window);
     };
     let escalation = tokio::select! {
         () = signals.next() => None,

@@ -17,9 +17,10 @@ use caf_actors::intake::{Intake, IntakeParts};
 use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
 use caf_actors::outbox::Outbox;
+use caf_actors::pool::auditor::audit;
 use caf_actors::pool::{EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
-use caf_actors::runtime::{EventLoop, Route, spawn_actor};
+use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
 use caf_actors::sink::Sink;
 use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::state_dir::marks::Marks;
@@ -190,6 +191,7 @@ pub async fn build(
         cancel_all: cancel_all.clone(),
         log: log.clone(),
     };
+    adopt(&supervisor, auditor_child(&loops, &pools, log)).await;
     let intake = Route::default();
     adopt(&supervisor, intake_child(&loops, &intake, parts)).await;
     let sizes = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
@@ -335,6 +337,20 @@ fn worker_child(
                 .await;
             }
             .boxed()
+        }),
+    }
+}
+
+fn auditor_child(loops: &EventLoops, pools: &[PoolHandle], log: &Log) -> Child {
+    let (on, log) = (loops.pipeline.handle(), log.clone());
+    let slots = pools.iter().map(|pool| (pool.class, Arc::clone(&pool.slots)));
+    let slots: Vec<_> = slots.collect();
+    Child {
+        name: "slot_auditor".to_owned(),
+        may_finish: false,
+        start: Box::new(move |ended| {
+            let (on, slots, log) = (on.clone(), slots.clone(), log.clone());
+            async move { spawn_task(&on, move || audit(slots, log).boxed_local(), ended) }.boxed()
         }),
     }
 }

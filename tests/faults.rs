@@ -5,6 +5,10 @@
 mod consumption;
 #[path = "faults/kills.rs"]
 mod kills;
+#[path = "faults/outages.rs"]
+mod outages;
+#[path = "faults/side_effects.rs"]
+mod side_effects;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;

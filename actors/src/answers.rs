@@ -100,6 +100,11 @@ impl Answers {
         }
     }
 
+    /// Where results go.
+    pub fn result_subject(&self) -> &str {
+        &self.subjects.result
+    }
+
     /// An acknowledgement; `rejection` is absent for an accepted job.
     pub fn ack(
         &self,
@@ -281,11 +286,12 @@ fn shorten(failure: &mut Failure) {
 }
 
 /// Longer than a fact about a failure needs to be.
-fn value_is_long(value: &Value) -> bool {
+pub(crate) fn value_is_long(value: &Value) -> bool {
     value.to_string().len() > 256
 }
 
-fn too_large(outputs: &[u8], limit: usize) -> Failure {
+/// Row 15: what becomes of outputs that do not fit, with their size and hash.
+pub(crate) fn too_large(outputs: &[u8], limit: usize) -> Failure {
     Failure::new(
         ErrorCode::ResourceUnavailable,
         "outputs: larger than the largest message that the server takes",

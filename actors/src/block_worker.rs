@@ -113,7 +113,9 @@ impl BlockWorker {
 }
 
 async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
+    let running = slot.occupy();
     let ended = on_the_floor(&mut job, &worker).await;
+    drop(running);
     let BlockWorker { publisher, log, .. } = worker;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
@@ -141,7 +143,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
                 "taken over by another worker before it ended",
             ));
             if let Some(claim) = job.holdings.claim.take() {
-                claim.forget();
+                claim.suppress();
             }
         }
     }

@@ -8,6 +8,7 @@ pub mod fleet;
 pub mod record;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use caf_protocol::ids::AssignmentKey;
@@ -28,6 +29,24 @@ struct Shared {
     ttl: std::time::Duration,
     fleet: Option<Fleet>,
     book: Mutex<Book>,
+    /// Results that were not published because somebody else has answered or will.
+    suppressed: AtomicU64,
+    /// How far back the fleet's store really reaches, in seconds; the whole time until that is known.
+    fleet_window_s: AtomicU64,
+}
+
+/// What is known of assignments now.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ClaimsSnapshot {
+    /// Assignments in this process's memory.
+    pub entries: usize,
+    /// Bytes of their answers.
+    pub bytes: usize,
+    /// How long a finished assignment is really remembered, in seconds: `idempotency.ttl_s`, or less when there is too
+    /// little room. By the fleet where claims are shared, else by this process.
+    pub idempotency_window_s: u64,
+    /// Results not published since the start because another worker answers.
+    pub results_suppressed: u64,
 }
 
 #[derive(Default)]
@@ -39,12 +58,16 @@ struct Book {
     forgotten: HashSet<AssignmentKey>,
     bytes: usize,
     releases: u64,
+    /// When the youngest was released of those that went for want of room.
+    pushed_out: Option<Instant>,
 }
 
 struct Entry {
     first_start: Instant,
     ack: Option<Arc<Outgoing>>,
     result: Option<Arc<Outgoing>>,
+    /// The message that the result was confirmed for; nothing before.
+    answered: Option<(Arc<str>, u64)>,
     /// The lease of the delivery that is being worked on; dangling once the claim is released.
     lease: Weak<Lease>,
     /// The claim that the fleet knows; dangling without one.
@@ -60,7 +83,8 @@ pub enum Standing {
     New,
     /// This process works on it; the lease when it came from a stream.
     Held(Option<Arc<Lease>>),
-    /// It was answered with this result; nothing when it cannot be read back any more.
+    /// It was answered with this result; nothing when it is not to be repeated: it cannot be read back any more, or this
+    /// very message was answered with it.
     Finished(Option<Arc<Outgoing>>),
     /// Another worker works on it.
     Elsewhere {
@@ -92,6 +116,8 @@ impl Claims {
             ttl: std::time::Duration::from_secs(settings.ttl_s),
             fleet,
             book: Mutex::default(),
+            suppressed: AtomicU64::new(0),
+            fleet_window_s: AtomicU64::new(settings.ttl_s),
         }))
     }
 
@@ -143,6 +169,7 @@ impl Claims {
             first_start: now,
             ack: None,
             result: None,
+            answered: None,
             lease: Weak::new(),
             fleet: Weak::new(),
             released: None,
@@ -156,6 +183,41 @@ impl Claims {
             claims: self.clone(),
             fleet: None,
         }
+    }
+
+    /// Whether the answer to an assignment was confirmed for this very message: it comes back only because the broker was
+    /// not told.
+    pub fn is_answered(&self, key: &AssignmentKey, position: Option<&(Arc<str>, u64)>) -> bool {
+        let book = self.book();
+        let answered = book.entries.get(key).and_then(|entry| entry.answered.as_ref());
+        answered.is_some() && answered == position
+    }
+
+    /// How far back the fleet's store reaches, in seconds.
+    pub fn set_fleet_window(&self, seconds: u64) {
+        self.0.fleet_window_s.store(seconds, Relaxed);
+    }
+
+    /// What is known now, for people.
+    pub fn snapshot(&self, now: Instant) -> ClaimsSnapshot {
+        let (entries, bytes) = self.size();
+        let idempotency_window_s = match self.0.fleet {
+            Some(_) => self.0.fleet_window_s.load(Relaxed),
+            None => self.own_window(now).as_secs(),
+        };
+        ClaimsSnapshot {
+            entries,
+            bytes,
+            idempotency_window_s,
+            results_suppressed: self.0.suppressed.load(Relaxed),
+        }
+    }
+
+    /// How long this process remembers what it has finished.
+    fn own_window(&self, now: Instant) -> std::time::Duration {
+        let pushed_out = self.book().pushed_out;
+        let reaches = pushed_out.map_or(self.0.ttl, |at| now.saturating_duration_since(at));
+        reaches.min(self.0.ttl)
     }
 
     /// Assignments remembered now, and the bytes of their answers.
@@ -193,9 +255,20 @@ impl Claim {
     pub fn forget(self) {
         let mut book = self.claims.book();
         if let Some(entry) = book.entries.get_mut(&self.key) {
-            (entry.ack, entry.result) = (None, None);
+            (entry.ack, entry.result, entry.answered) = (None, None, None);
         }
         book.forgotten.insert(self.key.clone());
+    }
+
+    /// Somebody else answers although there is a result here: counts it, and lets go as [`Claim::forget`] does.
+    pub fn suppress(self) {
+        self.claims.0.suppressed.fetch_add(1, Relaxed);
+        self.forget();
+    }
+
+    /// The result is stored for whoever listens; `position` is the message that asked for it.
+    pub fn note_answered(&self, position: Option<&(Arc<str>, u64)>) {
+        self.with_entry(|entry| entry.answered = position.cloned());
     }
 
     /// Fixes the acknowledgement: no other is ever sent for this assignment.
@@ -239,6 +312,9 @@ impl Book {
             let Some((key, number)) = self.released.pop_front() else {
                 return;
             };
+            let released = self.entries.get(&key).and_then(|entry| entry.released);
+            let current = released.filter(|(_, current)| *current == number);
+            self.pushed_out = self.pushed_out.max(current.map(|(at, _)| at));
             self.forget(&key, number);
         }
     }

@@ -14,6 +14,7 @@ use slog::{KV, Record, Serializer};
 
 use crate::claims::fleet::StoreError;
 use crate::claims::record::ClaimRecord;
+use crate::pool::auditor::Look;
 
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
 /// change of state (and one line per job), debug is everything else about a job.
@@ -545,6 +546,21 @@ pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
 /// Results cannot be stored: pulling stops until they can.
 pub fn outbox_failing(error: &str) -> Event {
     Event::new(Level::Error, "Results cannot be stored, pulling stops").with("error", error)
+}
+
+/// Slots of a pool are missing on two looks in a row, or are not any more. A fault of the program: restart it, report it.
+pub fn slots_unaccounted(pool: &str, slots: usize, look: &Look) -> Event {
+    let (level, message) = match slots {
+        0 => (Level::Info, "Slots accounted for again"),
+        _ => (Level::Error, "Slots unaccounted for"),
+    };
+    Event::new(level, message)
+        .with("pool", pool)
+        .with("slots_unaccounted", slots)
+        .with("slots", look.slots)
+        .with("free", look.free)
+        .with("issued", look.issued.len())
+        .with("running", look.running.len())
 }
 
 /// Results can be stored again.

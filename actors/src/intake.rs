@@ -181,7 +181,7 @@ impl Intake {
             Reading::Invalid(identity, refusal) => (identity, Err(refusal)),
             Reading::Valid(assignment) => (assignment.identity.clone(), Ok(assignment)),
         };
-        let standing = self.parts.claims.look(&identity.key(), arrival.received);
+        let standing = self.standing(&identity, &arrival);
         let (first_start, sent_ack) = match &standing {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
             _ => (arrival.received, None),
@@ -198,6 +198,17 @@ impl Intake {
             fixed_ack: None,
             holdings,
         })
+    }
+
+    /// What this process knows of the assignment. A result that was confirmed for this very message is not repeated.
+    fn standing(&self, identity: &Identity, arrival: &Arrival) -> Standing {
+        let (claims, key) = (&self.parts.claims, identity.key());
+        match claims.look(&key, arrival.received) {
+            Standing::Finished(_) if claims.is_answered(&key, arrival.position.as_ref()) => {
+                Standing::Finished(None)
+            }
+            standing => standing,
+        }
     }
 
     /// The row, and for a job that runs its place. A place is taken only for a job that would run; without one the
@@ -298,7 +309,7 @@ impl Intake {
                 self.parts.log.emit(events::answered_again(identity));
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
-            (Row::Repeat, _) => "answered before; the result cannot be read back any more",
+            (Row::Repeat, _) => "answered before; nothing is repeated",
             (Row::Renew, Standing::Held(held)) => {
                 let now = Instant::now();
                 if let (Some(held), Some(lease)) = (held, &holdings.lease)

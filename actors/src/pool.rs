@@ -5,10 +5,12 @@
 //! whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
 //! re-created sees the true counts; the jobs that waited in it come back by redelivery.
 
+pub mod auditor;
 mod line;
+mod slots;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
@@ -19,6 +21,7 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::time::Instant;
 
 use self::line::Line;
+pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
@@ -30,7 +33,7 @@ use crate::sink::Verdict;
 /// How long a slot rests when its block worker is being re-created.
 const WORKER_RESTART_WAIT: Duration = Duration::from_millis(100);
 
-// ---- Places and slots: owned values, shared across restarts of the pool ----
+// ---- Places: owned values, shared across restarts of the pool; slots are in `slots` ----
 
 /// The places of a pool: its slots and, when the queue is bounded, its queue.
 #[derive(Clone)]
@@ -93,61 +96,6 @@ pub fn overload_status(depth: usize, size: usize) -> OverloadStatus {
         () if share(8) => OverloadStatus::Overloaded,
         () if share(5) => OverloadStatus::Degraded,
         () => OverloadStatus::Healthy,
-    }
-}
-
-/// The slots of a pool, one per block worker.
-pub struct Slots {
-    count: usize,
-    free: Mutex<Vec<usize>>,
-    wake: Route<SlotReturned>,
-}
-
-/// The right to run one job. Returns when dropped, and wakes the pool.
-pub struct Slot {
-    /// Which block worker it stands for.
-    pub index: usize,
-    slots: Arc<Slots>,
-}
-
-impl Slots {
-    /// All free. `wake` leads to the pool.
-    pub fn new(count: usize, wake: Route<SlotReturned>) -> Arc<Self> {
-        Arc::new(Self {
-            count,
-            free: Mutex::new((0..count).rev().collect()),
-            wake,
-        })
-    }
-
-    fn try_take(self: &Arc<Self>) -> Option<Slot> {
-        let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        Some(Slot {
-            index,
-            slots: Arc::clone(self),
-        })
-    }
-
-    /// Jobs running now.
-    pub fn busy(&self) -> usize {
-        self.count - self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Share of slots that are busy, 0..1.
-    pub fn busy_share(&self) -> f64 {
-        let float = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-        float(self.busy()) / float(self.count.max(1))
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.slots
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(self.index);
-        let _ = self.slots.wake.tell(SlotReturned);
     }
 }
 
@@ -218,6 +166,9 @@ pub struct PoolSnapshot {
     pub running: usize,
     /// Slots.
     pub slots: usize,
+    /// Slots that are neither free nor with a job that runs, when the auditor looked last: 0 unless the program is
+    /// at fault.
+    pub slots_unaccounted: usize,
 }
 
 // ---- State ----
@@ -389,7 +340,8 @@ impl Handler<LookAtPool> for Pool {
         PoolSnapshot {
             queued: self.line.len(),
             running: self.slots.busy(),
-            slots: self.slots.count,
+            slots: self.slots.count(),
+            slots_unaccounted: self.slots.unaccounted(),
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod plan;
 pub mod replay;
 mod sending;
+mod shrinking;
 mod writing;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 
 use self::sending::Sender;
 pub use self::sending::{outcome_of, retry_delay};
+use self::shrinking::Shrinker;
 use self::writing::Writer;
 use crate::answers::Answers;
 use crate::events::{self, Log};
@@ -190,14 +192,19 @@ impl Publisher {
             spiller,
             log,
         } = parts;
+        let shrinker = Shrinker {
+            spiller: spiller.clone(),
+            result_subject: answers.result_subject().into(),
+            log: log.clone(),
+        };
         Self {
             writer: Writer {
                 answers,
                 spiller,
                 sink: Arc::clone(&sink),
-                log: log.clone(),
+                log,
             },
-            sender: Sender::new(sink, outbox, log),
+            sender: Sender::new(sink, outbox, shrinker),
         }
     }
 }

@@ -100,7 +100,7 @@ impl Spiller {
     }
 
     /// Stores until it is stored or refused.
-    async fn keep(&self, identity: &Identity, outputs: Option<Bytes>) -> Option<OutputRef> {
+    pub(crate) async fn keep(&self, identity: &Identity, outputs: Option<Bytes>) -> Option<OutputRef> {
         let store = self.store.as_ref()?;
         let object = OutputObject::new(&identity.key(), outputs?);
         let mut silent_tries = 0;

@@ -5,7 +5,7 @@
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::ack::OverloadStatus;
 use crate::assignment::Identity;
@@ -140,6 +140,16 @@ impl From<&Failure> for ErrorBody {
             details: failure.details.clone(),
         }
     }
+}
+
+/// The fields of a result that tell of a failure, for one that was written without them.
+pub fn failure_fields(failure: &Failure) -> Map<String, Value> {
+    Map::from_iter([
+        ("error_code".to_owned(), json!(failure.code)),
+        ("error_type".to_owned(), json!(failure.error_type())),
+        ("error_message".to_owned(), json!(breaker_safe_message(failure))),
+        ("error".to_owned(), json!(ErrorBody::from(failure))),
+    ])
 }
 
 /// The message for the router: a fault that is not the provider's must not trip the breaker by its wording.

@@ -122,7 +122,7 @@ pub enum OwnerWord {
 pub enum Judgement {
     /// First ask its owner.
     AskOwner,
-    /// Row 11: the recorded result again.
+    /// Row 11: the recorded result again; nothing when this very message was answered with it.
     Finished(Option<OutcomeRef>),
     /// Rows 10b and 10c: another worker has it, by this message or by another one.
     HeldElsewhere {
@@ -167,6 +167,8 @@ impl ClaimRecord {
     /// What `claimant` may do about an assignment that is claimed like this.
     pub fn judge(&self, claimant: &Claimant, word: OwnerWord) -> Judgement {
         match (self.state, word) {
+            // It was not asked again: only the word to the broker was lost. Whoever listens has heard the result.
+            (ClaimState::Finished, _) if self.is_by(claimant) => Judgement::Finished(None),
             (ClaimState::Finished, _) => Judgement::Finished(self.outcome.clone()),
             (ClaimState::Interrupted, _) => Judgement::TakeOver(Box::new(self.taken_over(claimant))),
             // The caller has seen that this process does not hold it: it was lost with an actor.
@@ -175,12 +177,17 @@ impl ClaimRecord {
             }
             (ClaimState::Running, OwnerWord::NotAsked) => Judgement::AskOwner,
             (ClaimState::Running, OwnerWord::Holds) => Judgement::HeldElsewhere {
-                same_message: self.stream == claimant.stream && self.sequence == claimant.sequence,
+                same_message: self.is_by(claimant),
             },
             (ClaimState::Running, OwnerWord::LetGo | OwnerWord::Silent) => {
                 Judgement::TakeOver(Box::new(self.taken_over(claimant)))
             }
         }
+    }
+
+    /// Whether the claim is on the very message that `claimant` asks for.
+    fn is_by(&self, claimant: &Claimant) -> bool {
+        self.stream == claimant.stream && self.sequence == claimant.sequence
     }
 
     /// This record in the hands of `claimant`. A hand-back does not count as an attempt.

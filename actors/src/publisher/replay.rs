@@ -13,12 +13,14 @@ use futures_util::stream;
 use tokio::time::Instant;
 
 use super::sending::{Sender, outcome_of};
+use super::shrinking::Shrinker;
 use crate::claims::fleet::{Proof, StoreError};
 use crate::claims::record::Inheritance;
 use crate::claims::{Claim, Claims};
 use crate::events::{self, Log};
 use crate::outbox::{Entry, EntryId, NewEntry, Outbox};
 use crate::sink::{Outgoing, Sink};
+use crate::spill::Spiller;
 
 /// Entries read at once.
 const PAGE: usize = 64;
@@ -34,12 +36,25 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// `result_subject` tells the result from what else was stored with it.
-    pub fn new(sink: Arc<dyn Sink>, claims: Claims, result_subject: &str, log: Log) -> Self {
+    /// `result_subject` tells the result from what else was stored with it; `spiller` keeps elsewhere what the server
+    /// takes no longer.
+    pub fn new(
+        sink: Arc<dyn Sink>,
+        claims: Claims,
+        spiller: Spiller,
+        result_subject: &str,
+        log: Log,
+    ) -> Self {
+        let result_subject: Arc<str> = result_subject.into();
+        let shrinker = Shrinker {
+            spiller,
+            result_subject: Arc::clone(&result_subject),
+            log,
+        };
         Self {
-            sender: Sender::new(sink, None, log),
+            sender: Sender::new(sink, None, shrinker),
             claims,
-            result_subject: result_subject.into(),
+            result_subject,
         }
     }
 
@@ -72,7 +87,7 @@ impl Replay {
             Ok(()) => self.publish_all(&content, &claim).await,
             Err(why) => {
                 self.sender.log(events::result_suppressed(None, why));
-                claim.forget();
+                claim.suppress();
             }
         }
         outbox.remove(id);
@@ -100,10 +115,11 @@ impl Replay {
 
     async fn publish_all(&self, entry: &NewEntry, claim: &Claim) {
         for message in &entry.messages {
-            let published = self.sender.send_until_confirmed(message).await;
+            let (message, published) = self.sender.send_or_shrink(Arc::clone(message)).await;
             if *message.subject == *self.result_subject {
-                claim.record_result(message);
-                self.finish(claim, message, published.unwrap_or_default()).await;
+                claim.record_result(&message);
+                self.finish(claim, &message, published.unwrap_or_default()).await;
+                claim.note_answered(entry.position.as_ref());
             }
         }
     }

@@ -13,6 +13,7 @@ use caf_protocol::ids::sha256_hex;
 use tokio::time::Instant;
 
 use super::plan::{Ended, Progress, Step, next_step};
+use super::shrinking::Shrinker;
 use super::{AckState, PublisherSnapshot};
 use crate::claims::Claim;
 use crate::claims::fleet::Proof;
@@ -59,6 +60,7 @@ impl Written {
 pub(super) struct Sender {
     sink: Arc<dyn Sink>,
     outbox: Option<Outbox>,
+    shrinker: Shrinker,
     log: Log,
     unconfirmed: Arc<Mutex<Unconfirmed>>,
 }
@@ -94,11 +96,12 @@ struct Leaving {
 }
 
 impl Sender {
-    pub(super) fn new(sink: Arc<dyn Sink>, outbox: Option<Outbox>, log: Log) -> Self {
+    pub(super) fn new(sink: Arc<dyn Sink>, outbox: Option<Outbox>, shrinker: Shrinker) -> Self {
         Self {
             sink,
             outbox,
-            log,
+            log: shrinker.log.clone(),
+            shrinker,
             unconfirmed: Arc::default(),
         }
     }
@@ -127,6 +130,29 @@ impl Sender {
             }
         }
         None
+    }
+
+    /// As [`Sender::send_until_confirmed`], in a smaller form when the server does not take this one. Returns what was
+    /// sent in the end.
+    pub(super) async fn send_or_shrink(
+        &self,
+        mut message: Arc<Outgoing>,
+    ) -> (Arc<Outgoing>, Option<Published>) {
+        loop {
+            if let Some(published) = self.send_until_confirmed(&message).await {
+                return (message, Some(published));
+            }
+            match self.smaller(&message).await {
+                Some(smaller) => message = smaller,
+                None => return (message, None),
+            }
+        }
+    }
+
+    /// A refused message in a form that the server takes, if there is one.
+    async fn smaller(&self, message: &Outgoing) -> Option<Arc<Outgoing>> {
+        let limit = self.sink.max_message_bytes();
+        self.shrinker.shrink(message, limit).await.map(Arc::new)
     }
 
     /// Sends once, and waits when it was not confirmed.
@@ -165,7 +191,7 @@ impl Sender {
                     }
                 },
                 Step::Acknowledge => self.acknowledge(&mut leaving).await,
-                Step::Publish(number) => self.publish(&mut leaving, number).await,
+                Step::Publish(number) => self.publish(&mut leaving, number, &holdings).await,
                 Step::Record => self.record(&leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
                 Step::Settle => self.tell_broker(&mut holdings, Verdict::Ack).await,
@@ -248,7 +274,7 @@ impl Sender {
         }
     }
 
-    async fn publish(&self, leaving: &mut Leaving, number: usize) -> Ended {
+    async fn publish(&self, leaving: &mut Leaving, number: usize, holdings: &Holdings) -> Ended {
         let message = &leaving.messages[number];
         leaving.tries += 1;
         match self.try_to_send(message, leaving.tries).await {
@@ -261,11 +287,30 @@ impl Sender {
                     leaving.result = published;
                 }
             }
+            // A smaller form takes its place and is next.
+            Tried::Refused if self.shrink(leaving, number, holdings).await => return Ended::Failed,
             Tried::Refused => {}
             Tried::Unconfirmed => return Ended::Failed,
         }
         leaving.tries = 0;
         Ended::Done
+    }
+
+    /// Puts a smaller form in the place of a message that was refused. What is only repeated has its one content already,
+    /// on the stream.
+    async fn shrink(&self, leaving: &mut Leaving, number: usize, holdings: &Holdings) -> bool {
+        if !leaving.is_news {
+            return false;
+        }
+        let Some(smaller) = self.smaller(&leaving.messages[number]).await else {
+            return false;
+        };
+        if let (0, Some(claim)) = (number, &holdings.claim) {
+            claim.record_result(&smaller);
+        }
+        leaving.messages[number] = smaller;
+        leaving.tries = 0;
+        true
     }
 
     /// Tells the fleet where the result is.
@@ -277,6 +322,9 @@ impl Sender {
                 self.wait_for_claims(&why).await;
                 return Ended::Failed;
             }
+        }
+        if let Some(claim) = &holdings.claim {
+            claim.note_answered(leaving.position.as_ref());
         }
         // When it was lost in this moment, the new owner will find this result on the stream in place of its own.
         Ended::Done
@@ -293,7 +341,7 @@ impl Sender {
             outbox.remove(id);
         }
         if let Some(claim) = holdings.claim.take() {
-            claim.forget();
+            claim.suppress();
         }
     }
 

@@ -68,8 +68,9 @@ fn what_is_finished_is_never_taken_over() {
         ..running("a")
     };
     for owner in ["a", "b"] {
-        let judged = finished.judge(&claimant(owner, 7), OwnerWord::Silent);
-        assert_eq!(judged, Judgement::Finished(outcome.clone()));
+        let judged = |sequence| finished.judge(&claimant(owner, sequence), OwnerWord::Silent);
+        assert_eq!(judged(8), Judgement::Finished(outcome.clone()), "asked again");
+        assert_eq!(judged(7), Judgement::Finished(None), "the broker was not told");
     }
     assert_eq!(after_conflict(Some(&finished), "a"), AfterConflict::Lost);
 }
