@@ -318,8 +318,13 @@ fn a_finished_assignment_is_answered_again_with_the_same_bytes_and_never_run_aga
         let rig = Rig::start().await;
         rig.deliver(assignment("a", &json!({})), 1).await;
         rig.settled(1).await;
+        // The same message again: its result was confirmed, only the broker does not know.
         rig.deliver(assignment("a", &json!({})), 1).await;
         rig.settled(2).await;
+        assert_eq!(rig.counts(), (1, 1, 0));
+        // Another message: somebody asks again.
+        rig.deliver(assignment("a", &json!({})), 2).await;
+        rig.settled(3).await;
         assert_eq!(rig.counts(), (1, 2, 0));
         let results = rig.raw_results();
         assert_eq!(results[0], results[1]);
