@@ -87,6 +87,7 @@ fn killer_among_neighbours(workers: usize) -> usize {
         }
         supervised.kill_who_runs(&fleet, poison.assignment_id());
         deaths += 1;
+        assert!(deaths <= 2 * MAX_DEATHS, "it is never given up");
     }
     fleet.assert_each_answered_once();
     assert_given_up(&fleet, &poison, "quarantined");
