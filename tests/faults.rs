@@ -3,10 +3,14 @@
 
 #[path = "faults/consumption.rs"]
 mod consumption;
+#[path = "faults/drain.rs"]
+mod drain;
 #[path = "faults/outages.rs"]
 mod outages;
 #[path = "faults/side_effects.rs"]
 mod side_effects;
+#[path = "faults/sizes.rs"]
+mod sizes;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
