@@ -5,10 +5,14 @@
 mod consumption;
 #[path = "faults/kills.rs"]
 mod kills;
+#[path = "faults/drain.rs"]
+mod drain;
 #[path = "faults/outages.rs"]
 mod outages;
 #[path = "faults/side_effects.rs"]
 mod side_effects;
+#[path = "faults/sizes.rs"]
+mod sizes;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;

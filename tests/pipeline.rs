@@ -334,6 +334,20 @@ fn a_finished_assignment_is_answered_again_with_the_same_bytes_and_never_run_aga
 }
 
 #[test]
+fn a_message_that_comes_back_after_its_result_was_confirmed_is_only_settled() {
+    in_system(async {
+        let rig = Rig::start().await;
+        rig.deliver(assignment("a", &json!({})), 1).await;
+        rig.settled(1).await;
+        rig.deliver_again(assignment("a", &json!({})), 1, "again").await;
+        rig.settled(2).await;
+        assert_eq!(rig.counts(), (1, 1, 0), "who listens has heard it");
+        assert_eq!(rig.verdicts()[1], ("again".to_owned(), Verdict::Ack));
+        rig.stop().await;
+    });
+}
+
+#[test]
 fn an_answer_that_the_stream_has_had_before_is_said_in_the_log_unless_it_is_a_repetition() {
     in_system(async {
         let rig = Rig::start().await;
@@ -342,7 +356,7 @@ fn an_answer_that_the_stream_has_had_before_is_said_in_the_log_unless_it_is_a_re
         rig.settled(1).await;
         let said = "Answer dropped by the stream: this id was answered before";
         assert_eq!(rig.lines(said), 1, "the result");
-        rig.deliver(assignment("a", &json!({})), 1).await;
+        rig.deliver(assignment("a", &json!({})), 2).await;
         rig.settled(2).await;
         assert_eq!(rig.lines(said), 1, "row 11 repeats on purpose");
         rig.stop().await;

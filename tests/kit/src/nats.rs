@@ -232,6 +232,11 @@ impl NatsServer {
         self.options.jetstream = enabled;
     }
 
+    /// Its largest message from its next start on, in bytes; its default without.
+    pub fn set_max_payload(&mut self, bytes: Option<usize>) {
+        self.options.max_payload = bytes;
+    }
+
     fn running(&mut self) -> Result<&mut Process> {
         self.process.as_mut().context("the nats-server is not running")
     }
