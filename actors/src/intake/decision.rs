@@ -50,7 +50,7 @@ pub enum StandingFact {
     HeldSameMessage,
     /// This process works on it; this is another message with the same assignment.
     HeldOtherMessage,
-    /// Another worker works on it, by this very message.
+    /// Another worker works on it, by this very message; or it is not certain yet who does, and by which.
     ElsewhereSameMessage,
     /// Another worker works on it, by another message.
     ElsewhereOtherMessage,
@@ -78,8 +78,10 @@ impl StandingFact {
             Standing::Elsewhere { same_message: true } => Self::ElsewhereSameMessage,
             Standing::Elsewhere { same_message: false } => Self::ElsewhereOtherMessage,
             Standing::Finished(_) => Self::Finished,
-            Standing::Held(held) => match (held, own) {
+            Standing::Held(held) | Standing::Uncertain(held) => match (held, own) {
                 (Some(held), Some(own)) if held.sequence == own.sequence => Self::HeldSameMessage,
+                // Who is not certain may find that this very message carries it: to acknowledge it would lose it.
+                _ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,
                 _ => Self::HeldOtherMessage,
             },
         }
