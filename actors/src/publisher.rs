@@ -116,6 +116,16 @@ pub enum AckState {
     Known,
 }
 
+impl AckState {
+    /// What is kept on disk beside the result: also one that is on its way, for its confirmation may never come.
+    pub fn to_keep(&self) -> Option<Arc<Outgoing>> {
+        match self {
+            Self::Sent(SentAck { message, .. }) | Self::Unsent(message) => Some(Arc::clone(message)),
+            Self::Known => None,
+        }
+    }
+}
+
 impl Conclude {
     /// The last word on a job that was accepted: rows 6, 7 and 8, and what a shutdown cancels.
     pub fn of_job(job: Job, step: StepResult) -> Self {

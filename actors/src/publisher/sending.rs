@@ -184,19 +184,13 @@ impl Sender {
         let (Some(outbox), Some(identity)) = (&self.outbox, &leaving.identity) else {
             return Ended::Failed;
         };
-        let unsent_ack = match &leaving.ack {
-            Some(AckState::Unsent(ack)) => Some(Arc::clone(ack)),
-            _ => None,
-        };
+        let ack = leaving.ack.as_ref().and_then(AckState::to_keep);
         let claim = holdings.claim.as_ref().and_then(Claim::fleet);
         let entry = NewEntry {
             key: identity.key(),
             owner: claim.map(|claim| claim.owner().to_owned()).unwrap_or_default(),
             position: leaving.position.clone(),
-            messages: unsent_ack
-                .into_iter()
-                .chain(leaving.messages.iter().cloned())
-                .collect(),
+            messages: ack.into_iter().chain(leaving.messages.iter().cloned()).collect(),
             stored_at_ms: clock::epoch_ms(),
         };
         match outbox.store(entry).await {
