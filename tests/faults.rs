@@ -3,10 +3,10 @@
 
 #[path = "faults/consumption.rs"]
 mod consumption;
-#[path = "faults/kills.rs"]
-mod kills;
 #[path = "faults/drain.rs"]
 mod drain;
+#[path = "faults/kills.rs"]
+mod kills;
 #[path = "faults/outages.rs"]
 mod outages;
 #[path = "faults/side_effects.rs"]

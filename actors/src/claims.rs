@@ -83,6 +83,9 @@ pub enum Standing {
     New,
     /// This process works on it; the lease when it came from a stream.
     Held(Option<Arc<Lease>>),
+    /// This process works on it or is about to, and cannot be certain that it may: the fleet has not granted it yet, or
+    /// the lease does not vouch for it any more.
+    Uncertain(Option<Arc<Lease>>),
     /// It was answered with this result; nothing when it is not to be repeated: it cannot be read back any more, or this
     /// very message was answered with it.
     Finished(Option<Arc<Outgoing>>),
@@ -153,7 +156,19 @@ impl Claims {
             return Standing::New;
         };
         match (entry.released, &entry.result) {
-            (None, _) => Standing::Held(entry.lease.upgrade()),
+            (None, _) => {
+                let lease = entry.lease.upgrade();
+                let vouches = lease.as_ref().map(|lease| lease.vouches(now));
+                let is_certain = match &self.0.fleet {
+                    Some(_) => entry.fleet.upgrade().is_some() && vouches == Some(true),
+                    None => vouches != Some(false),
+                };
+                if is_certain {
+                    Standing::Held(lease)
+                } else {
+                    Standing::Uncertain(lease)
+                }
+            }
             (Some(_), Some(result)) => Standing::Finished(Some(Arc::clone(result))),
             (Some(_), None) => Standing::Interrupted {
                 first_start: entry.first_start,

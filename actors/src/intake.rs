@@ -310,7 +310,7 @@ impl Intake {
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
             (Row::Repeat, _) => "answered before; nothing is repeated",
-            (Row::Renew, Standing::Held(held)) => {
+            (Row::Renew, Standing::Held(held) | Standing::Uncertain(held)) => {
                 let now = Instant::now();
                 if let (Some(held), Some(lease)) = (held, &holdings.lease)
                     && let Some(token) = lease.token(now)

@@ -120,6 +120,21 @@ pub enum AckState {
     Known,
 }
 
+impl AckState {
+    /// What is kept on disk beside the result: also one that is on its way, for its confirmation may never come.
+    pub fn to_keep(&mut self) -> Option<Arc<Outgoing>> {
+        if let Self::Sent(SentAck { confirmed, .. }) = self
+            && confirmed.try_recv().is_ok()
+        {
+            *self = Self::Known;
+        }
+        match self {
+            Self::Sent(SentAck { message, .. }) | Self::Unsent(message) => Some(Arc::clone(message)),
+            Self::Known => None,
+        }
+    }
+}
+
 impl Conclude {
     /// The last word on a job that was accepted: rows 6, 7 and 8, and what a shutdown cancels.
     pub fn of_job(job: Job, step: StepResult) -> Self {

@@ -49,7 +49,7 @@ pub enum StandingFact {
     HeldSameMessage,
     /// This process works on it; this is another message with the same assignment.
     HeldOtherMessage,
-    /// Another worker works on it, by this very message.
+    /// Another worker works on it, by this very message; or it is not certain yet who does, and by which.
     ElsewhereSameMessage,
     /// Another worker works on it, by another message.
     ElsewhereOtherMessage,
@@ -77,8 +77,10 @@ impl StandingFact {
             Standing::Elsewhere { same_message: true } => Self::ElsewhereSameMessage,
             Standing::Elsewhere { same_message: false } => Self::ElsewhereOtherMessage,
             Standing::Finished(_) => Self::Finished,
-            Standing::Held(held) => match (held, sequence) {
+            Standing::Held(held) | Standing::Uncertain(held) => match (held, sequence) {
                 (Some(held), Some(sequence)) if held.sequence == sequence => Self::HeldSameMessage,
+                // Who is not certain may find that this very message carries it: to acknowledge it would lose it.
+                _ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,
                 _ => Self::HeldOtherMessage,
             },
         }

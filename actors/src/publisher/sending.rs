@@ -206,27 +206,13 @@ impl Sender {
         let (Some(outbox), Some(identity)) = (&self.outbox, &leaving.identity) else {
             return Ended::Failed;
         };
-        let unconfirmed_ack = match &mut leaving.ack {
-            Some(AckState::Unsent(ack)) => Some(Arc::clone(ack)),
-            // On its way is not there: a process that dies now may take it along.
-            Some(AckState::Sent(SentAck { message, confirmed })) => match confirmed.try_recv() {
-                Ok(()) => {
-                    leaving.ack = Some(AckState::Known);
-                    None
-                }
-                Err(_) => Some(Arc::clone(message)),
-            },
-            _ => None,
-        };
+        let ack = leaving.ack.as_mut().and_then(AckState::to_keep);
         let claim = holdings.claim.as_ref().and_then(Claim::fleet);
         let entry = NewEntry {
             key: identity.key(),
             owner: claim.map(|claim| claim.owner().to_owned()).unwrap_or_default(),
             position: leaving.position.clone(),
-            messages: unconfirmed_ack
-                .into_iter()
-                .chain(leaving.messages.iter().cloned())
-                .collect(),
+            messages: ack.into_iter().chain(leaving.messages.iter().cloned()).collect(),
             stored_at_ms: clock::epoch_ms(),
         };
         match outbox.store(entry).await {

@@ -1,0 +1,485 @@
+//! Who keeps watch: what must hold after each step, what must hold in the end, and what was seen at all.
+//!
+//! Races that nothing short of a transaction with the router could close are counted under `race:`; each is let through
+//! under the condition that makes it one, and no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use caf_actors::claims::record::{ClaimRecord, ClaimState};
+use caf_actors::settings::SubjectSettings;
+use caf_actors::sink::Outgoing;
+use caf_protocol::assignment::MAX_DEADLINE_MS;
+use caf_protocol::headers::MESSAGE_ID;
+use caf_protocol::ids::AssignmentKey;
+
+use super::broker::Delivery;
+use super::kernel::{Micros, SECOND};
+use super::scenario::{Kind, Scenario, Spec};
+use super::world::World;
+
+/// Longest time that a worker may take from its first question to an owner until it has written its claim.
+const TAKE_OVER_TAKES: Micros = 20 * SECOND;
+
+pub(crate) struct Audit {
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Messages that the router has still to send.
+    pub to_submit: usize,
+    ledgers: Vec<Ledger>,
+    by_key: BTreeMap<String, usize>,
+    by_message_id: BTreeMap<String, usize>,
+    subjects: SubjectSettings,
+}
+
+/// What was seen of one assignment.
+#[derive(Default)]
+struct Ledger {
+    /// Every content that a plain subscriber has seen.
+    acks: BTreeSet<Bytes>,
+    results: Vec<Bytes>,
+    /// How often the assignment has changed hands.
+    terms_of_owners: u64,
+    /// In whose term each result was decided on; nothing where a race let it through.
+    decided: BTreeMap<Bytes, Option<u64>>,
+    answered: bool,
+    /// The row that each result was written for, and by whom.
+    written: BTreeMap<Bytes, &'static str>,
+    deaths: u32,
+    deaths_alone: u32,
+    running: Vec<Running>,
+    last_write: BTreeMap<usize, Micros>,
+    let_go: BTreeMap<usize, Micros>,
+}
+
+struct Running {
+    process: usize,
+    since: Micros,
+    alone: bool,
+}
+
+impl Audit {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        let mut audit = Self {
+            counts: BTreeMap::new(),
+            to_submit: scenario.specs.iter().map(|spec| spec.sent.len()).sum(),
+            ledgers: scenario.specs.iter().map(|_| Ledger::default()).collect(),
+            by_key: BTreeMap::new(),
+            by_message_id: BTreeMap::new(),
+            subjects: SubjectSettings::default(),
+        };
+        for (number, spec) in scenario.specs.iter().enumerate() {
+            if let Some(key) = &spec.key {
+                audit.by_key.insert(key.as_str().to_owned(), number);
+                audit.by_message_id.insert(result_id(number), number);
+                audit.by_message_id.insert(format!("a{number}.ack"), number);
+            }
+        }
+        audit
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn letter_written(&mut self, spec: usize, letter: &Outgoing) {
+        let id = letter.headers.get(MESSAGE_ID).expect("every letter has an id");
+        self.by_message_id.insert(id.to_owned(), spec);
+    }
+
+    pub(crate) fn result_written(&mut self, spec: usize, result: &Outgoing, row: &'static str) {
+        self.ledgers[spec].written.insert(result.payload.clone(), row);
+    }
+}
+
+pub(crate) fn result_id(spec: usize) -> String {
+    format!("a{spec}.result")
+}
+
+impl World {
+    fn ledger_of(&mut self, key: &str) -> (usize, &mut Ledger) {
+        let spec = self.audit.by_key[key];
+        (spec, &mut self.audit.ledgers[spec])
+    }
+
+    /// A message has left the queue: its assignment must be answered, or carried by another message.
+    pub(crate) fn check_not_lost(&mut self, spec: usize) {
+        let is_carried = self.broker.messages.values().any(|message| message.spec == spec);
+        if !is_carried && !self.audit.ledgers[spec].answered {
+            self.fail(format!(
+                "assignment {spec} is lost: its last message was acknowledged, and it has no answer"
+            ));
+        }
+    }
+
+    /// A process is about to publish a result. It must be the assignment's owner.
+    pub(crate) fn check_decided(&mut self, process: usize, sequence: Option<u64>, message: &Outgoing) {
+        let id = message.headers.get(MESSAGE_ID).expect("every result has an id");
+        let spec = self.audit.by_message_id[id];
+        let ledger = &self.audit.ledgers[spec];
+        let is_known = ledger.results.contains(&message.payload);
+        let key = self.scenario.specs[spec]
+            .key
+            .as_ref()
+            .expect("it has an answer")
+            .as_str();
+        let record = self.broker.claims.get(key).map(|(_, record)| record);
+        let owner = &self.processes[process].owner;
+        let is_ours =
+            record.is_none_or(|record| record.owner == *owner && record.state != ClaimState::Finished);
+        let ledger = &mut self.audit.ledgers[spec];
+        let term = (is_known || is_ours).then_some(ledger.terms_of_owners);
+        ledger.decided.entry(message.payload.clone()).or_insert(term);
+        if term.is_some() {
+            return;
+        }
+        let proof = ledger.last_write.get(&process).copied().unwrap_or(0);
+        if self.processes[process].thawed_at.is_some_and(|at| at >= proof) {
+            self.audit.count("race: stopped between proof and publish");
+            return;
+        }
+        if self.is_deceived(process, sequence) {
+            self.audit
+                .count("race: published under a lease that an earlier holder had ended");
+            return;
+        }
+        let why = format!(
+            "process {process} publishes a result of assignment {spec} that is not its own: {record:?}"
+        );
+        self.fail(why);
+    }
+
+    /// Something was published: this is what a plain subscriber sees.
+    pub(crate) fn check_published(&mut self, process: usize, id: &str, message: &Outgoing) {
+        let Some(spec) = self.audit.by_message_id.get(id).copied() else {
+            return self.fail(format!("nobody knows what {id} answers"));
+        };
+        let is_junk = self.scenario.specs[spec].kind == Kind::Junk;
+        let subjects = &self.audit.subjects;
+        let ledger = &mut self.audit.ledgers[spec];
+        if message.subject == subjects.dlq {
+            ledger.answered |= is_junk;
+        } else if message.subject == subjects.ack {
+            ledger.acks.insert(message.payload.clone());
+            if ledger.acks.len() > 1 {
+                self.fail(format!("assignment {spec} has two acknowledgements"));
+            }
+        } else {
+            ledger.answered = true;
+            if ledger.results.contains(&message.payload) {
+                return;
+            }
+            ledger.results.push(message.payload.clone());
+            if ledger.results.len() == 1 {
+                return;
+            }
+            let term = ledger.decided.get(&message.payload).copied().flatten();
+            let same_term =
+                |result: &Bytes| *result != message.payload && ledger.decided.get(result) == Some(&term);
+            if term.is_some() && ledger.results.iter().any(same_term) {
+                return self.fail(format!("assignment {spec} has two results of one owner"));
+            }
+            if self.scenario.is_calm && !self.has_poison() {
+                return self.fail(format!(
+                    "assignment {spec} has two results, and nothing has gone wrong"
+                ));
+            }
+            // Each was decided on by its owner; so ownership has changed in between, which is checked where it does.
+            self.audit
+                .count("race: a second result of a new owner, dropped by the stream");
+        }
+    }
+
+    /// Whether a process may believe that it holds a message that it has lost, for a reason that it cannot see: the
+    /// message reached it long after it was sent, or somebody whom it reached that late has spoken about it.
+    fn is_deceived(&self, process: usize, sequence: Option<u64>) -> bool {
+        sequence.is_some_and(|sequence| {
+            self.broker.disturbed.contains(&sequence) || self.broker.late.contains(&(process, sequence))
+        })
+    }
+
+    fn has_poison(&self) -> bool {
+        self.scenario.specs.iter().any(|spec| spec.kind == Kind::Poison)
+    }
+
+    pub(crate) fn let_go(&mut self, process: usize, key: &AssignmentKey) {
+        let now = self.kernel.now;
+        self.ledger_of(key.as_str()).1.let_go.insert(process, now);
+    }
+
+    /// A claim is written.
+    pub(crate) fn check_claim(
+        &mut self,
+        from: usize,
+        key: &str,
+        before: Option<&ClaimRecord>,
+        after: &ClaimRecord,
+    ) {
+        let now = self.kernel.now;
+        let writer = self.processes[from].owner.clone();
+        let spec = self.audit.by_key[key];
+        if after.owner == writer {
+            self.audit.ledgers[spec].last_write.insert(from, now);
+        }
+        let Some(before) = before else { return };
+        let is_same_term = before.owner == after.owner
+            && before.attempt == after.attempt
+            && (before.state, after.state) != (ClaimState::Interrupted, ClaimState::Running);
+        self.audit.ledgers[spec].terms_of_owners += u64::from(!is_same_term);
+        if before.state == ClaimState::Finished && before != after {
+            return self.fail(format!("the claim on finished assignment {spec} is changed"));
+        }
+        if before.ack.is_some() && before.ack != after.ack {
+            return self.fail(format!(
+                "the fixed acknowledgement of assignment {spec} is changed"
+            ));
+        }
+        if after.owner != writer {
+            let deaths = ClaimRecord {
+                deaths: after.deaths,
+                died_alone: after.died_alone,
+                ..before.clone()
+            };
+            if deaths != *after {
+                self.fail(format!(
+                    "process {from} writes what {} owns: assignment {spec}",
+                    after.owner
+                ));
+            }
+            return;
+        }
+        if before.owner == after.owner || before.state == ClaimState::Interrupted {
+            return;
+        }
+        self.audit.count("taken over from a running owner");
+        let Some(owner) = self.process_named(&before.owner) else {
+            return self.fail(format!("{} was never there", before.owner));
+        };
+        let since = now.saturating_sub(TAKE_OVER_TAKES);
+        let let_go = self.audit.ledgers[spec].let_go.get(&owner);
+        let was_free = let_go.is_some_and(|at| *at >= since);
+        if !was_free && !self.was_unreachable_since(owner, since) {
+            self.fail(format!(
+                "assignment {spec} is taken from process {owner}, which works on it and can be asked"
+            ));
+        }
+    }
+
+    /// A process is about to tell the broker something about a delivery. It must have it.
+    pub(crate) fn check_verdict(&mut self, process: usize, token: &str) {
+        let sequence: u64 = token
+            .split('.')
+            .next()
+            .and_then(|number| number.parse().ok())
+            .expect("a token of ours");
+        let Some(message) = self.broker.messages.get(&sequence) else {
+            return;
+        };
+        let is_current =
+            matches!(&message.state, Delivery::Delivered { token: current, .. } if **current == *token);
+        if is_current {
+            return;
+        }
+        if self.is_deceived(process, Some(sequence)) {
+            self.audit
+                .count("race: a verdict of an earlier holder was on its way");
+            return;
+        }
+        self.fail(format!(
+            "process {process} speaks about delivery {token}, which it has lost"
+        ));
+    }
+
+    pub(crate) fn attempt_begins(&mut self, process: usize, sequence: u64, spec: usize, alone: bool) {
+        let now = self.kernel.now;
+        self.note(|| {
+            format!(
+                "process {process} runs assignment {spec}{}",
+                if alone { " alone" } else { "" }
+            )
+        });
+        let key = self.scenario.specs[spec].key.as_ref().expect("it runs").as_str();
+        let record = self.broker.claims.get(key).map(|(_, record)| record);
+        let owner = &self.processes[process].owner;
+        let is_ours =
+            record.is_some_and(|record| record.owner == *owner && record.state == ClaimState::Running);
+        let proof = self.audit.ledgers[spec]
+            .last_write
+            .get(&process)
+            .copied()
+            .unwrap_or(0);
+        if !is_ours {
+            if self.processes[process].thawed_at.is_some_and(|at| at >= proof) {
+                self.audit.count("race: stopped between proof and attempt");
+            } else if self.is_deceived(process, Some(sequence)) {
+                self.audit
+                    .count("race: began under a lease that an earlier holder had ended");
+            } else {
+                return self.fail(format!(
+                    "process {process} runs assignment {spec}, which is not its own: {record:?}"
+                ));
+            }
+        }
+        let others: Vec<(usize, Micros)> = {
+            let running = self.audit.ledgers[spec].running.iter();
+            running.map(|running| (running.process, running.since)).collect()
+        };
+        for (other, since) in others {
+            if other == process {
+                return self.fail(format!("process {process} runs assignment {spec} twice at once"));
+            }
+            self.audit.count("race: runs beside an owner that was silent");
+            if !self.was_unreachable_since(other, since.min(now.saturating_sub(TAKE_OVER_TAKES))) {
+                return self.fail(format!(
+                    "assignment {spec} runs in processes {other} and {process} at once"
+                ));
+            }
+        }
+        let beside = self.audit.ledgers.iter().flat_map(|ledger| &ledger.running);
+        let mut beside = beside.filter(|running| running.process == process);
+        if beside.any(|running| running.alone || alone) {
+            return self.fail(format!(
+                "process {process} runs something beside what must run alone"
+            ));
+        }
+        self.audit.ledgers[spec].running.push(Running {
+            process,
+            since: now,
+            alone,
+        });
+    }
+
+    pub(crate) fn attempt_ends(&mut self, process: usize, spec: usize) {
+        self.audit.ledgers[spec]
+            .running
+            .retain(|running| running.process != process);
+    }
+
+    pub(crate) fn check_pool(&mut self, process: usize, waiting: usize, running: usize) {
+        let scenario = &self.scenario;
+        let is_over = scenario
+            .queue
+            .is_some_and(|queue| waiting + running > queue + scenario.slots);
+        if running > scenario.slots || is_over {
+            self.fail(format!(
+                "the pool of process {process} has {running} running and {waiting} waiting"
+            ));
+        }
+    }
+
+    /// A process is gone; these were marked as running.
+    pub(crate) fn process_ended(&mut self, process: usize) {
+        for ledger in &mut self.audit.ledgers {
+            ledger.running.retain(|running| running.process != process);
+        }
+    }
+
+    pub(crate) fn died_with(&mut self, marks: &[(AssignmentKey, bool)]) {
+        for (key, alone) in marks {
+            let (_, ledger) = self.ledger_of(key.as_str());
+            ledger.deaths += 1;
+            ledger.deaths_alone += u32::from(*alone);
+        }
+    }
+
+    /// Whether all has come to rest.
+    pub(crate) fn is_over(&self) -> bool {
+        self.healed
+            && self.wounds == 0
+            && self.audit.to_submit == 0
+            && self.broker.messages.is_empty()
+            // What a process left that has no successor in its slot waits for the next that starts; it is not missing.
+            && self.hosts.iter().flatten().all(|disk| disk.locked_by.is_none() || disk.outbox.is_empty() && disk.marks.is_empty())
+            && self
+                .processes
+                .iter()
+                .filter_map(|process| process.node.as_ref())
+                .all(|node| node.is_idle())
+    }
+
+    /// What must hold in the end.
+    pub(crate) fn check_rest(&mut self) {
+        for spec in 0..self.scenario.specs.len() {
+            if let Err(why) = self.check_answer(spec) {
+                return self.fail(format!("assignment {spec}: {why}"));
+            }
+        }
+        let nodes: Vec<_> = self
+            .processes
+            .iter()
+            .filter_map(|process| process.node.clone())
+            .collect();
+        for node in nodes {
+            let places = node.places.queue().0;
+            let mut taken = Vec::new();
+            let all = self.scenario.queue.map_or(0, |queue| queue + self.scenario.slots);
+            taken.extend(std::iter::from_fn(|| node.places.try_take()).take(all));
+            if places != 0 || taken.len() != all {
+                self.fail(format!(
+                    "process {} has lost a place: {} of {all} are free",
+                    node.id,
+                    taken.len()
+                ));
+            }
+            if !node.leases.renewable(self.instant()).is_empty() || !node.claims.held_in_fleet().is_empty() {
+                self.fail(format!("process {} still holds leases or claims", node.id));
+            }
+        }
+    }
+
+    fn check_answer(&mut self, number: usize) -> Result<(), String> {
+        let spec: &Spec = &self.scenario.clone().specs[number];
+        let ledger = &self.audit.ledgers[number];
+        let Some(key) = &spec.key else {
+            return if ledger.answered {
+                Ok(())
+            } else {
+                Err("no dead letter".to_owned())
+            };
+        };
+        let Some(stored) = self.broker.stored(&result_id(number)) else {
+            return Err("no result".to_owned());
+        };
+        let record = self.broker.claims.get(key.as_str()).map(|(_, record)| record);
+        let never_told = match record {
+            Some(record) if record.state == ClaimState::Finished => false,
+            Some(record) if self.broker.disturbed.contains(&record.sequence) => true,
+            _ => return Err(format!("answered, but its claim says {record:?}")),
+        };
+        let Some(row) = ledger.written.get(&stored.payload).copied() else {
+            return Err("its result was never written".to_owned());
+        };
+        let fits = match row {
+            "row 2" => spec.kind == Kind::Invalid,
+            "row 3" => spec.kind == Kind::Foreign,
+            "row 4" => self.scenario.queue.is_some(),
+            "row 6" => matches!(spec.kind, Kind::Works { .. }),
+            "row 7" => matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. }),
+            "row 8" | "row 8b" => spec.deadline_ms < MAX_DEADLINE_MS,
+            "row 9" => !spec.repeatable && !self.scenario.faults.is_empty(),
+            "row 14" => ledger.deaths >= self.scenario.rule.max_deaths && ledger.deaths_alone > 0,
+            "row 17" => !self.scenario.is_calm || self.has_poison(),
+            _ => false,
+        };
+        if !fits {
+            return Err(format!(
+                "{:?} left by {row} after {} deaths, {} of them alone",
+                spec.kind, ledger.deaths, ledger.deaths_alone
+            ));
+        }
+        if ledger.acks.is_empty() {
+            if matches!(row, "row 14" | "row 17") {
+                self.audit
+                    .count("race: an acknowledgement was fixed and never sent");
+            } else {
+                return Err(format!("left by {row} without an acknowledgement"));
+            }
+        }
+        if never_told {
+            self.audit.count(
+                "race: answered under a lease that an earlier holder had ended, so its claim never heard",
+            );
+        }
+        self.audit.count("assignments");
+        Ok(())
+    }
+}

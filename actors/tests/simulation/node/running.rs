@@ -1,0 +1,281 @@
+//! As `pool.rs` and `block_worker.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use caf_actors::block_worker::retry::{NextStep, RetryPlan};
+use caf_actors::block_worker::{Cleared, PROOF_RETRY, is_handed_back};
+use caf_actors::intake::HAND_BACK_DELAY_MS;
+use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
+use caf_actors::pool::Place;
+use caf_actors::publisher::{AckState, dead_letter_of};
+use caf_actors::sink::Verdict;
+use caf_actors::state_dir::marks::Mark;
+use caf_protocol::assignment::Identity;
+use caf_protocol::block::{CancellationToken, Outputs};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use tokio::time::Instant;
+
+use super::Node;
+use crate::scenario::Kind;
+
+/// An accepted assignment.
+pub(crate) struct Job {
+    pub spec: usize,
+    pub sequence: u64,
+    pub identity: Identity,
+    pub started: Instant,
+    pub deadline: Instant,
+    pub max_attempts: u32,
+    pub repeatable: bool,
+    pub alone: bool,
+    pub cancel: CancellationToken,
+    pub load: Option<PoolLoad>,
+    pub ack: AckState,
+    pub _place: Place,
+    pub holdings: Holdings,
+}
+
+enum Ended {
+    Outcome(Outcome, u32),
+    Interrupted,
+    TakenOver,
+}
+
+enum Attempt {
+    Done(Result<Outputs, Failure>),
+    OutOfTime,
+    Cancelled,
+}
+
+impl Node {
+    // ---- The pool ----
+
+    pub(super) fn enqueue(self: &Arc<Self>, job: Job) {
+        let deadline = job.deadline;
+        self.line.lock().unwrap().push_back(job);
+        let node = Arc::clone(self);
+        self.spawn(async move {
+            node.sim.sleep_until(deadline).await;
+            node.pump();
+        });
+        self.pump();
+    }
+
+    fn pump(self: &Arc<Self>) {
+        let now = self.now();
+        let mut started = Vec::new();
+        let expired: Vec<Job> = {
+            let mut line = self.line.lock().unwrap();
+            let (expired, waiting): (Vec<Job>, Vec<Job>) =
+                line.drain(..).partition(|job| job.deadline <= now);
+            *line = waiting.into();
+            while self.running.load(SeqCst) < self.scenario.slots {
+                let Some(job) = line.pop_front() else { break };
+                self.running.fetch_add(1, SeqCst);
+                started.push(job);
+            }
+            let (waiting, running) = (line.len(), self.running.load(SeqCst));
+            drop(line);
+            self.sim.with(|world| world.check_pool(self.id, waiting, running));
+            expired
+        };
+        for job in expired {
+            let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
+            self.conclude_job(job, outcome, 0);
+        }
+        for job in started {
+            self.spawn(Arc::clone(self).run(job));
+        }
+    }
+
+    pub(super) fn hand_line_back(self: &Arc<Self>) {
+        let waiting: Vec<Job> = self.line.lock().unwrap().drain(..).collect();
+        for job in waiting {
+            self.row("row 12", job.spec);
+            self.hand_back(job.holdings);
+        }
+    }
+
+    fn hand_back(self: &Arc<Self>, holdings: Holdings) {
+        let node = Arc::clone(self);
+        let verdict = Verdict::Nak {
+            delay_ms: HAND_BACK_DELAY_MS,
+        };
+        self.spawn(async move { node.settle(holdings, verdict).await });
+    }
+
+    fn conclude_job(self: &Arc<Self>, job: Job, outcome: Outcome, retries_used: u32) {
+        let row = match &outcome {
+            Outcome::Success(_) => "row 6",
+            Outcome::Error(_) => "row 7",
+            Outcome::Timeout(_) => "row 8",
+            Outcome::Cancelled(_) => "row 9",
+        };
+        let step = StepResult {
+            latency_ms: elapsed_ms(job.started, self.now()),
+            outcome,
+            retries_used,
+        };
+        let letter = dead_letter_of(&step.outcome);
+        let at = (job.spec, job.sequence);
+        let written = self.write_answer(
+            row,
+            at,
+            &job.identity,
+            job.ack,
+            &step,
+            job.load,
+            letter,
+            &job.holdings,
+        );
+        self.spawn(Arc::clone(self).conclude(written, job.holdings));
+    }
+
+    // ---- The block worker ----
+
+    async fn run(self: Arc<Self>, mut job: Job) {
+        let ended = self.on_the_floor(&job).await;
+        self.running.fetch_sub(1, SeqCst);
+        self.pump();
+        match ended {
+            Ended::Outcome(outcome, retries_used) => self.conclude_job(job, outcome, retries_used),
+            Ended::Interrupted => {
+                self.row("row 12", job.spec);
+                self.hand_back(job.holdings);
+            }
+            Ended::TakenOver => {
+                self.row("suppressed before it ended", job.spec);
+                if let Some(claim) = job.holdings.claim.take() {
+                    claim.forget();
+                }
+            }
+        }
+    }
+
+    async fn on_the_floor(self: &Arc<Self>, job: &Job) -> Ended {
+        let (alone, floor) = (job.alone, Arc::clone(&self.floor));
+        let entered = async {
+            if alone {
+                (Some(floor.write_owned().await), None)
+            } else {
+                (None, Some(floor.read_owned().await))
+            }
+        };
+        let _floor = tokio::select! {
+            biased;
+            () = job.cancel.cancelled() => return cancelled(job, 0),
+            entered = self.sim.limit_at(job.deadline, entered) => match entered {
+                Some(floor) => floor,
+                None => return out_of_time(0),
+            },
+        };
+        let mark = Mark {
+            key: job.identity.key(),
+            alone: job.alone,
+        };
+        let number = self.sim.with(|world| {
+            let disk = world.disk(self.id);
+            disk.next += 1;
+            disk.marks.insert(disk.next, mark);
+            disk.next
+        });
+        self.sim.moment().await;
+        let ended = self.attempts(job).await;
+        self.sim.with(|world| world.disk(self.id).marks.remove(&number));
+        ended
+    }
+
+    async fn attempts(self: &Arc<Self>, job: &Job) -> Ended {
+        let plan = RetryPlan::cp1(job.max_attempts);
+        let mut attempt = 0;
+        loop {
+            match self.clearance(job).await {
+                Cleared::Go => {}
+                Cleared::Cancelled => return cancelled(job, attempt),
+                Cleared::OutOfTime => return out_of_time(attempt),
+                Cleared::TakenOver => return Ended::TakenOver,
+            }
+            self.sim
+                .with(|world| world.attempt_begins(self.id, job.sequence, job.spec, job.alone));
+            let done = self.one_attempt(job, attempt).await;
+            self.sim.with(|world| world.attempt_ends(self.id, job.spec));
+            let failure = match done {
+                Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
+                Attempt::Done(Err(failure)) => failure,
+                Attempt::OutOfTime => return out_of_time(attempt),
+                Attempt::Cancelled => return cancelled(job, attempt),
+            };
+            let NextStep::RetryAfter(delay) = plan.after(&failure, attempt) else {
+                return Ended::Outcome(Outcome::from(failure), attempt);
+            };
+            tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => return cancelled(job, attempt),
+                () = self.sim.sleep_until(job.deadline) => return out_of_time(attempt),
+                () = self.sim.sleep_for(delay) => {}
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn clearance(&self, job: &Job) -> Cleared {
+        loop {
+            let now = self.now();
+            if job.holdings.has_lapsed_at(now) {
+                self.row("row 13", job.spec);
+            }
+            let proof = tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => return Cleared::Cancelled,
+                proof = self.sim.limit_at(job.deadline, job.holdings.prove_at(now)) => proof,
+            };
+            let Some(proof) = proof else {
+                return Cleared::OutOfTime;
+            };
+            let now = self.now();
+            if let Some(cleared) = Cleared::by(&proof, now, job.deadline) {
+                return cleared;
+            }
+            self.sim.sleep_until(now + PROOF_RETRY).await;
+        }
+    }
+
+    async fn one_attempt(&self, job: &Job, attempt: u32) -> Attempt {
+        let spec = self.spec(job.spec);
+        let work = async {
+            self.sim.sleep(spec.duration).await;
+            let failure = || Failure::new(ErrorCode::NetworkError, "the other side is away");
+            match spec.kind {
+                Kind::Works { failures } if attempt >= failures => Ok(Outputs::new()),
+                Kind::Poison => {
+                    self.sim.with(|world| world.doomed.push(self.id));
+                    std::future::pending().await
+                }
+                _ => Err(failure()),
+            }
+        };
+        tokio::select! {
+            biased;
+            () = job.cancel.cancelled() => Attempt::Cancelled,
+            done = self.sim.limit_at(job.deadline, work) => done.map_or(Attempt::OutOfTime, Attempt::Done),
+        }
+    }
+}
+
+fn out_of_time(attempt: u32) -> Ended {
+    let failure = Failure::timeout("the deadline of the assignment");
+    Ended::Outcome(Outcome::from(failure), attempt)
+}
+
+fn cancelled(job: &Job, attempt: u32) -> Ended {
+    if is_handed_back(job.repeatable, job.holdings.lease.is_some()) {
+        return Ended::Interrupted;
+    }
+    let failure = Failure::new(
+        ErrorCode::CancelledByUser,
+        "the worker shut down while the job ran",
+    );
+    Ended::Outcome(Outcome::from(failure), attempt)
+}

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Breaks production decisions, one at a time, and requires that the simulation fails each time: a simulation that lets a
+# broken decision pass watches nothing. Works on a copy of the workspace under the target directory, so that dependencies
+# need not be built again; the work tree stays as it is.
+#
+#   scripts/mutate.sh          all of them
+#   scripts/mutate.sh NAME...  only these
+#
+# MUTATION_SEEDS: most seeds that a broken decision may survive (3000).
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$root"
+
+target="$(cargo metadata --format-version 1 --no-deps | grep -oE '"target_directory":"[^"]*"' | cut -d '"' -f 4)"
+copy="$target/mutants/source"
+log="$target/mutants/log"
+seeds="${MUTATION_SEEDS:-3000}"
+only=("$@")
+survivors=()
+count=0
+
+# One at a time: two would write into one copy.
+mkdir -p "$target/mutants"
+exec 9>"$target/mutants/lock"
+flock 9
+
+# Copies what changed; what did not keeps its time, so that cargo builds only what it must.
+fresh_copy() {
+    mkdir -p "$copy"
+    tar -cf - --exclude=./target --exclude=./.git . | tar -xf - -C "$copy"
+}
+
+simulate() {
+    (cd "$copy" && CARGO_TARGET_DIR="$target" SIMULATION_SEEDS="$seeds" RUST_BACKTRACE=0 \
+        cargo test --workspace --test simulation 9>&-) >"$log" 2>&1
+}
+
+# mutant NAME FILE OLD NEW: replaces the one place in FILE where OLD stands (one or several lines) by NEW, runs the
+# simulation, and puts the file back.
+mutant() {
+    local name="$1" file="$copy/$2" old="$3" new="$4" begun="$SECONDS"
+    [[ ${#only[@]} -eq 0 || " ${only[*]} " == *" $name "* ]] || return 0
+    count=$((count + 1))
+    local text rest
+    text="$(cat "$file" && printf x)"
+    text="${text%x}"
+    [[ "$text" == *"$old"* ]] || die "mutant $name: $2 does not hold what it replaces"
+    rest="${text#*"$old"}"
+    [[ "$rest" != *"$old"* ]] || die "mutant $name: $2 holds what it replaces twice"
+    printf '%s' "${text%%"$old"*}$new$rest" >"$file"
+    if simulate; then
+        survivors+=("$name")
+        say "mutant $name SURVIVED $seeds seeds"
+    elif grep -qE '^seed [0-9]+ fails' "$log"; then
+        say "mutant $name: $(grep -oE '^seed [0-9]+ fails: .{0,100}' "$log" | head -n 1) ($((SECONDS - begun)) s)"
+    else
+        tail -n 30 "$log"
+        die "mutant $name does not build, or the simulation ended otherwise"
+    fi
+    printf '%s' "$text" >"$file"
+}
+
+fresh_copy
+
+# What an owner that does not answer means.
+mutant silent-owner-holds actors/src/claims/record.rs \
+    '(ClaimState::Running, OwnerWord::Holds) =>' \
+    '(ClaimState::Running, OwnerWord::Holds | OwnerWord::Silent) =>'
+# An owner is asked before it loses what it works on.
+mutant owners-are-not-asked actors/src/claims/record.rs \
+    '(ClaimState::Running, OwnerWord::NotAsked) => Judgement::AskOwner,' \
+    '(ClaimState::Running, OwnerWord::NotAsked) => Judgement::TakeOver(Box::new(self.taken_over(claimant))),'
+# A finished assignment is left alone.
+mutant finished-is-taken-over actors/src/claims/record.rs \
+    '(ClaimState::Finished, _) => Judgement::Finished(self.outcome.clone()),' \
+    '(ClaimState::Finished, _) => Judgement::TakeOver(Box::new(self.taken_over(claimant))),'
+# A claim that somebody else has is lost.
+mutant lost-claim-is-overwritten actors/src/claims/record.rs \
+    'Some(_) => AfterConflict::Lost,' \
+    'Some(record) => AfterConflict::WriteOnTop(Box::new(record.clone())),'
+# What a dead process stored is published only by who may.
+mutant everything-is-inherited actors/src/claims/record.rs \
+    'ClaimState::Finished => Inheritance::AnsweredBefore,' \
+    'ClaimState::Finished => Inheritance::Publish,'
+# What kills its workers is given up.
+mutant nothing-is-quarantined actors/src/claims/record.rs \
+    'record.died_alone && record.deaths >= self.max_deaths' \
+    'record.died_alone && record.deaths >= self.max_deaths && self.max_deaths == 0'
+# What may have killed its worker runs alone before it is given up.
+mutant nobody-runs-alone actors/src/claims/record.rs \
+    'record.died_alone && record.deaths >= self.max_deaths' \
+    'record.deaths >= self.max_deaths'
+# After a lapse the claim is asked before anything is published.
+mutant lapsed-needs-no-proof actors/src/publisher/plan.rs \
+    '} if unpublished || progress.to_acknowledge => Step::Prove,' \
+    '} if progress.messages > 100 => Step::Prove,'
+# The broker is told last.
+mutant settled-before-published actors/src/publisher/plan.rs \
+    '        Progress { to_keep: true, .. } => Step::Keep,' \
+    '        Progress { to_settle: true, lapsed: false, .. } => Step::Settle,
+        Progress { to_keep: true, .. } => Step::Keep,'
+# A lease ends.
+mutant leases-never-lapse actors/src/lease.rs \
+    'self.lapsed |= now >= self.renewed + (ack_wait - ack_wait / MARGIN_PART);' \
+    'self.lapsed |= now >= self.renewed + ack_wait * 1000;'
+# A new delivery does not make up for a lapse.
+mutant delivered-again-is-proof actors/src/lease.rs \
+    'let broken = self.broken || !self.is_valid(now, ack_wait);' \
+    'let broken = self.broken && !self.is_valid(now, ack_wait);'
+# Rows: what is finished is not run.
+mutant finished-runs-again actors/src/intake/decision.rs \
+    'StandingFact::Finished => return Row::Repeat,' \
+    'StandingFact::Finished => {}'
+# Rows: a copy is acknowledged only by who is certain.
+mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
+    '_ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,' \
+    '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
+# A pool has bounds.
+mutant pools-have-no-bound actors/src/pool.rs \
+    '(taken < bound).then_some(taken + 1)' \
+    '(taken <= bound).then_some(taken + 1)'
+
+[[ "$count" -gt 0 ]] || die "no mutant has such a name"
+[[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"
+say "mutants: all $count were noticed, $SECONDS s"
