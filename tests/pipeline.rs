@@ -8,6 +8,8 @@ mod blocked;
 mod references;
 #[path = "pipeline/rig.rs"]
 mod rig;
+#[path = "pipeline/slots.rs"]
+mod slots;
 
 use std::time::Duration;
 

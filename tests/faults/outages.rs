@@ -494,7 +494,11 @@ const LATE_BEATS: u32 = 4;
 #[test]
 fn while_all_pools_spin_heartbeats_come_and_nothing_is_delivered_twice() {
     let interval = Duration::from_millis(500);
-    let line = Line::start(|worker| worker.env("CAF_HEARTBEAT_INTERVAL_MS", interval.as_millis()));
+    let line = Line::start(|worker| {
+        worker
+            .env("CAF_HEARTBEAT_INTERVAL_MS", interval.as_millis())
+            .env("WORKER__BLOCKS__SQL__MEMORY__STATEMENT_TIMEOUT_MS", 100_000)
+    });
     let spin = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c";
     let spin_ms = if is_long() { 60_000 } else { 8_000 };
     let classes = [("cpu", 4), ("gpu", 1), ("io", 8)];

@@ -261,6 +261,15 @@ impl Rig {
     }
 
     pub(crate) async fn start_with_fetchers(settings: Settings, fetchers: Fetchers) -> Self {
+        let claims = Claims::new(&settings.idempotency, None);
+        Self::start_with_parts(settings, fetchers, claims).await
+    }
+
+    pub(crate) async fn start_with_claims(settings: Settings, claims: Claims) -> Self {
+        Self::start_with_parts(settings, Fetchers::default(), claims).await
+    }
+
+    async fn start_with_parts(settings: Settings, fetchers: Fetchers, claims: Claims) -> Self {
         let (released, is_released) = watch::channel(false);
         let runs = Arc::new(AtomicUsize::new(0));
         let probe = |job_types, repeatable| {
@@ -298,7 +307,7 @@ impl Rig {
             Edges {
                 sink: Arc::clone(&sink) as Arc<dyn Sink>,
                 outputs: None,
-                claims: Claims::new(&settings.idempotency, None),
+                claims,
                 outbox: None,
                 marks: None,
             },

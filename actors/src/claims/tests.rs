@@ -102,3 +102,48 @@ async fn a_claim_that_is_forgotten_leaves_nothing_behind() {
     assert!(!claims.is_held(&key("a")));
     assert_eq!(claims.size(), (0, 0));
 }
+
+#[tokio::test]
+async fn the_window_that_is_really_covered_shrinks_when_the_oldest_are_pushed_out() {
+    tokio::time::pause();
+    let claims = claims(2, 1_000);
+    let minute = Duration::from_secs(60);
+    let finish = |name| drop(claims.take(key(name), None, Instant::now()));
+    let window = || claims.snapshot(Instant::now()).idempotency_window_s;
+    finish("a");
+    tokio::time::advance(minute).await;
+    finish("b");
+    assert_eq!(window(), 3_600);
+    tokio::time::advance(minute).await;
+    finish("c");
+    assert_eq!(
+        (window(), claims.snapshot(Instant::now()).entries),
+        (120, 2),
+        "since a"
+    );
+    finish("d");
+    assert_eq!(window(), 60, "since b");
+    tokio::time::advance(Duration::from_secs(7_200)).await;
+    assert_eq!(window(), 3_600, "nothing was pushed out for so long");
+}
+
+#[tokio::test]
+async fn an_answer_is_known_for_the_message_that_was_answered_and_no_other() {
+    let (claims, now) = (claims(10, 1000), Instant::now());
+    let (this, other) = ((Arc::from("s"), 1), (Arc::from("s"), 2));
+    let claim = claims.take(key("a"), None, now);
+    claim.record_result(&answer(3));
+    assert!(
+        !claims.is_answered(&key("a"), Some(&this)),
+        "written, not confirmed"
+    );
+    claim.note_answered(Some(&this));
+    drop(claim);
+    assert!(claims.is_answered(&key("a"), Some(&this)));
+    assert!(!claims.is_answered(&key("a"), Some(&other)));
+    assert!(!claims.is_answered(&key("a"), None));
+    let again = claims.take(key("a"), None, now);
+    again.suppress();
+    assert_eq!(claims.snapshot(now).results_suppressed, 1);
+    assert!(!claims.is_answered(&key("a"), Some(&this)));
+}

@@ -60,7 +60,8 @@ impl Slots {
         })
     }
 
-    pub(super) fn try_take(self: &Arc<Self>) -> Option<Slot> {
+    /// Takes a free slot; the pool does.
+    pub fn try_take(self: &Arc<Self>) -> Option<Slot> {
         let mut book = self.book();
         let index = book.free.pop()?;
         let issue = book.next;
