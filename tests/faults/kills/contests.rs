@@ -100,6 +100,52 @@ fn one_worker_killed_one_frozen_and_one_drained_leave_each_assignment_with_one_a
     assert!(survivor.is_running() && frozen.is_running());
 }
 
+/// What was on its way to it may be long in other hands when it reads it. It cannot tell from the message how old the
+/// delivery is, so it may say a word to the broker about it that comes too late; the claim keeps it from more.
+#[test]
+fn a_worker_that_froze_while_messages_were_on_their_way_answers_none_that_others_have() {
+    let mut fleet = Fleet::start();
+    let homes = [home(), home()];
+    let traffic = Traffic::record(&fleet.proxy);
+    let mut frozen = ready(fleet.worker_behind_the_line(&homes[0]));
+    frozen.pause().expect("is held still");
+    let load: Vec<_> = ["/quick/0", "/quick/1", "/held/0", "/held/1"]
+        .map(|path| fleet.web.job(path))
+        .into();
+    fleet.assign(load.clone());
+    wait_until("they are on their way to it", SOON, || {
+        deliveries(&traffic.frames()).len() == load.len()
+    });
+    let mut other = ready(fleet.worker(&homes[1]));
+    let count = |path: &str| fleet.web.count(path);
+    wait_until("another has them", SOON, || {
+        count("/held/0") + count("/held/1") == 2
+    });
+    let answered = |job: &AssignmentBuilder| !answers(&fleet.client).results(job.assignment_id()).is_empty();
+    wait_until("another has answered some", SOON, || {
+        load[..2].iter().all(answered)
+    });
+    frozen.resume().expect("goes on");
+    wait_until("it has read them all", SOON, || {
+        let read = [
+            lines(&frozen, "Assignment not run"),
+            lines(&frozen, "Assignment answered again"),
+        ]
+        .concat();
+        load.iter().all(|job| {
+            read.iter()
+                .any(|log| log["context"]["assignment_id"] == job.assignment_id())
+        })
+    });
+    fleet.web.release("/held");
+    fleet.assert_each_answered_once();
+    for path in ["/quick/0", "/quick/1", "/held/0", "/held/1"] {
+        assert_eq!(fleet.web.count(path), 1, "{path} ran once");
+    }
+    assert!(fleet.with_many_contents(RESULT).is_empty());
+    assert!(frozen.is_running() && other.is_running());
+}
+
 /// Two workers; the first has room for one job and holds it, everything else goes to the second.
 struct Pair {
     fleet: Fleet,

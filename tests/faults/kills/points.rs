@@ -8,7 +8,7 @@ use caf_testkit::client::{ACK, ASSIGN, RESULT};
 use caf_testkit::proxy::{Frame, Held};
 use caf_testkit::{AssignmentBuilder, wait_until};
 
-use super::{DELIVERY, Fleet, home, mentions, patient, ready};
+use super::{Fleet, home, mentions, patient, ready};
 use crate::support::SOON;
 
 /// Where the claims of the fleet are written.
@@ -54,37 +54,33 @@ struct Seen {
 impl Point {
     /// Withholds the message at which the worker of this assignment is to die.
     fn catch(self, fleet: &Fleet, id: &str) -> Option<Held> {
-        let id = id.to_owned();
-        let about = move |frame: &Frame, subject| frame.publishes(subject) && mentions(frame, &id);
+        let says = |subject: &'static str| {
+            let id = id.to_owned();
+            move |frame: &Frame| frame.publishes(subject) && mentions(frame, &id)
+        };
         let proxy = &fleet.proxy;
         Some(match self {
             Self::Running => return None,
-            Self::Pulled => proxy.hold_when(move |frame| about(frame, CLAIMS)),
-            Self::Unacknowledged => proxy.hold_when(move |frame| about(frame, ACK)),
-            Self::Stored => proxy.hold_when(move |frame| about(frame, RESULT)),
-            Self::Claimed => proxy.hold_when(answer_to(move |frame| about(frame, CLAIMS))),
-            Self::Published => proxy.hold_when(answer_to(move |frame| about(frame, RESULT))),
-            Self::Unsettled => {
-                let id = about;
-                let name = Mutex::new(None);
-                proxy.hold_when(move |frame| {
-                    let mut name = name.lock().expect("is whole");
-                    if frame.delivers(ASSIGN) && id(&upstream(frame), ASSIGN) {
-                        *name = frame.reply.clone();
-                    }
-                    let named = name.as_deref().unwrap_or(DELIVERY);
-                    name.is_some() && frame.publishes(named) && frame.payload == b"+ACK"
-                })
-            }
+            Self::Pulled => proxy.hold_when(says(CLAIMS)),
+            Self::Unacknowledged => proxy.hold_when(says(ACK)),
+            Self::Stored => proxy.hold_when(says(RESULT)),
+            Self::Claimed => proxy.hold_when(answer_to(says(CLAIMS))),
+            Self::Published => proxy.hold_when(answer_to(says(RESULT))),
+            Self::Unsettled => proxy.hold_when(last_word_on(id)),
         })
     }
 }
 
-/// The same frame as if it came from the worker.
-fn upstream(frame: &Frame) -> Frame {
-    Frame {
-        direction: caf_testkit::proxy::Direction::ToServer,
-        ..frame.clone()
+/// Recognises the verdict that an assignment is done with.
+fn last_word_on(id: &str) -> impl Fn(&Frame) -> bool + Send + Sync + use<> {
+    let (id, delivery) = (id.to_owned(), Mutex::new(None));
+    move |frame| {
+        let mut delivery = delivery.lock().expect("is whole");
+        if frame.delivers(ASSIGN) && mentions(frame, &id) {
+            delivery.clone_from(&frame.reply);
+        }
+        let named = delivery.as_deref();
+        named.is_some_and(|name| frame.publishes(name)) && frame.payload == b"+ACK"
     }
 }
 
@@ -121,16 +117,12 @@ fn killed_when(point: Point, successor: Successor) -> Seen {
     let mut fleet = Fleet::start();
     let (first_home, other_home) = (home(), home());
     let mut first = ready(fleet.worker_behind_the_line(&first_home));
-    let job = fleet.web.job(if point == Point::Running {
-        "/held/job"
-    } else {
-        "/job"
-    });
     let path = if point == Point::Running {
         "/held/job"
     } else {
         "/job"
     };
+    let job = fleet.web.job(path);
     let caught = point.catch(&fleet, job.assignment_id());
     fleet.assign(vec![
         patient(AssignmentBuilder::echo()),
@@ -148,7 +140,9 @@ fn killed_when(point: Point, successor: Successor) -> Seen {
         });
     }
     first.kill();
-    caught.map(Held::sever);
+    if let Some(held) = caught {
+        held.sever();
+    }
     fleet.web.release("/held");
     let home = match successor {
         Successor::SameHost => &first_home,
