@@ -156,6 +156,8 @@ impl Kernel {
                 if ready.is_empty() {
                     break;
                 }
+                // Tokio's watch channels wake in an order that no seed decides.
+                ready.sort_unstable();
                 let chosen = self.dice.index(ready.len());
                 ready.swap_remove(chosen)
             };
