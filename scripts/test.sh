@@ -40,6 +40,7 @@ else
     say "== licences and bans: not checked, cargo-deny is not installed"
 fi
 check "tests" run_tests
+check "mutants" scripts/mutate.sh
 
 read -r passed failed < <(awk '
     /^test result:/ {

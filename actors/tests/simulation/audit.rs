@@ -46,6 +46,8 @@ struct Ledger {
     written: BTreeMap<Bytes, &'static str>,
     deaths: u32,
     deaths_alone: u32,
+    /// What the claim said of that when a process took the assignment on.
+    known_deaths: BTreeMap<usize, (u32, bool)>,
     running: Vec<Running>,
     last_write: BTreeMap<usize, Micros>,
     let_go: BTreeMap<usize, Micros>,
@@ -137,7 +139,7 @@ impl World {
             self.audit.count("race: stopped between proof and publish");
             return;
         }
-        if self.is_deceived(process, sequence) {
+        if self.is_deceived(sequence) {
             self.audit
                 .count("race: published under a lease that an earlier holder had ended");
             return;
@@ -149,7 +151,7 @@ impl World {
     }
 
     /// Something was published: this is what a plain subscriber sees.
-    pub(crate) fn check_published(&mut self, process: usize, id: &str, message: &Outgoing) {
+    pub(crate) fn check_published(&mut self, id: &str, message: &Outgoing) {
         let Some(spec) = self.audit.by_message_id.get(id).copied() else {
             return self.fail(format!("nobody knows what {id} answers"));
         };
@@ -189,11 +191,12 @@ impl World {
         }
     }
 
-    /// Whether a process may believe that it holds a message that it has lost, for a reason that it cannot see: the
-    /// message reached it long after it was sent, or somebody whom it reached that late has spoken about it.
-    fn is_deceived(&self, process: usize, sequence: Option<u64>) -> bool {
+    /// Whether a lease on a message may be worth nothing, for a reason that its holder cannot see: the message reached
+    /// some process long after it was sent (it waited in the socket of one that was stopped or cut off), which then
+    /// spoke about it or took the assignment from an owner that happened not to answer.
+    fn is_deceived(&self, sequence: Option<u64>) -> bool {
         sequence.is_some_and(|sequence| {
-            self.broker.disturbed.contains(&sequence) || self.broker.late.contains(&(process, sequence))
+            self.broker.disturbed.contains(&sequence) || self.broker.late.contains(&sequence)
         })
     }
 
@@ -219,6 +222,10 @@ impl World {
         let spec = self.audit.by_key[key];
         if after.owner == writer {
             self.audit.ledgers[spec].last_write.insert(from, now);
+        }
+        if before.is_none_or(|before| before.owner != after.owner || before.attempt != after.attempt) {
+            let known = (after.deaths, after.died_alone);
+            self.audit.ledgers[spec].known_deaths.insert(from, known);
         }
         let Some(before) = before else { return };
         let is_same_term = before.owner == after.owner
@@ -279,7 +286,7 @@ impl World {
         if is_current {
             return;
         }
-        if self.is_deceived(process, Some(sequence)) {
+        if self.is_deceived(Some(sequence)) {
             self.audit
                 .count("race: a verdict of an earlier holder was on its way");
             return;
@@ -310,7 +317,7 @@ impl World {
         if !is_ours {
             if self.processes[process].thawed_at.is_some_and(|at| at >= proof) {
                 self.audit.count("race: stopped between proof and attempt");
-            } else if self.is_deceived(process, Some(sequence)) {
+            } else if self.is_deceived(Some(sequence)) {
                 self.audit
                     .count("race: began under a lease that an earlier holder had ended");
             } else {
@@ -318,6 +325,17 @@ impl World {
                     "process {process} runs assignment {spec}, which is not its own: {record:?}"
                 ));
             }
+        }
+        let (deaths, died_alone) = self.audit.ledgers[spec]
+            .known_deaths
+            .get(&process)
+            .copied()
+            .unwrap_or_default();
+        let most = self.scenario.rule.max_deaths;
+        if died_alone && deaths >= most || !alone && deaths > 0 && deaths + 1 >= most {
+            return self.fail(format!(
+                "process {process} runs assignment {spec}, alone: {alone}, after {deaths} deaths, one alone: {died_alone}"
+            ));
         }
         let others: Vec<(usize, Micros)> = {
             let running = self.audit.ledgers[spec].running.iter();
@@ -442,7 +460,7 @@ impl World {
         let record = self.broker.claims.get(key.as_str()).map(|(_, record)| record);
         let never_told = match record {
             Some(record) if record.state == ClaimState::Finished => false,
-            Some(record) if self.broker.disturbed.contains(&record.sequence) => true,
+            Some(record) if self.is_deceived(Some(record.sequence)) => true,
             _ => return Err(format!("answered, but its claim says {record:?}")),
         };
         let Some(row) = ledger.written.get(&stored.payload).copied() else {

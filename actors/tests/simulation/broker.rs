@@ -12,7 +12,7 @@ use caf_protocol::ids::sha256_hex;
 use tokio::sync::{oneshot, watch};
 
 use super::kernel::{MS, Micros};
-use super::world::{Sim, World};
+use super::world::World;
 
 pub(crate) const STREAM: &str = "assignments";
 pub(crate) const ANSWERS: &str = "answers";
@@ -33,8 +33,8 @@ pub(crate) struct Broker {
     stored: Vec<Arc<Outgoing>>,
     /// Messages that a verdict of an earlier holder has hit: whoever has one now cannot know.
     pub disturbed: BTreeSet<u64>,
-    /// Processes that received a message long after it was sent, and the message.
-    pub late: BTreeSet<(usize, u64)>,
+    /// Messages that reached a process long after they were sent to it.
+    pub late: BTreeSet<u64>,
 }
 
 /// A message in the work queue.
@@ -286,13 +286,13 @@ impl World {
     }
 
     /// An answer or a dead letter arrives.
-    pub(crate) fn publish(&mut self, _: &Sim, from: usize, message: Arc<Outgoing>) -> Published {
+    pub(crate) fn publish(&mut self, from: usize, message: Arc<Outgoing>) -> Published {
         let id = message
             .headers
             .get(MESSAGE_ID)
             .expect("everything has an id")
             .to_owned();
-        self.check_published(from, &id, &message);
+        self.check_published(&id, &message);
         if let Some(at) = self.broker.ids.get(&id) {
             return Published {
                 position: Some((ANSWERS.to_owned(), *at as u64 + 1)),

@@ -183,7 +183,7 @@ impl Node {
                     world
                         .audit
                         .count("race: a delivery waited in a socket for longer than the margin");
-                    world.broker.late.insert((self.id, delivered.sequence));
+                    world.broker.late.insert(delivered.sequence);
                 });
             }
             let lease = Arc::new(self.leases.hold(delivered.token, delivered.sequence, now));

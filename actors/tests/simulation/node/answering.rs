@@ -89,7 +89,7 @@ impl Node {
             let (id, message) = (self.id, Arc::clone(message));
             let sent = self
                 .sim
-                .request(id, MAIN, limit, move |sim, world| world.publish(sim, id, message));
+                .request(id, MAIN, limit, move |_, world| world.publish(id, message));
             if let Some(published) = sent.await {
                 return Some(published);
             }

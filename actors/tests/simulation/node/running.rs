@@ -54,7 +54,10 @@ impl Node {
 
     pub(super) fn enqueue(self: &Arc<Self>, job: Job) {
         let deadline = job.deadline;
-        self.line.lock().unwrap().push_back(job);
+        self.line
+            .lock()
+            .expect("no step panics and goes on")
+            .push_back(job);
         let node = Arc::clone(self);
         self.spawn(async move {
             node.sim.sleep_until(deadline).await;
@@ -67,7 +70,7 @@ impl Node {
         let now = self.now();
         let mut started = Vec::new();
         let expired: Vec<Job> = {
-            let mut line = self.line.lock().unwrap();
+            let mut line = self.line.lock().expect("no step panics and goes on");
             let (expired, waiting): (Vec<Job>, Vec<Job>) =
                 line.drain(..).partition(|job| job.deadline <= now);
             *line = waiting.into();
@@ -91,7 +94,12 @@ impl Node {
     }
 
     pub(super) fn hand_line_back(self: &Arc<Self>) {
-        let waiting: Vec<Job> = self.line.lock().unwrap().drain(..).collect();
+        let waiting: Vec<Job> = self
+            .line
+            .lock()
+            .expect("no step panics and goes on")
+            .drain(..)
+            .collect();
         for job in waiting {
             self.row("row 12", job.spec);
             self.hand_back(job.holdings);
