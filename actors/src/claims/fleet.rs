@@ -286,6 +286,7 @@ impl Fleet {
             owner: self.owner.to_string(),
             worker_id: self.worker_id.to_string(),
             state: ClaimState::Running,
+            heir_of: Some(entry_owner.to_owned()),
             ..record
         };
         match self.take(key, ours, found.revision).await? {

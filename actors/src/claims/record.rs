@@ -41,6 +41,10 @@ pub struct ClaimRecord {
     /// Whether that is a rejection: then nothing else may follow, whoever takes the assignment over.
     #[serde(default)]
     pub refused: bool,
+    /// The process that had stored the result which the owner has found and publishes; nothing while the owner gives an
+    /// answer of its own. Should the owner die over it, whoever finds the result next knows that it still counts.
+    #[serde(default)]
+    pub heir_of: Option<String>,
     /// Where the result is, once it is stored.
     pub outcome: Option<OutcomeRef>,
     /// Earlier attempts, oldest first.
@@ -148,6 +152,7 @@ impl ClaimRecord {
             state: ClaimState::Running,
             ack: None,
             refused: false,
+            heir_of: None,
             outcome: None,
             history: Vec::new(),
         }
@@ -208,6 +213,7 @@ impl ClaimRecord {
             sequence: claimant.sequence,
             attempt: self.attempt.saturating_add(u32::from(!given_back)),
             state: ClaimState::Running,
+            heir_of: None,
             history,
             ..self.clone()
         }
@@ -221,9 +227,15 @@ impl ClaimRecord {
 
     /// What becomes of a result that `entry_owner` stored before it ended, now that `heir` has found it.
     pub fn inherit(&self, entry_owner: &str, heir: &str) -> Inheritance {
+        let counts = self.owner == entry_owner
+            || self.owner == heir
+            || self
+                .heir_of
+                .as_deref()
+                .is_some_and(|process| process == entry_owner);
         match self.state {
             ClaimState::Finished => Inheritance::AnsweredBefore,
-            ClaimState::Running if self.owner != entry_owner && self.owner != heir => Inheritance::TakenOver,
+            ClaimState::Running if !counts => Inheritance::TakenOver,
             ClaimState::Running | ClaimState::Interrupted => Inheritance::Publish,
         }
     }

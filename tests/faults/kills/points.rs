@@ -207,3 +207,35 @@ fn a_result_that_a_killed_worker_had_published_stays_the_only_one_on_the_stream(
 fn a_worker_killed_before_its_last_word_to_the_broker_has_answered() {
     assert_seen(Point::Unsettled, ONCE, ONCE);
 }
+
+/// The heir has the claim when it dies, so the next one must know for whom it had it.
+#[test]
+fn a_stored_result_outlives_a_second_worker_that_is_killed_while_it_publishes_it() {
+    let mut fleet = Fleet::start();
+    let home = home();
+    let job = fleet.web.job("/job");
+    let mut first = ready(fleet.worker_behind_the_line(&home));
+    let caught = Point::Stored
+        .catch(&fleet, job.assignment_id())
+        .expect("a message");
+    fleet.assign(vec![job.clone()]);
+    caught.wait(SOON).expect("its result is stored");
+    first.kill();
+    caught.sever();
+    let caught = Point::Stored
+        .catch(&fleet, job.assignment_id())
+        .expect("a message");
+    let mut second = fleet.worker_behind_the_line(&home).start().expect("starts");
+    caught.wait(SOON).expect("it is published by the heir");
+    second.kill();
+    caught.sever();
+    let _third = ready(fleet.worker(&home));
+    fleet.assert_each_answered_once();
+    assert_eq!(
+        (
+            fleet.web.count("/job"),
+            fleet.contents(RESULT)[job.assignment_id()]
+        ),
+        (1, 1)
+    );
+}

@@ -98,6 +98,21 @@ fn a_stored_result_is_published_by_the_heir_unless_it_was_answered_or_runs_elsew
         Inheritance::Publish,
         "taken over by the heir before it was told that this was published"
     );
+    let inherited = ClaimRecord {
+        heir_of: Some("dead".to_owned()),
+        ..running("dead heir")
+    };
+    assert_eq!(
+        inherited.inherit("dead", "heir"),
+        Inheritance::Publish,
+        "the heir before died over it"
+    );
+    let again = taken(inherited.judge(&claimant("other", 7), OwnerWord::Silent));
+    assert_eq!(
+        again.inherit("dead", "heir"),
+        Inheritance::TakenOver,
+        "it runs again: that answer counts"
+    );
     let finished = ClaimRecord {
         state: ClaimState::Finished,
         ..record
