@@ -146,7 +146,7 @@ fn deliveries(client: &Client) -> u64 {
 fn a_thousand_jobs_that_finish_while_the_broker_is_away_are_answered_once_when_it_is_back() {
     let count = 1_000;
     let mut line = Line::start(|worker| worker.env("WORKER_IO_POOL_SIZE", count));
-    let nap_ms = if is_long() { 20_000 } else { 9_000 };
+    let nap_ms = if is_long() { 20_000 } else { 12_000 };
     let load = jobs(count, |_| AssignmentBuilder::sleep(nap_ms).deadline_ms(200_000));
     line.hold(&load);
     let before = line.stored(RESULT);
