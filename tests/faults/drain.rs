@@ -172,10 +172,13 @@ fn a_job_handed_back_keeps_its_acknowledgement_and_its_first_start() {
     fleet.wait_acknowledged(3);
     let first_start = Instant::now();
     worker.terminate().expect("is told");
-    worker.wait_for_readiness(503).expect("leaves");
+    wait_until("what waits is handed back", SOON, || {
+        [&short, &long]
+            .iter()
+            .all(|job| fleet.claim(job)["state"] == "interrupted")
+    });
     outside.open();
     assert_eq!(worker.wait_exit(SOON).expect("ends").code(), Some(0));
-    assert_eq!(fleet.claim(&short)["state"], "interrupted");
     // Nobody is there, and the time goes on.
     wait_until("the deadline has passed", deadline * 2, || {
         first_start.elapsed() > deadline

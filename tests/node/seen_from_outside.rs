@@ -5,7 +5,7 @@ use caf_testkit::worker::{Line, Stream};
 use caf_testkit::{AssignmentBuilder, http, wait_until};
 use serde_json::{Value, json};
 
-use crate::support::{Node, SOON, assert_each_answered_once};
+use crate::support::{Node, SOON, assert_each_answered_once, jobs};
 
 /// Most resident memory of a worker that has nothing to do, in bytes.
 const IDLE_BYTES: u64 = 40 * 1024 * 1024;
@@ -94,6 +94,24 @@ fn the_health_page_has_the_form_that_monitors_expect() {
         assert!(body["checks"][check]["message"].is_string(), "{check}: {body}");
     }
     assert_eq!(body["checks"]["nats"]["message"], "connected");
+    assert_eq!(body["checks"]["state_dir"]["message"], "usable");
+    let details = &body["details"];
+    for pool in ["cpu", "gpu", "io"] {
+        assert_eq!(details["pools"][pool]["slots_unaccounted"], 0, "{details}");
+    }
+    assert_eq!(
+        (
+            &details["outbox"]["entries"],
+            &details["outbox"]["bytes"],
+            &details["outbox"]["failure"]
+        ),
+        (&json!(0), &json!(0), &Value::Null)
+    );
+    assert_eq!(details["outbox"]["max_bytes"], 1_073_741_824);
+    assert_eq!(
+        details["claims"],
+        json!({"entries": 0, "bytes": 0, "idempotency_window_s": 3_600, "results_suppressed": 0})
+    );
     let port = node.worker.health_port().expect("is logged");
     let here = ([127, 0, 0, 1], port).into();
     for (method, path) in [
@@ -205,4 +223,32 @@ fn an_idle_worker_is_small() {
     node.assert_alive();
     let bytes = node.worker.resident_bytes().expect("it runs");
     assert!(bytes < IDLE_BYTES, "{} KiB", bytes / 1024);
+}
+
+/// Thirty assignments where ten are remembered: the hour that was promised is not covered.
+#[test]
+fn the_health_page_tells_how_long_assignments_are_really_remembered() {
+    for scope in ["fleet", "worker"] {
+        let mut node = Node::start_with(|worker| {
+            worker
+                .env("WORKER__IDEMPOTENCY__SCOPE", scope)
+                .env("WORKER__IDEMPOTENCY__MAX_ENTRIES", 10)
+        });
+        let load = jobs(30, |_| AssignmentBuilder::echo());
+        node.client.assign_all(&load).expect("are sent");
+        node.wait_answered(&load, SOON);
+        wait_until("the page says so", SOON, || {
+            let page = node
+                .worker
+                .get("/_health")
+                .expect("answers")
+                .json()
+                .expect("is JSON");
+            let claims = &page["details"]["claims"];
+            claims["idempotency_window_s"]
+                .as_u64()
+                .is_some_and(|window| window < 600)
+                && claims["entries"] == 10
+        });
+    }
 }
