@@ -352,7 +352,7 @@ impl World {
             }
             self.audit.count("race: runs beside an owner that was silent");
             let since = since.min(now.saturating_sub(TAKE_OVER_TAKES));
-            if !self.was_unreachable_since(other, since) && !self.was_unreachable_since(process, since) {
+            if !self.was_unreachable_since(other, since) {
                 return self.fail(format!(
                     "assignment {spec} runs in processes {other} and {process} at once"
                 ));
