@@ -185,7 +185,8 @@ impl Fleet {
     /// Finds out what a claim means for the message of `claimant`: asks its owner, reads the result back.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] only: nothing is known then, and nothing may be written on top of the claim.
+    /// Nothing is known then, and nothing may be written on top of the claim. [`StoreError::Conflict`]: it has changed
+    /// while its owner was asked.
     pub async fn learn(
         &self,
         found: &Found,
@@ -197,7 +198,12 @@ impl Fleet {
         };
         let mut judgement = record.judge(claimant, OwnerWord::NotAsked);
         if judgement == Judgement::AskOwner {
-            judgement = record.judge(claimant, self.word_of(record, claimant, key).await?);
+            let word = self.word_of(record, claimant, key).await?;
+            // Who is cut off hears nothing either: silence counts only while the store still answers, and says the same.
+            if word == OwnerWord::Silent && self.store.read(key).await?.revision != found.revision {
+                return Err(StoreError::Conflict);
+            }
+            judgement = record.judge(claimant, word);
         }
         Ok(match judgement {
             // Asked once, an owner has a word; should it not, the case comes back.
