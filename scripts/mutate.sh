@@ -6,7 +6,7 @@
 #   scripts/mutate.sh          all of them
 #   scripts/mutate.sh NAME...  only these
 #
-# MUTATION_SEEDS: most seeds that a broken decision may survive (3000).
+# MUTATION_SEEDS: most seeds that a broken decision may survive (10000).
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -15,7 +15,7 @@ cd "$root"
 target="$(cargo metadata --format-version 1 --no-deps | grep -oE '"target_directory":"[^"]*"' | cut -d '"' -f 4)"
 copy="$target/mutants/source"
 log="$target/mutants/log"
-seeds="${MUTATION_SEEDS:-3000}"
+seeds="${MUTATION_SEEDS:-10000}"
 only=("$@")
 survivors=()
 count=0
