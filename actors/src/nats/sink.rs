@@ -214,9 +214,11 @@ impl Sink for NatsSink {
         let (mut open, limit) = (self.open.clone(), self.limit);
         let stream_lost = Arc::clone(&self.stream_lost);
         async move {
-            match timeout(limit, open.wait_for(|open| *open)).await {
-                Ok(Ok(_)) => {}
-                _ => return Err(unconfirmed("the broker or a stream is away")),
+            // Whoever had to wait may have lost the right to publish meanwhile, and asks again.
+            let was_open = *open.borrow();
+            if !was_open {
+                let _ = timeout(limit, open.wait_for(|open| *open)).await;
+                return Err(unconfirmed("the broker or a stream was away"));
             }
             let attempt = async {
                 if stored {

@@ -4,6 +4,7 @@
 //! lease. Decides nothing about a message. On shutdown it stops asking, waits until the server has let go of the
 //! request, and passes on what was still on its way.
 
+mod attention;
 mod pull;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use self::attention::Attention;
 use self::pull::{PullEnd, PullRequest, position_of, pull_end};
 use super::connection::{Connection, delay};
 use super::headers_of;
@@ -197,7 +199,7 @@ impl SourceParts {
         let mut rest = None;
         while let Ok(Some(message)) = timeout(RELEASE_LIMIT, messages.next()).await {
             if message.status.is_none() {
-                self.hand_over(message, stream, &mut rest).await;
+                self.hand_over(message, Instant::now(), stream, &mut rest).await;
             }
         }
         Ok(over)
@@ -253,22 +255,29 @@ impl SourceParts {
         self.status.consumption().set_phase(Phase::Pulling);
         let deadline = Instant::now() + PULL_EXPIRES + PULL_HEARTBEAT;
         let mut reservation = Some(reservation);
+        let mut attention = Attention::since(Instant::now());
+        let mut quiet = (Instant::now() + PULL_HEARTBEAT * 2).min(deadline);
         while reservation
             .as_ref()
             .is_some_and(|reservation| reservation.remaining() > 0)
         {
-            let quiet = (Instant::now() + PULL_HEARTBEAT * 2).min(deadline);
             let message = tokio::select! {
                 biased;
                 end = interrupted(self.stop.clone(), orders.clone()) => return Ok(end),
                 _ = link.wait_for(|link| link.generation != generation) => return Ok(PullEnd::Over),
                 message = messages.next() => message.ok_or_else(|| broken("the subscription ended"))?,
                 () = tokio::time::sleep_until(quiet) => return Ok(PullEnd::Quiet),
+                () = tokio::time::sleep_until(attention.next_look()) => {
+                    attention.look(Instant::now());
+                    continue;
+                }
             };
+            let delivered = attention.look(Instant::now());
+            quiet = (Instant::now() + PULL_HEARTBEAT * 2).min(deadline);
             match message.status {
                 None => {
                     request.delivered(message.payload.len());
-                    self.hand_over(message, stream, &mut reservation).await;
+                    self.hand_over(message, delivered, stream, &mut reservation).await;
                 }
                 Some(status) => {
                     self.status.consumption().heard();
@@ -285,10 +294,11 @@ impl SourceParts {
         Ok(PullEnd::Over)
     }
 
-    /// Gives one message its permit and its lease and passes it on.
+    /// Gives one message its permit and its lease, which began when it was `delivered`, and passes it on.
     async fn hand_over(
         &self,
         message: async_nats::Message,
+        delivered: Instant,
         stream: &Arc<str>,
         reservation: &mut Option<Reservation>,
     ) {
@@ -297,7 +307,7 @@ impl SourceParts {
         };
         self.status.consumption().delivered();
         let sequence = position_of(reply).unwrap_or_default();
-        let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence, Instant::now()));
+        let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence, delivered));
         let size = message.payload.len();
         let permit = match reservation
             .as_mut()

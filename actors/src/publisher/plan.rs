@@ -52,7 +52,8 @@ impl Progress {
             (Step::Acknowledge | Step::Publish(_), Ended::Failed) => self.proven = false,
             (_, Ended::Failed) | (Step::Done, _) => {}
             (Step::Prove, Ended::Done) => self.proven = true,
-            (Step::Acknowledge, Ended::Done) => self.to_acknowledge = false,
+            // It may have waited long for its confirmation.
+            (Step::Acknowledge, Ended::Done) => (self.to_acknowledge, self.proven) = (false, false),
             (Step::Publish(number), Ended::Done) => self.published = number + 1,
             (Step::Record, Ended::Done) => self.to_record = false,
             (Step::Forget, Ended::Done) => self.kept = false,

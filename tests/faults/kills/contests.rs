@@ -132,6 +132,7 @@ fn a_worker_that_froze_while_messages_were_on_their_way_answers_none_that_others
     wait_until("another has answered some", SOON, || {
         load[..2].iter().all(answered)
     });
+    let stale = deliveries(&traffic.frames());
     frozen.resume().expect("goes on");
     wait_until("it has read them all", SOON, || {
         let read = [
@@ -150,6 +151,14 @@ fn a_worker_that_froze_while_messages_were_on_their_way_answers_none_that_others
         assert_eq!(fleet.web.count(path), 1, "{path} ran once");
     }
     assert!(fleet.with_many_contents(RESULT).is_empty());
+    let said = |frame: &&caf_testkit::proxy::Frame| {
+        frame.publishes(DELIVERY) && frame.subject.as_ref().is_some_and(|name| stale.contains(name))
+    };
+    assert_eq!(
+        traffic.frames().iter().filter(said).count(),
+        0,
+        "verdicts of deliveries that others have"
+    );
     assert!(frozen.is_running() && other.is_running());
 }
 

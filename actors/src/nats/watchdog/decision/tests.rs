@@ -247,10 +247,10 @@ proptest! {
             heard += u64::from(hears || arrives);
             (seen.now, seen.generation, seen.arrived, seen.heard) = (now, generation, arrived, heard);
             let action = judge.decide(&seen);
-            let lasting = looks_stalled(&seen) && !reconnected && !arrives;
-            if !lasting {
+            if !looks_stalled(&seen) || arrives {
                 stalled_since = None;
-            } else if stalled_since.is_none() {
+            } else if stalled_since.is_none() || reconnected {
+                // A new connection begins a stall anew, with this look.
                 stalled_since = Some(now);
             }
             let for_long = stalled_since.is_some_and(|since| now - since >= LIMIT);
