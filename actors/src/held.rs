@@ -76,7 +76,7 @@ impl HeldPermits {
         }
     }
 
-    /// Room beyond the bound, for one message at a time that must not wait for others to end.
+    /// Room beyond the bound, for the few messages that must not wait for others to end.
     pub fn take_extra(&self, bytes: usize) -> HeldPermit {
         self.0.held_jobs.fetch_add(1, SeqCst);
         self.0.held_bytes.fetch_add(bytes, SeqCst);
@@ -85,6 +85,12 @@ impl HeldPermits {
             bytes,
             permit: None,
         }
+    }
+
+    /// Waits until no reservations are given.
+    pub async fn shut(&self) {
+        // The sender lives in `self`: it cannot be gone.
+        let _ = self.0.open.subscribe().wait_for(|open| !*open).await;
     }
 
     /// Whether reservations are given from now on; without room for results nothing is taken on.

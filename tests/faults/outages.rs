@@ -223,7 +223,8 @@ fn outbox(worker: &mut Worker) -> Value {
 
 /// Waits until nothing is asked of the broker any more: a request that was open before ends after 20 seconds.
 fn wait_until_pulling_stops(worker: &mut Worker) {
-    wait_until("pulling stops", SOON, || {
+    // Long before an open request would expire.
+    wait_until("pulling stops", Duration::from_secs(10), || {
         worker
             .get("/readyz")
             .is_ok_and(|page| page.text().contains("pulls_outstanding: 0\n"))

@@ -265,6 +265,8 @@ impl SourceParts {
                 biased;
                 end = interrupted(self.stop.clone(), orders.clone()) => return Ok(end),
                 _ = link.wait_for(|link| link.generation != generation) => return Ok(PullEnd::Over),
+                // Nothing may be taken on any more: only the end of the subscription takes the request back.
+                () = self.status.held().shut() => return Ok(PullEnd::Told(Order::RebuildPull)),
                 message = messages.next() => message.ok_or_else(|| broken("the subscription ended"))?,
                 () = tokio::time::sleep_until(quiet) => return Ok(PullEnd::Quiet),
                 () = tokio::time::sleep_until(attention.next_look()) => {
@@ -314,11 +316,8 @@ impl SourceParts {
             .and_then(|reservation| reservation.take(size))
         {
             Some(permit) => permit,
-            // A late message of an earlier request: its lease is renewed while it waits for room.
-            None => match self.status.held().reserve(1).await.take(size) {
-                Some(permit) => permit,
-                None => return,
-            },
+            // A late message of an earlier request: there are few of them, and none is worth waiting for room.
+            None => self.status.held().take_extra(size),
         };
         let arrival = arrival(&message, Some((Arc::clone(stream), sequence)));
         self.pass_on(Delivery {
