@@ -158,7 +158,15 @@ impl Health {
         details.insert("pools".to_owned(), Value::Object(answers.collect()));
         details.insert("publisher".to_owned(), json!(publisher));
         details.insert("stray_threads".to_owned(), json!(parts.threads.strays()));
-        details.insert("claims".to_owned(), json!(parts.claims.snapshot(Instant::now())));
+        let claims = parts.claims.snapshot(Instant::now());
+        let claiming = claims.unavailable_ms < UNCONFIRMED_LIMIT_MS;
+        let message = if claiming {
+            "available"
+        } else {
+            "cannot be read or written"
+        };
+        checks.insert("claims".to_owned(), check(claiming, message));
+        details.insert("claims".to_owned(), json!(claims));
         if let Some(outbox) = &parts.outbox {
             details.insert("outbox".to_owned(), json!(outbox.snapshot()));
         }

@@ -29,6 +29,7 @@ use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
 use caf_blocks::Blocks;
 use caf_protocol::block::ResourceClass;
+use caf_protocol::ids::AssignmentKey;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -48,6 +49,8 @@ const REFRESHES_PER_TTL: u32 = 6;
 /// Longest time between two writes of a claim that is held: where much goes through a bucket, what was written longest ago
 /// falls out of it long before its time to live has passed.
 const REFRESH_LIMIT: Duration = Duration::from_secs(10);
+/// Pause before it is tried again whether questions get through. Each try waits for some seconds itself.
+const ASK_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs the node until a signal or an escalation ends it.
 ///
@@ -236,6 +239,7 @@ async fn feed_and_wait(
     let claims = tree.claims.clone();
     let working = async {
         state.recover(settings, replay, &claims, log).await;
+        until_askable(&claims, log).await;
         for child in [watchdog, abandoned].into_iter().flatten() {
             adopt(&supervisor, child).await;
         }
@@ -302,6 +306,16 @@ fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<L
         let _ = escalate.send(Escalation::LeaseKeeperLost);
     };
     LeaseKeeper::start(parts, ended).context("cannot start the lease keeper's thread")
+}
+
+/// Waits until questions between workers get through. A worker that nobody can ask would look dead while it works.
+async fn until_askable(claims: &Claims, log: &Log) {
+    let Some(fleet) = claims.fleet() else { return };
+    let nothing = AssignmentKey::new("", "");
+    while let Err(error) = fleet.ask_oneself(&nothing).await {
+        log.emit(events::not_askable(&error.to_string()));
+        tokio::time::sleep(ASK_RETRY).await;
+    }
 }
 
 /// Writes the claims of jobs that are held again before they are the oldest, for as long as it is polled.

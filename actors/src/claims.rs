@@ -47,6 +47,8 @@ pub struct ClaimsSnapshot {
     pub idempotency_window_s: u64,
     /// Results not published since the start because another worker answers.
     pub results_suppressed: u64,
+    /// For how long the fleet's claims could not be read or written, in milliseconds; 0 while they can.
+    pub unavailable_ms: u64,
 }
 
 #[derive(Default)]
@@ -225,6 +227,7 @@ impl Claims {
             bytes,
             idempotency_window_s,
             results_suppressed: self.0.suppressed.load(Relaxed),
+            unavailable_ms: self.0.fleet.as_ref().map_or(0, Fleet::failing_ms),
         }
     }
 

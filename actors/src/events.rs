@@ -291,6 +291,11 @@ pub fn claims_unavailable(identity: &Identity, error: &StoreError) -> Event {
         .with("error", error.to_string())
 }
 
+/// Nothing is pulled: other workers could not ask this one what it works on.
+pub fn not_askable(error: &str) -> Event {
+    Event::new(Level::Error, "Other workers cannot ask this one").with("error", error)
+}
+
 /// The claims that the fleet shares cannot be reached, and an answer waits for them.
 pub fn claims_silent(error: &str) -> Event {
     Event::new(Level::Warn, "Answer waits for claims").with("error", error)

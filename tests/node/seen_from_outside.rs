@@ -110,7 +110,7 @@ fn the_health_page_has_the_form_that_monitors_expect() {
     assert_eq!(details["outbox"]["max_bytes"], 1_073_741_824);
     assert_eq!(
         details["claims"],
-        json!({"entries": 0, "bytes": 0, "idempotency_window_s": 3_600, "results_suppressed": 0})
+        json!({"entries": 0, "bytes": 0, "idempotency_window_s": 3_600, "results_suppressed": 0, "unavailable_ms": 0})
     );
     let port = node.worker.health_port().expect("is logged");
     let here = ([127, 0, 0, 1], port).into();

@@ -147,7 +147,7 @@ impl ClaimStore for Memory {
         std::future::ready(OwnerWord::Silent).boxed()
     }
 
-    fn is_waiting(&self, _: &str, _: u64) -> BoxFuture<'static, Result<bool, StoreError>> {
+    fn is_waiting(&self, _: &str, _: u64, _: &AssignmentKey) -> BoxFuture<'static, Result<bool, StoreError>> {
         std::future::ready(Ok(true)).boxed()
     }
 

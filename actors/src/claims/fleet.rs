@@ -52,8 +52,18 @@ pub trait ClaimStore: Send + Sync + 'static {
     /// Asks the owner of a claim whether it works on the assignment.
     fn ask_owner(&self, owner: &str, key: &AssignmentKey) -> BoxFuture<'static, OwnerWord>;
 
-    /// Whether a message still waits in its stream, so that it will be delivered again.
-    fn is_waiting(&self, stream: &str, sequence: u64) -> BoxFuture<'static, Result<bool, StoreError>>;
+    /// Whether a message still waits in its stream, so that it will be delivered again, and carries this assignment.
+    fn is_waiting(
+        &self,
+        stream: &str,
+        sequence: u64,
+        key: &AssignmentKey,
+    ) -> BoxFuture<'static, Result<bool, StoreError>>;
+
+    /// For how long no call has succeeded, when the last one did not; in milliseconds.
+    fn failing_ms(&self) -> u64 {
+        0
+    }
 
     /// The recorded result; nothing when it is gone or another message stands in its place.
     fn result(&self, outcome: &OutcomeRef) -> BoxFuture<'static, Result<Option<Outgoing>, StoreError>>;
@@ -98,6 +108,8 @@ struct Held {
     record: ClaimRecord,
     revision: Revision,
     written: Instant,
+    /// Somebody else has taken it over or answered. There is no way back: whoever noticed may not be whoever speaks next.
+    lost: bool,
 }
 
 /// What a claim that exists means for a message, as far as it could be found out.
@@ -133,6 +145,11 @@ impl Fleet {
         }
     }
 
+    /// For how long the store has not done what it was asked, in milliseconds.
+    pub fn failing_ms(&self) -> u64 {
+        self.store.failing_ms()
+    }
+
     /// Name of this process in claims.
     pub fn owner(&self) -> &str {
         &self.owner
@@ -166,6 +183,7 @@ impl Fleet {
                     record,
                     revision,
                     written: Instant::now(),
+                    lost: false,
                 }),
             })
         };
@@ -216,18 +234,42 @@ impl Fleet {
     }
 
     /// Whether the owner of a claim works on it, as far as it matters for this message. A copy of a message that still
-    /// waits needs no answer: the original will carry it.
+    /// waits need not be taken over from a silent owner: the original will carry it. Silence says nothing when not even this
+    /// process can be asked: questions do not get through then, or are not allowed.
     async fn word_of(
         &self,
         record: &ClaimRecord,
         claimant: &Claimant,
         key: &AssignmentKey,
     ) -> Result<OwnerWord, StoreError> {
+        let word = self.store.ask_owner(&record.owner, key).await;
+        if word != OwnerWord::Silent {
+            return Ok(word);
+        }
+        self.ask_oneself(key).await?;
         let is_copy = record.stream != claimant.stream || record.sequence != claimant.sequence;
-        if is_copy && self.store.is_waiting(&record.stream, record.sequence).await? {
+        if is_copy
+            && self
+                .store
+                .is_waiting(&record.stream, record.sequence, key)
+                .await?
+        {
             return Ok(OwnerWord::Holds);
         }
-        Ok(self.store.ask_owner(&record.owner, key).await)
+        Ok(word)
+    }
+
+    /// Whether questions get through to this process, and so from it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when they do not: it must take nothing over, and others would take over what it holds.
+    pub async fn ask_oneself(&self, key: &AssignmentKey) -> Result<(), StoreError> {
+        match self.store.ask_owner(&self.owner, key).await {
+            OwnerWord::Silent | OwnerWord::NotAsked => Err(StoreError::Unavailable(
+                "questions between workers do not get through (nats.subjects.owner)".to_owned(),
+            )),
+            OwnerWord::Holds | OwnerWord::LetGo => Ok(()),
+        }
     }
 
     /// Notes that a process died while it ran this assignment. Tries until the store answers.
@@ -339,6 +381,9 @@ impl FleetClaim {
 
     async fn change(&self, change: impl Fn(&mut ClaimRecord)) -> Proof {
         let mut held = self.held.lock().await;
+        if held.lost {
+            return Proof::Lost;
+        }
         loop {
             let mut next = held.record.clone();
             change(&mut next);
@@ -348,6 +393,7 @@ impl FleetClaim {
                         record: next,
                         revision,
                         written: Instant::now(),
+                        lost: false,
                     };
                     return Proof::Ours;
                 }
@@ -364,12 +410,18 @@ impl FleetClaim {
                 held.revision = found.revision;
                 return Proof::Ours;
             }
-            held.revision = found.revision;
             match after_conflict(found.record.as_ref(), &self.fleet.owner) {
                 AfterConflict::WriteOnTop(record) => held.record = *record,
                 AfterConflict::WriteAnew => {}
-                AfterConflict::Lost => return Proof::Lost,
+                AfterConflict::Lost => {
+                    held.lost = true;
+                    return Proof::Lost;
+                }
             }
+            held.revision = found.revision;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

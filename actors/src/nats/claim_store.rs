@@ -4,24 +4,26 @@
 //! a subject, compare-and-set is a publish that expects a revision. Reads go to the leader, so that a conflict is never
 //! followed by an older state. Tries once per call.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind, RetentionPolicy, Stream};
 use async_nats::jetstream::{self, Context};
+use caf_protocol::assignment::{Reading, read};
 use caf_protocol::ids::{AssignmentKey, sha256_hex};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
 use super::headers_of;
 use super::sink::NatsSink;
 use crate::claims::fleet::{ClaimStore, Found, Revision, StoreError};
 use crate::claims::record::{ClaimRecord, OutcomeRef, OwnerWord};
+use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::settings::NatsSettings;
 use crate::sink::Outgoing;
@@ -61,6 +63,8 @@ pub struct NatsClaimStore {
     bucket: Arc<str>,
     settings: Arc<NatsSettings>,
     limit: Duration,
+    /// Since when no call has succeeded.
+    failing: Arc<Mutex<Option<Instant>>>,
 }
 
 impl NatsClaimStore {
@@ -78,6 +82,7 @@ impl NatsClaimStore {
             bucket: bucket.into(),
             settings: Arc::new(settings.clone()),
             limit,
+            failing: Arc::default(),
         }
     }
 
@@ -87,13 +92,21 @@ impl NatsClaimStore {
         call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let (mut open, limit) = (self.open.clone(), self.limit);
+        let failing = Arc::clone(&self.failing);
         async move {
-            match timeout(limit, open.wait_for(|open| *open)).await {
-                Ok(Ok(_)) => {}
-                _ => return Err(unavailable("the broker or the bucket is away")),
+            let is_open = matches!(timeout(limit, open.wait_for(|open| *open)).await, Ok(Ok(_)));
+            let answer = if is_open {
+                let answer = timeout(limit, call).await;
+                answer.unwrap_or_else(|_| Err(unavailable("no answer in time")))
+            } else {
+                Err(unavailable("the broker or the bucket is away"))
+            };
+            let mut failing = failing.lock().unwrap_or_else(PoisonError::into_inner);
+            match &answer {
+                Err(StoreError::Unavailable(_)) => drop(failing.get_or_insert_with(Instant::now)),
+                Ok(_) | Err(StoreError::Conflict) => *failing = None,
             }
-            let answer = timeout(limit, call).await;
-            answer.unwrap_or_else(|_| Err(unavailable("no answer in time")))
+            answer
         }
         .boxed()
     }
@@ -121,6 +134,13 @@ async fn message(
         Err(error) if chain(&error).contains("stream not found") => Ok(None),
         Err(error) => Err(unavailable(chain(&error))),
     }
+}
+
+/// Whether messages leave the stream when they are acknowledged.
+async fn forgets_what_is_done(jetstream: &Context, name: &str) -> Result<bool, StoreError> {
+    let stream = jetstream.get_stream(name).await;
+    let stream = stream.map_err(|error| unavailable(chain(&error)))?;
+    Ok(stream.cached_info().config.retention == RetentionPolicy::WorkQueue)
 }
 
 impl ClaimStore for NatsClaimStore {
@@ -184,9 +204,31 @@ impl ClaimStore for NatsClaimStore {
         .boxed()
     }
 
-    fn is_waiting(&self, stream: &str, sequence: u64) -> BoxFuture<'static, Result<bool, StoreError>> {
-        let (jetstream, name) = (self.jetstream.clone(), stream.to_owned());
-        self.call(async move { Ok(message(&jetstream, &name, sequence).await?.is_some()) })
+    fn failing_ms(&self) -> u64 {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.map_or(0, |since| whole_ms(since.elapsed()))
+    }
+
+    fn is_waiting(
+        &self,
+        stream: &str,
+        sequence: u64,
+        key: &AssignmentKey,
+    ) -> BoxFuture<'static, Result<bool, StoreError>> {
+        let (jetstream, name, key) = (self.jetstream.clone(), stream.to_owned(), key.clone());
+        self.call(async move {
+            // Under the same number another message may stand: streams are deleted and made again.
+            let Some(found) = message(&jetstream, &name, sequence).await? else {
+                return Ok(false);
+            };
+            let carries = match read(&found.payload, &headers_of(Some(&found.headers))) {
+                Reading::Valid(assignment) => assignment.identity.key() == key,
+                Reading::Invalid(identity, _) => identity.key() == key,
+                Reading::Unanswerable(_) => false,
+            };
+            // A stream that keeps what is acknowledged does not tell by having it.
+            Ok(carries && forgets_what_is_done(&jetstream, &name).await?)
+        })
     }
 
     fn result(&self, outcome: &OutcomeRef) -> BoxFuture<'static, Result<Option<Outgoing>, StoreError>> {
@@ -194,9 +236,11 @@ impl ClaimStore for NatsClaimStore {
             return std::future::ready(Ok(None)).boxed();
         };
         let (jetstream, hash) = (self.jetstream.clone(), outcome.hash.clone());
+        let results = self.settings.subjects.result.clone();
         self.call(async move {
             let found = message(&jetstream, &name, sequence).await?;
-            let same = found.filter(|found| sha256_hex(&found.payload).starts_with(&hash));
+            let same = found
+                .filter(|found| *found.subject == *results && sha256_hex(&found.payload).starts_with(&hash));
             Ok(same.map(|found| Outgoing {
                 subject: found.subject.to_string(),
                 headers: headers_of(Some(&found.headers)),

@@ -111,9 +111,10 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => break,
             _ = ack_wait.changed() => renewals = renewal_clock(&parts, *ack_wait.borrow_and_update()),
             _ = renewals.tick() => renew(&parts, &connection, renewals.period()).await,
-            question = next_question(&mut questions) => say_what_is_held(&parts, &connection, question).await,
             _ = heartbeats.tick() => beat(&parts, &connection, &mut stats).await,
             _ = draining.changed() => beat(&parts, &connection, &mut stats).await,
+            // Last: a flood of questions must delay nothing else.
+            question = next_question(&mut questions) => say_what_is_held(&parts, &connection, question).await,
         }
     }
     beat(&parts, &connection, &mut stats).await;

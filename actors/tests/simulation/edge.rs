@@ -86,7 +86,12 @@ impl ClaimStore for Edge {
         .boxed()
     }
 
-    fn is_waiting(&self, _: &str, sequence: u64) -> BoxFuture<'static, Result<bool, StoreError>> {
+    fn is_waiting(
+        &self,
+        _: &str,
+        sequence: u64,
+        _: &AssignmentKey,
+    ) -> BoxFuture<'static, Result<bool, StoreError>> {
         self.call(move |world| Ok(world.broker.messages.contains_key(&sequence)))
     }
 
