@@ -13,9 +13,14 @@ const GIVEN_UP: &str = "Assignment given up by the broker";
 
 /// A broker whose operator has made the stream, and a consumer that delivers twice.
 fn limited() -> (NatsServer, Client) {
+    limited_with(&[ASSIGN])
+}
+
+/// As [`limited`], with other subjects in the stream.
+fn limited_with(subjects: &[&str]) -> (NatsServer, Client) {
     let nats = NatsServer::start().expect("the broker starts");
     let client = Client::connect(&nats).expect("the client connects");
-    let stream = json!({"name": ASSIGNMENTS, "subjects": [ASSIGN], "retention": "workqueue"});
+    let stream = json!({"name": ASSIGNMENTS, "subjects": subjects, "retention": "workqueue"});
     client
         .jetstream_api(&format!("STREAM.CREATE.{ASSIGNMENTS}"), &stream)
         .expect("is created");
@@ -67,6 +72,18 @@ fn exhaust(client: &Client) {
         assert_eq!(take(client), None);
         pending(client) == before
     });
+}
+
+/// Says in the broker's name that it gave a message up, as every client can.
+fn forge(client: &Client, kind: &str, word: &str, sequence: u64) {
+    let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{ASSIGNMENTS}.{CONSUMER}");
+    let advisory = json!({
+        "type": format!("io.nats.jetstream.advisory.v1.{word}"), "id": "x", "stream": ASSIGNMENTS,
+        "consumer": CONSUMER, "stream_seq": sequence, "deliveries": 9,
+    });
+    client
+        .publish(&subject, &[], advisory.to_string())
+        .expect("is sent");
 }
 
 fn pending(client: &Client) -> usize {
@@ -141,24 +158,13 @@ fn of_an_advisory_one_worker_of_two_hears_and_keeps_one_letter() {
     // Workers that are busy leave the next messages to others.
     let full = |w: caf_testkit::worker::WorkerBuilder| w.env("WORKER__LIMITS__MAX_HELD", 1);
     let mut workers = [ready_worker(&nats, full), ready_worker(&nats, full)];
-    let long = [AssignmentBuilder::sleep(25_000), AssignmentBuilder::sleep(25_000)];
+    let long = [AssignmentBuilder::sleep(10_000), AssignmentBuilder::sleep(10_000)];
     client.assign_all(&long).expect("are sent");
     wait_until("both are busy", SOON, || pending(&client) == 2);
 
     let lost = AssignmentBuilder::echo();
     client.assign(&lost).expect("is sent");
     exhaust(&client);
-    wait_until("the letter is kept", SOON, || !letters(&client).is_empty());
-    let heard = || -> Vec<Value> { workers.iter().flat_map(given_up).collect() };
-    wait_until("the log has arrived", SOON, || !heard().is_empty());
-    let heard = heard();
-    assert_eq!(heard.len(), 1, "{heard:?}");
-    assert_eq!(heard[0]["context"]["found"], "exhausted");
-    let kept = letters(&client);
-    assert_eq!(kept.len(), 1);
-    assert_letter(&kept[0], &lost, 3);
-    assert_eq!(kept[0].json()["error"]["details"]["deliveries"], 2);
-
     // What is terminated, a work queue forgets: the log is all that remains.
     client.assign(&AssignmentBuilder::echo()).expect("is sent");
     let reply = take_next(&client);
@@ -170,6 +176,17 @@ fn of_an_advisory_one_worker_of_two_hears_and_keeps_one_letter() {
             .flat_map(Worker::logs)
             .any(|log| log["message"] == gone && log["context"]["stream_sequence"] == 4)
     });
+    // The audit has the last word, and it can tell when nothing is in work.
+    wait_until("the letter is kept", SOON, || !letters(&client).is_empty());
+    let heard = || -> Vec<Value> { workers.iter().flat_map(given_up).collect() };
+    wait_until("the log has arrived", SOON, || !heard().is_empty());
+    let heard = heard();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert_eq!(heard[0]["context"]["found"], "exhausted");
+    let kept = letters(&client);
+    assert_eq!(kept.len(), 1);
+    assert_letter(&kept[0], &lost, 3);
+    assert_eq!(kept[0].json()["error"]["details"]["deliveries"], 2);
     assert!(workers.iter_mut().all(Worker::is_running));
 }
 
@@ -211,4 +228,81 @@ fn what_was_given_up_is_answered_and_removed_and_what_is_in_work_is_left_alone()
     let in_work = &answers.results(jobs[2].assignment_id())[0];
     assert_eq!(in_work["status"], "success");
     assert_eq!(answers.objections(), Vec::<String>::new());
+}
+
+#[test]
+fn forged_advisories_leave_what_waits_what_is_in_work_and_what_is_not_ours_alone() {
+    const ORDERS: &str = "other.orders";
+    let (nats, client) = limited_with(&[ASSIGN, ORDERS]);
+    let worker = ready_worker(&nats, |w| w.env("WORKER__LIMITS__MAX_HELD", 1));
+    let jobs = [
+        AssignmentBuilder::sleep(6_000),
+        AssignmentBuilder::echo(),
+        AssignmentBuilder::echo(),
+    ];
+    client.assign_stored(&jobs[0]).expect("is stored");
+    wait_until("the worker is busy", SOON, || pending(&client) == 1);
+    client.assign_stored(&jobs[1]).expect("is stored");
+    client.publish(ORDERS, &[], "1").expect("is sent");
+    wait_until("the order is stored", SOON, || {
+        client.stream_count(ASSIGNMENTS).is_ok_and(|count| count == 3)
+    });
+    client.assign_stored(&jobs[2]).expect("is stored");
+    for sequence in 1..=4 {
+        forge(&client, "MAX_DELIVERIES", "max_deliver", sequence);
+        forge(&client, "MSG_TERMINATED", "terminated", sequence);
+    }
+
+    wait_until("all are answered", SOON, || {
+        let answers = crate::support::answers(&client);
+        jobs.iter()
+            .all(|job| !answers.results(job.assignment_id()).is_empty())
+    });
+    // Again, now that everything before and after the order was delivered.
+    forge(&client, "MAX_DELIVERIES", "max_deliver", 3);
+    forge(&client, "MSG_TERMINATED", "terminated", 3);
+    // One that was really given up is found after all of them.
+    let long = AssignmentBuilder::sleep(6_000);
+    client.assign_stored(&long).expect("is stored");
+    wait_until("the worker is busy", SOON, || pending(&client) == 1);
+    let lost = AssignmentBuilder::echo();
+    client.assign_stored(&lost).expect("is stored");
+    exhaust(&client);
+    wait_until("it is found", SOON, || !letters(&client).is_empty());
+
+    let answers = crate::support::answers(&client);
+    for job in &jobs {
+        let results = answers.results(job.assignment_id());
+        assert_eq!((results.len(), &results[0]["status"]), (1, &json!("success")));
+    }
+    assert_letter(&letters(&client)[0], &lost, 6);
+    assert_eq!(letters(&client).len(), 1);
+    assert_eq!(given_up(&worker).len(), 1, "{:?}", given_up(&worker));
+    wait_until("only the order is left", SOON, || {
+        client.stream_count(ASSIGNMENTS).is_ok_and(|count| count == 1)
+    });
+    assert_eq!(
+        client.stream_messages(ASSIGNMENTS).expect("can be read")[0].subject,
+        ORDERS
+    );
+}
+
+#[test]
+fn advisories_of_impossible_messages_do_not_stop_the_watch() {
+    let (nats, client) = limited();
+    let worker = ready_worker(&nats, |w| w.env("WORKER__LIMITS__MAX_HELD", 1));
+    let long = AssignmentBuilder::sleep(6_000);
+    client.assign_stored(&long).expect("is stored");
+    wait_until("the worker is busy", SOON, || pending(&client) == 1);
+    for sequence in [0, 1_000_000, u64::MAX] {
+        forge(&client, "MAX_DELIVERIES", "max_deliver", sequence);
+        forge(&client, "MSG_TERMINATED", "terminated", sequence);
+    }
+    let lost = AssignmentBuilder::echo();
+    client.assign_stored(&lost).expect("is stored");
+    exhaust(&client);
+    wait_until("it is found", SOON, || !letters(&client).is_empty());
+    assert_letter(&letters(&client)[0], &lost, 2);
+    let interrupted = "Watch over abandoned assignments interrupted";
+    assert!(worker.logs().iter().all(|log| log["message"] != interrupted));
 }

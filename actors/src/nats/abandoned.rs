@@ -2,22 +2,25 @@
 //!
 //! Neighbours: `serve` runs it beside the source; [`Undertaker`] says what is to be said. Two ways lead to an abandoned
 //! message: the broker's advisories, of which one worker of the fleet hears each (a queue group named after the
-//! durable), and an audit that compares stream and consumer (`audit`), because an advisory that nobody hears is gone.
-//! On a stream that keeps acknowledged messages there are only the advisories.
+//! durable), and an audit that compares stream and consumer (`audit`), because an advisory that nobody hears is gone and
+//! anybody may forge one: where the audit can tell, an advisory only makes it look soon. On a stream that keeps
+//! acknowledged messages there are only the advisories. It never touches a message on another subject.
 
 mod audit;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy, Stream};
+use async_nats::jetstream::context::RequestError;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind, RetentionPolicy, Stream};
 use async_nats::jetstream::{self, Context, consumer};
 use futures_util::stream::select;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::audit::{Advisory, Audit, Retention, View};
+use self::audit::{Advisory, Audit, Retention, View, Worth};
 use super::connection::Connection;
 use super::headers_of;
 use crate::abandoned::{AbandonedMessage, Found, Removal, Undertaker};
@@ -32,6 +35,8 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
 /// Time to the next audit while something is suspected: longer than an acknowledged message outlives its
 /// acknowledgement.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Time from an advisory until it is weighed, with all that came meanwhile: a flood costs no more than a few requests.
+const HEARING: Duration = Duration::from_millis(500);
 /// Pause before the stream is looked for again.
 const STREAM_WAIT: Duration = Duration::from_secs(1);
 /// Most messages that one audit looks at: they travel whole. The next goes on from there.
@@ -119,15 +124,26 @@ impl WatchParts {
             audit,
         };
         let mut next = Instant::now();
+        let mut weigh = None;
         loop {
             tokio::select! {
                 advisory = advisories.next() => {
                     let Some(advisory) = advisory else { return Ok(()) };
-                    if let Some((sequence, found)) = Advisory::read(&advisory.payload) {
-                        desk.told(sequence, found).await?;
+                    if let Some((sequence, found)) = Advisory::read(&advisory.payload)
+                        && desk.audit.hear(sequence, found)
+                    {
+                        weigh.get_or_insert_with(|| Instant::now() + HEARING);
+                    }
+                }
+                () = sleep_until(weigh.unwrap_or(next)), if weigh.is_some() => {
+                    weigh = None;
+                    desk.weigh().await?;
+                    if desk.audit.has_suspects() {
+                        next = next.min(Instant::now() + RECHECK_INTERVAL);
                     }
                 }
                 () = sleep_until(next) => {
+                    desk.weigh().await?;
                     desk.look().await?;
                     let soon = desk.audit.has_suspects();
                     next = Instant::now() + if soon { RECHECK_INTERVAL } else { AUDIT_INTERVAL };
@@ -146,12 +162,30 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// The broker said that it gave a message up.
-    async fn told(&mut self, sequence: u64, found: Found) -> Result<(), WatchError> {
-        // Nobody else hears of it: what fails from here on is tried again.
-        self.audit.keep(sequence, found);
+    /// Weighs what the advisories said.
+    async fn weigh(&mut self) -> Result<(), WatchError> {
+        if !self.audit.has_suspects() {
+            return Ok(());
+        }
         let stream = self.open().await?;
-        self.bring(&stream, sequence, found).await
+        let Ok(consumer) = stream.consumer_info(&self.parts.settings.durable).await else {
+            return Ok(());
+        };
+        let most = match retention(&stream) {
+            Retention::Removed => MAX_LOOKS,
+            Retention::Kept => self.audit.room(),
+        };
+        for (sequence, worth) in self.audit.weigh_hints(&view(&stream, &consumer), most) {
+            match (worth, self.audit.hinted(sequence)) {
+                (Worth::Belief, Some(found)) => self.bring(&stream, sequence, found).await,
+                (Worth::GoneOrSuspicion, _) => {
+                    // What is still there is left to the audit.
+                    self.fetch(&stream, sequence, Found::Terminated).await;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// One audit.
@@ -164,7 +198,7 @@ impl Desk<'_> {
         };
         let round = self.audit.begin(&view(&stream, &consumer));
         for (sequence, found) in round.suspects {
-            self.bring(&stream, sequence, found).await?;
+            self.bring(&stream, sequence, found).await;
         }
         let assign = self.parts.settings.subjects.assign.as_str();
         let mut from = round.from;
@@ -176,6 +210,12 @@ impl Desk<'_> {
             let sequence = match next.next_by_subject(assign).send().await {
                 Ok(message) => message.sequence,
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => u64::MAX,
+                // The next in line, which nobody can read: what comes after it is not to wait for it.
+                Err(error) if is_unreadable(&error) => {
+                    self.audit.looked_at(from);
+                    from += 1;
+                    continue;
+                }
                 Err(error) => return Err(failed("looking at messages")(&error)),
             };
             if sequence > round.up_to {
@@ -194,21 +234,39 @@ impl Desk<'_> {
         stream.map_err(|error| failed("reading the stream of assignments")(&error))
     }
 
-    /// Brings a message to the undertaker, if it is still there.
-    async fn bring(&mut self, stream: &Stream, sequence: u64, found: Found) -> Result<(), WatchError> {
-        let message = match stream.get_raw_message(sequence).await {
-            Ok(message) => message,
+    /// The message, if it is still there, can be read and is one of ours; else it is settled, or kept for later when
+    /// the broker did not answer.
+    async fn fetch(&mut self, stream: &Stream, sequence: u64, found: Found) -> Option<StreamMessage> {
+        let log = &self.parts.log;
+        match stream.get_raw_message(sequence).await {
+            Ok(message) if message.subject.as_str() == self.parts.settings.subjects.assign => {
+                return Some(message);
+            }
+            Ok(_) => self.audit.settle(sequence),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
                 if found == Found::Terminated {
                     // A work queue forgets at once what was terminated: nothing is left to answer.
-                    self.parts
-                        .log
-                        .emit(events::terminated_and_gone(&self.stream, sequence));
+                    log.emit(events::terminated_and_gone(&self.stream, sequence));
                 }
                 self.audit.settle(sequence);
-                return Ok(());
             }
-            Err(error) => return Err(failed("reading an abandoned message")(&error)),
+            Err(error) => {
+                let why = format!("reading message {sequence}: {}", chain(&error));
+                log.emit(events::abandoned_unwatched(&why));
+                if is_refused(&error) || is_unreadable(&error) {
+                    self.audit.settle(sequence);
+                } else if found != Found::Terminated || retention(stream) == Retention::Kept {
+                    self.audit.keep(sequence, found);
+                }
+            }
+        }
+        None
+    }
+
+    /// Brings a message to the undertaker, if it is still there. What fails is tried again.
+    async fn bring(&mut self, stream: &Stream, sequence: u64, found: Found) {
+        let Some(message) = self.fetch(stream, sequence, found).await else {
+            return;
         };
         self.parts
             .log
@@ -230,7 +288,6 @@ impl Desk<'_> {
         } else {
             self.audit.keep(sequence, found);
         }
-        Ok(())
     }
 
     /// Deletes the message where nobody else reads it.
@@ -255,6 +312,17 @@ impl Desk<'_> {
     }
 }
 
+/// The broker refuses the sequence, and will refuse it again.
+fn is_refused(error: &RawMessageError) -> bool {
+    matches!(error.kind(), RawMessageErrorKind::JetStream(error) if (400..500).contains(&error.code()))
+}
+
+/// The broker answered with a message that is not one.
+fn is_unreadable(error: &RawMessageError) -> bool {
+    let unanswered = std::error::Error::source(error).is_some_and(|source| source.is::<RequestError>());
+    error.kind() == RawMessageErrorKind::Other && !unanswered
+}
+
 fn view(stream: &Stream, consumer: &consumer::Info) -> View {
     let info = stream.cached_info();
     View {
@@ -262,6 +330,8 @@ fn view(stream: &Stream, consumer: &consumer::Info) -> View {
         stream_created: SystemTime::from(info.created),
         consumer_created: SystemTime::from(consumer.created),
         first_sequence: info.state.first_sequence,
+        last_sequence: info.state.last_sequence,
+        max_deliver: consumer.config.max_deliver,
         ack_floor: consumer.ack_floor.stream_sequence,
         delivered: consumer.delivered.stream_sequence,
         ack_pending: consumer.num_ack_pending,

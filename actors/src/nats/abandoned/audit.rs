@@ -5,6 +5,9 @@
 //! delivered is waiting for an acknowledgement, it has also passed everything that it delivered: the floor moves only
 //! with an acknowledgement, and after the last exhausted message there may be none. On a work queue what was
 //! acknowledged is removed, so what is passed and still there was given up. (Measured on nats-server 2.15.)
+//!
+//! Advisories are hints and no more: every client of the broker may publish one. What stream and consumer contradict is
+//! dropped, and where the audit can prove something, only the audit decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -16,6 +19,8 @@ use crate::abandoned::Found;
 /// Most sequences that are remembered of each kind: far more than a fleet has in flight. A forgotten one is found again,
 /// or costs a second letter that the stream drops.
 const MAX_REMEMBERED: usize = 10_000;
+/// Most messages that are brought again and again because they could not be buried.
+const MAX_UNBURIED: usize = 100;
 
 /// What the broker says of a stream and the consumer of the fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,10 @@ pub(super) struct View {
     pub(super) consumer_created: SystemTime,
     /// First sequence in the stream.
     pub(super) first_sequence: u64,
+    /// Last sequence that the stream gave to a message.
+    pub(super) last_sequence: u64,
+    /// How often the consumer delivers a message; no limit when it is not positive.
+    pub(super) max_deliver: i64,
     /// Everything up to here was acknowledged or given up.
     pub(super) ack_floor: u64,
     /// Everything up to here was delivered.
@@ -59,6 +68,39 @@ pub(super) struct Audit {
     unburied: BTreeMap<u64, Found>,
     /// Dealt with before the audit came to them.
     dealt_with: BTreeSet<u64>,
+    /// What advisories said, as long as nothing contradicts it.
+    hints: BTreeMap<u64, Found>,
+    /// One that could not be buried was forgotten: everything is looked at again when the others are dealt with.
+    forgot: bool,
+}
+
+/// What an advisory is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// It is wrong.
+    Nothing,
+    /// The audit decides when it comes to the message.
+    Suspicion,
+    /// As [`Worth::Suspicion`] while the message is there; it is right when the message is gone.
+    GoneOrSuspicion,
+    /// Nothing contradicts it, and nobody else would find the message.
+    Belief,
+}
+
+/// Weighs what an advisory said against what stream and consumer say of themselves.
+pub(super) fn weigh(view: &View, sequence: u64, found: Found) -> Worth {
+    let delivered = sequence <= view.delivered && sequence <= view.last_sequence;
+    if sequence == 0 || !delivered {
+        return Worth::Nothing;
+    }
+    match (found, view.retention) {
+        (Found::Exhausted { .. }, _) if view.max_deliver <= 0 => Worth::Nothing,
+        // Nobody says this but the audit.
+        (Found::LeftBehind, _) => Worth::Nothing,
+        (_, Retention::Kept) => Worth::Belief,
+        (Found::Exhausted { .. }, Retention::Removed) => Worth::Suspicion,
+        (Found::Terminated, Retention::Removed) => Worth::GoneOrSuspicion,
+    }
 }
 
 /// What one audit has to look at.
@@ -73,20 +115,69 @@ pub(super) struct Round {
 }
 
 impl Audit {
-    /// Begins a round.
-    pub(super) fn begin(&mut self, view: &View) -> Round {
+    /// An advisory was heard. False when it is not kept: it cannot be right, or there are too many.
+    pub(super) fn hear(&mut self, sequence: u64, found: Found) -> bool {
+        let room = self.hints.len() < MAX_REMEMBERED || self.hints.contains_key(&sequence);
+        let kept = room && (1..u64::MAX).contains(&sequence) && !self.unburied.contains_key(&sequence);
+        if kept {
+            self.hints.insert(sequence, found);
+        }
+        kept
+    }
+
+    /// Weighs what was heard; what has to be fetched now, at most `most`: to be buried on belief, or to see whether it
+    /// is gone.
+    pub(super) fn weigh_hints(&mut self, view: &View, most: usize) -> Vec<(u64, Worth)> {
+        self.attend(view);
+        self.hints
+            .retain(|sequence, found| weigh(view, *sequence, *found) != Worth::Nothing);
+        let weighed = self.hints.iter().map(|(sequence, found)| {
+            let worth = weigh(view, *sequence, *found);
+            (*sequence, worth)
+        });
+        let fetch = weighed.filter(|(_, worth)| *worth != Worth::Suspicion);
+        let fetch: Vec<_> = fetch.take(most).collect();
+        // What the audit has passed and does not suspect was acknowledged or is gone.
+        let (looked_up_to, suspects) = (self.looked_up_to, &self.suspects);
+        let open = |sequence: &u64| *sequence > looked_up_to || suspects.contains(sequence);
+        self.hints
+            .retain(|sequence, found| open(sequence) || weigh(view, *sequence, *found) == Worth::Belief);
+        fetch
+    }
+
+    /// What an advisory said of a message.
+    pub(super) fn hinted(&self, sequence: u64) -> Option<Found> {
+        self.hints.get(&sequence).copied()
+    }
+
+    /// What the audit says of a message that was heard of; nothing when it was only said to be terminated and is still there.
+    fn told(&self, sequence: u64) -> Option<Found> {
+        self.hinted(sequence).filter(|found| *found != Found::Terminated)
+    }
+
+    /// Forgets everything when stream or consumer were made anew. What was told before the first round stands.
+    fn attend(&mut self, view: &View) {
         let of = (view.stream_created, view.consumer_created);
-        // What was told before the first round stands.
         if self.of.is_some_and(|known| known != of) {
             *self = Self::default();
         }
         self.of = Some(of);
+    }
+
+    /// Begins a round.
+    pub(super) fn begin(&mut self, view: &View) -> Round {
+        self.attend(view);
+        if self.forgot && self.unburied.is_empty() {
+            self.forgot = false;
+            self.looked_up_to = 0;
+        }
         if view.retention == Retention::Kept {
             self.suspects.clear();
         }
         let mut suspects = self.unburied.clone();
         for sequence in &self.suspects {
-            suspects.entry(*sequence).or_insert(Found::LeftBehind);
+            let found = self.told(*sequence).unwrap_or(Found::LeftBehind);
+            suspects.entry(*sequence).or_insert(found);
         }
         let suspects = suspects.into_iter().collect();
         if view.retention == Retention::Kept {
@@ -111,7 +202,7 @@ impl Audit {
     /// There is a message in the range of the round.
     pub(super) fn saw(&mut self, sequence: u64) {
         self.looked_at(sequence);
-        if !self.dealt_with.remove(&sequence) {
+        if !self.dealt_with.remove(&sequence) && !self.unburied.contains_key(&sequence) {
             self.suspects.insert(sequence);
         }
     }
@@ -125,6 +216,7 @@ impl Audit {
     pub(super) fn settle(&mut self, sequence: u64) {
         self.suspects.remove(&sequence);
         self.unburied.remove(&sequence);
+        self.hints.remove(&sequence);
         self.dealt_with = self.dealt_with.split_off(&(self.looked_up_to + 1));
         if sequence > self.looked_up_to {
             self.dealt_with.insert(sequence);
@@ -138,15 +230,23 @@ impl Audit {
     /// what the broker refuses today it may refuse for long.
     pub(super) fn keep(&mut self, sequence: u64, found: Found) {
         self.suspects.remove(&sequence);
+        self.hints.remove(&sequence);
         self.unburied.insert(sequence, found);
-        if self.unburied.len() > MAX_REMEMBERED {
+        if self.unburied.len() > MAX_UNBURIED {
             self.unburied.pop_first();
+            self.forgot = true;
         }
     }
 
     /// Whether the next round should come soon.
     pub(super) fn has_suspects(&self) -> bool {
-        !self.suspects.is_empty()
+        !self.suspects.is_empty() || !self.hints.is_empty()
+    }
+
+    /// How many more messages on belief may wait to be buried: on a stream that proves nothing, one that is forgotten
+    /// is not found again.
+    pub(super) fn room(&self) -> usize {
+        MAX_UNBURIED.saturating_sub(self.unburied.len())
     }
 }
 
@@ -190,6 +290,8 @@ mod tests {
             stream_created: SystemTime::UNIX_EPOCH,
             consumer_created: SystemTime::UNIX_EPOCH,
             first_sequence: 1,
+            last_sequence: delivered.max(20),
+            max_deliver: 2,
             ack_floor,
             delivered,
             ack_pending,
@@ -275,6 +377,89 @@ mod tests {
         assert!(!audit.has_suspects());
         audit.settle(9);
         assert_eq!(audit.begin(&kept).suspects, []);
+    }
+
+    const TOLD: Found = Found::Exhausted { deliveries: 2 };
+
+    #[test]
+    fn an_advisory_that_stream_or_consumer_contradict_is_worth_nothing() {
+        let work = view(3, 9, 2);
+        let kept = View {
+            retention: Retention::Kept,
+            ..work
+        };
+        let unlimited = |view| View {
+            max_deliver: -1,
+            ..view
+        };
+        for wrong in [0, 10, 21, u64::MAX] {
+            for found in [TOLD, Found::Terminated] {
+                assert_eq!(weigh(&work, wrong, found), Worth::Nothing);
+                assert_eq!(weigh(&kept, wrong, found), Worth::Nothing);
+            }
+        }
+        assert_eq!(weigh(&work, 9, TOLD), Worth::Suspicion);
+        assert_eq!(weigh(&kept, 9, TOLD), Worth::Belief);
+        assert_eq!(weigh(&unlimited(work), 9, TOLD), Worth::Nothing);
+        assert_eq!(weigh(&unlimited(kept), 9, TOLD), Worth::Nothing);
+        assert_eq!(
+            weigh(&unlimited(work), 9, Found::Terminated),
+            Worth::GoneOrSuspicion
+        );
+        assert_eq!(weigh(&unlimited(kept), 9, Found::Terminated), Worth::Belief);
+    }
+
+    #[test]
+    fn what_an_advisory_says_of_a_work_queue_is_said_only_when_two_rounds_find_it() {
+        let mut audit = Audit::default();
+        assert!(audit.hear(5, TOLD) && audit.hear(6, Found::Terminated) && audit.hear(7, TOLD));
+        // In work: nothing is brought, and the next round comes soon.
+        let in_work = view(2, 9, 3);
+        assert_eq!(audit.weigh_hints(&in_work, 9), [(6, Worth::GoneOrSuspicion)]);
+        assert_eq!(audit.begin(&in_work).suspects, []);
+        assert!(audit.has_suspects());
+        let done = view(9, 9, 0);
+        assert_eq!(audit.begin(&done).suspects, []);
+        audit.saw(5);
+        audit.saw(6);
+        audit.looked_at(9);
+        audit.weigh_hints(&done, 9);
+        let suspects = audit.begin(&done).suspects;
+        assert_eq!(suspects, [(5, TOLD), (6, Found::LeftBehind)]);
+        audit.settle(5);
+        audit.settle(6);
+        // The last was acknowledged: nothing is left to wait for.
+        assert!(!audit.has_suspects());
+    }
+
+    #[test]
+    fn hints_and_what_cannot_be_buried_are_bounded_and_what_was_forgotten_is_found_again() {
+        let mut audit = Audit::default();
+        assert!(!audit.hear(0, TOLD) && !audit.hear(u64::MAX, TOLD));
+        let heard = (1..=20_000).filter(|sequence| audit.hear(*sequence, TOLD));
+        assert_eq!(heard.count(), MAX_REMEMBERED);
+        // Only what was delivered is kept.
+        audit.weigh_hints(&view(0, 9, 9), 9);
+        assert_eq!(audit.hints.len(), 9);
+
+        let all = view(200, 200, 0);
+        audit.begin(&all);
+        for sequence in 1..=101 {
+            audit.saw(sequence);
+            audit.keep(sequence, TOLD);
+        }
+        audit.looked_at(200);
+        let round = audit.begin(&all);
+        assert_eq!(
+            (round.suspects.len(), round.from, audit.room()),
+            (MAX_UNBURIED, 201, 0)
+        );
+        for (sequence, _) in round.suspects {
+            audit.settle(sequence);
+        }
+        assert_eq!(audit.begin(&all).from, 1);
+        audit.saw(1);
+        assert_eq!(audit.begin(&all).suspects, [(1, Found::LeftBehind)]);
     }
 
     #[test]
