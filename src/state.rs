@@ -113,8 +113,8 @@ impl State {
 
 async fn note_deaths(fleet: &Fleet, died_with: &[Mark], log: &Log) {
     for mark in died_with {
-        fleet.note_death(&mark.key, mark.alone).await;
-        log.emit(events::death_noted(mark.key.as_str(), mark.alone));
+        let claim = fleet.note_death(&mark.key, mark.alone).await;
+        log.emit(events::death_noted(mark.key.as_str(), mark.alone, claim.as_ref()));
     }
 }
 
