@@ -250,6 +250,7 @@ async fn feed_and_wait(
             state.outbox.clone(),
             tree.status.clone(),
             &settings.worker.state_dir,
+            log,
         );
         let window = async {
             if claims.fleet().is_some() {

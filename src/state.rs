@@ -16,6 +16,7 @@ use caf_actors::state_dir::StateDir;
 use caf_actors::state_dir::marks::{Mark, Marks};
 use caf_actors::status::NodeStatus;
 use caf_protocol::block::ResourceClass;
+use tokio::sync::watch;
 
 use crate::settings::Settings;
 
@@ -23,6 +24,8 @@ use crate::settings::Settings;
 const OPEN_RETRY: Duration = Duration::from_secs(1);
 /// Tries between two log lines about an unusable directory.
 const TRIES_PER_LINE: u32 = 30;
+/// Pause between two looks whether the directory is still there.
+const PLACE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a node keeps on disk.
 pub struct State {
@@ -110,33 +113,83 @@ impl State {
 
 async fn note_deaths(fleet: &Fleet, died_with: &[Mark], log: &Log) {
     for mark in died_with {
-        fleet.note_death(&mark.key, mark.alone).await;
-        log.emit(events::death_noted(mark.key.as_str(), mark.alone));
+        let claim = fleet.note_death(&mark.key, mark.alone).await;
+        log.emit(events::death_noted(mark.key.as_str(), mark.alone, claim.as_ref()));
     }
 }
 
-/// Lets the node take work on only while results can be stored, for as long as it is polled.
-pub async fn watch_room(outbox: Outbox, status: NodeStatus, state_dir: &Path) {
+/// Lets the node take work on only while results can be stored and are found by a later process, for as long as it is
+/// polled.
+pub async fn watch_room(outbox: Outbox, status: NodeStatus, state_dir: &Path, log: &Log) {
+    let (lost, is_lost) = watch::channel(None);
+    // The second ends with the outbox only, and the first when nobody listens.
+    tokio::select! {
+        () = watch_place(&outbox, &lost, log) => {}
+        () = let_in(&outbox, &status, state_dir, is_lost) => {}
+    }
+}
+
+/// Looks whether the directory is still there. This process cannot mend it, its files have no names any more; whoever
+/// moved the directory may move it back.
+async fn watch_place(outbox: &Outbox, lost: &watch::Sender<Option<String>>, log: &Log) {
+    loop {
+        tokio::time::sleep(PLACE_INTERVAL).await;
+        let outbox = outbox.clone();
+        // A disk that hangs must not stop the node.
+        let looked = tokio::task::spawn_blocking(move || outbox.is_in_place()).await;
+        let why = match looked {
+            Ok(looked) => looked.err().map(|error| error.to_string()),
+            // The runtime ends.
+            Err(_) => return,
+        };
+        if let Some(why) = &why
+            && lost.borrow().is_none()
+        {
+            log.emit(events::state_unusable(why));
+        }
+        lost.send_if_modified(|known| {
+            let changed = *known != why;
+            *known = why;
+            changed
+        });
+    }
+}
+
+async fn let_in(
+    outbox: &Outbox,
+    status: &NodeStatus,
+    state_dir: &Path,
+    mut lost: watch::Receiver<Option<String>>,
+) {
     let mut has_room = outbox.room_changes();
     loop {
         let room = *has_room.borrow_and_update();
-        status.held().let_in(room);
-        if room {
-            status.clear_obstacle();
-        } else {
-            let snapshot = outbox.snapshot();
-            let why = snapshot.failure.unwrap_or_else(|| {
-                format!(
-                    "worker.state_dir: the outbox in {} is full: {} of {} bytes wait to be published",
-                    state_dir.display(),
-                    snapshot.bytes,
-                    snapshot.max_bytes
-                )
-            });
-            status.set_obstacle(&why);
+        let obstacle = lost.borrow_and_update().clone();
+        // A full outbox may empty itself; a lost directory stays lost until somebody acts.
+        let obstacle = obstacle.or_else(|| (!room).then(|| why_no_room(outbox, state_dir)));
+        status.held().let_in(obstacle.is_none());
+        match obstacle {
+            None => status.clear_obstacle(),
+            Some(why) => status.set_obstacle(&why),
         }
-        if has_room.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = has_room.changed() => changed,
+            changed = lost.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
+}
+
+fn why_no_room(outbox: &Outbox, state_dir: &Path) -> String {
+    let snapshot = outbox.snapshot();
+    snapshot.failure.unwrap_or_else(|| {
+        format!(
+            "worker.state_dir: the outbox in {} is full: {} of {} bytes wait to be published",
+            state_dir.display(),
+            snapshot.bytes,
+            snapshot.max_bytes
+        )
+    })
 }

@@ -65,8 +65,9 @@ pub async fn run(
             return Ok(Exit::Unavailable);
         }
     };
-    match converse(&router, input, limit, show).await {
-        Ok(tally) => Ok(tally.conclude(show)),
+    let assign = &nats.subjects.assign;
+    match converse(&router, assign, input, limit, show).await {
+        Ok(tally) => Ok(tally.conclude(limit, show)),
         Err(Conversation::Router(error)) => {
             eprintln!("caf-worker: {error}");
             Ok(Exit::Unavailable)
@@ -88,11 +89,19 @@ impl From<RouterSideError> for Conversation {
 
 async fn converse(
     router: &RouterSide,
+    assign: &str,
     input: Input,
     limit: Duration,
     show: Show,
 ) -> Result<Tally, Conversation> {
-    let mut answers = router.answers().await?;
+    // Beside each other: an API that does not answer is waited for once.
+    let (answers, unstored) = tokio::join!(router.answers(), router.is_stored_by_nobody());
+    let mut answers = answers?;
+    if unstored {
+        eprintln!(
+            "caf-worker: no stream stores what is sent to {assign}: unless a worker listens right now, it is lost"
+        );
+    }
     let mut tally = Tally::default();
     let (lines, mut ready) = tokio::sync::mpsc::channel(16);
     std::thread::Builder::new()
@@ -175,11 +184,17 @@ impl Tally {
         }
     }
 
-    fn conclude(mut self, show: Show) -> Exit {
+    fn conclude(mut self, limit: Duration, show: Show) -> Exit {
+        let was_acknowledged = |id: &String| self.seen.contains(&(false, id.clone()));
         for id in self.open.keys() {
-            eprintln!("caf-worker: no result for {id}");
+            if was_acknowledged(id) {
+                let limit_s = limit.as_secs();
+                eprintln!("caf-worker: no result for {id}: acknowledged, no result within {limit_s} s");
+            } else {
+                eprintln!("caf-worker: no result for {id}");
+            }
         }
-        if !self.open.is_empty() {
+        if !self.open.keys().all(was_acknowledged) {
             eprintln!("caf-worker: is a worker running?");
         }
         if show == Show::Text {

@@ -17,6 +17,7 @@ mod sizes;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use caf_testkit::client::{ACK, RESULT};
@@ -185,6 +186,22 @@ fn at_the_soft_limit_repeatable_jobs_are_handed_back_and_others_cancelled() {
     wait_until("both are accepted", SOON, || results_stored(&node) == 2);
     node.worker.terminate().expect("is told");
     assert_left_in_good_order(&mut node.worker);
+    let logs = node.worker.logs();
+    let cut_off: BTreeMap<_, _> = logs
+        .iter()
+        .filter(|log| log["message"] == "Step cut off by shutdown")
+        .map(|log| {
+            (
+                log["context"]["assignment_id"].as_str(),
+                &log["context"]["handed_back"],
+            )
+        })
+        .collect();
+    let expected = [
+        (Some(repeatable.assignment_id()), &json!(true)),
+        (Some(other.assignment_id()), &json!(false)),
+    ];
+    assert_eq!(cut_off, BTreeMap::from(expected));
     let answers = node.answers();
     assert_eq!(
         answers.results(repeatable.assignment_id()),

@@ -162,7 +162,7 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
     };
     let _floor = tokio::select! {
         biased;
-        () = job.cancel.cancelled() => return cancelled(job, 0),
+        () = job.cancel.cancelled() => return cancelled(job, 0, worker),
         entered = timeout_at(job.deadline, entered) => match entered {
             Ok(floor) => floor,
             Err(_) => return out_of_time(0),
@@ -197,7 +197,7 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
     loop {
         match clearance(job).await {
             Cleared::Go => {}
-            Cleared::Cancelled => return cancelled(job, attempt),
+            Cleared::Cancelled => return cancelled(job, attempt, worker),
             Cleared::OutOfTime => return out_of_time(attempt),
             Cleared::TakenOver => return Ended::TakenOver,
         }
@@ -212,7 +212,7 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
                 (failure, next)
             }
             Attempt::OutOfTime => return out_of_time(attempt),
-            Attempt::Cancelled => return cancelled(job, attempt),
+            Attempt::Cancelled => return cancelled(job, attempt, worker),
         };
         let NextStep::RetryAfter(delay) = next else {
             return Ended::Outcome(Outcome::from(failure), attempt);
@@ -223,7 +223,7 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
             .emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));
         tokio::select! {
             biased;
-            () = job.cancel.cancelled() => return cancelled(job, attempt),
+            () = job.cancel.cancelled() => return cancelled(job, attempt, worker),
             () = tokio::time::sleep_until(job.deadline) => return out_of_time(attempt),
             () = tokio::time::sleep(delay) => {}
         }
@@ -263,9 +263,11 @@ pub fn is_handed_back(repeatable: bool, has_lease: bool) -> bool {
     repeatable && has_lease
 }
 
-fn cancelled(job: &Job, attempt: u32) -> Ended {
+fn cancelled(job: &Job, attempt: u32, worker: &BlockWorker) -> Ended {
     let may_run_twice = job.repeatable || !matches!(job.work, Work::Ready(_));
-    if is_handed_back(may_run_twice, job.holdings.lease.is_some()) {
+    let handed_back = is_handed_back(may_run_twice, job.holdings.lease.is_some());
+    worker.log.emit(events::cut_off(&job.identity, handed_back));
+    if handed_back {
         return Ended::Interrupted;
     }
     let failure = Failure::new(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use caf_protocol::ack::RejectReason;
 use caf_protocol::assignment::Identity;
+use caf_protocol::ids::{MAX_ID_BYTES, MAX_TENANT_BYTES, is_usable};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
@@ -332,11 +333,31 @@ pub fn replayed(entries: usize) -> Event {
     Event::new(Level::Info, "Outbox replayed").with("entries", entries)
 }
 
-/// An earlier process died while it ran an assignment; the fleet knows now.
-pub fn death_noted(key: &str, alone: bool) -> Event {
-    Event::new(Level::Warn, "Worker died while it ran an assignment")
+/// An earlier process died while it ran an assignment; the fleet knows now. `claim` has the names behind the key: what
+/// stands in the bucket may be anybody's, so only usable ones are said.
+pub fn death_noted(key: &str, alone: bool, claim: Option<&ClaimRecord>) -> Event {
+    let usable = |id: Option<&String>, max| id.filter(|id| is_usable(id, max)).cloned();
+    let assignment_id = claim.and_then(|claim| usable(claim.assignment_id.as_ref(), MAX_ID_BYTES));
+    let tenant_id = claim.and_then(|claim| usable(claim.tenant_id.as_ref(), MAX_TENANT_BYTES));
+    let event = Event::new(Level::Warn, "Worker died while it ran an assignment")
         .with("claim", key)
-        .with("ran_alone", alone)
+        .with("ran_alone", alone);
+    let event = match tenant_id {
+        Some(id) => event.at_top("tenant_id", id),
+        None => event,
+    };
+    match assignment_id {
+        Some(id) => event.with("assignment_id", id),
+        None => event,
+    }
+}
+
+/// A job that ran when the node's patience ended is cut off. Handed back: the broker delivers it again, nobody is
+/// answered; otherwise it is answered as cancelled.
+pub fn cut_off(identity: &Identity, handed_back: bool) -> Event {
+    Event::new(Level::Info, "Step cut off by shutdown")
+        .of(identity)
+        .with("handed_back", handed_back)
 }
 
 /// A result was too large for the server.

@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 use crate::events::Log;
 use crate::settings::OutboxSettings;
 use crate::sink::Outgoing;
-use crate::state_dir::StateDir;
+use crate::state_dir::{FileId, StateDir, StateDirError, still_leads_to};
 use database::Database;
 use reserve::Reserve;
 
@@ -155,6 +155,9 @@ pub struct Outbox {
 /// What handles and writer both see.
 struct Shared {
     file: PathBuf,
+    /// Which file that was when it was opened.
+    opened: FileId,
+    dir: StateDir,
     /// The first number that this process gives; smaller ones were left behind.
     first_own: EntryId,
     max_bytes: u64,
@@ -195,6 +198,7 @@ impl Outbox {
             file: file.clone(),
             reason: error.to_string(),
         };
+        let opened = std::fs::metadata(&file).map_err(cannot_open)?;
         let reserve = Reserve::open(dir.path()).map_err(cannot_open)?;
         let shared = Arc::new(Shared {
             first_own: tally.next,
@@ -205,6 +209,8 @@ impl Outbox {
             failure: Mutex::default(),
             has_room: watch::Sender::new(tally.bytes < settings.max_bytes),
             file: file.clone(),
+            opened: FileId::from(&opened),
+            dir: dir.clone(),
         });
         let (orders, received) = mpsc::channel();
         let parts = writer::Parts {
@@ -291,6 +297,16 @@ impl Outbox {
     /// [`Self::has_room`], now and whenever it changes.
     pub fn room_changes(&self) -> watch::Receiver<bool> {
         self.shared.has_room.subscribe()
+    }
+
+    /// Whether a later process finds what is stored here: the directory and the database still have their names. Asks
+    /// the file system: may block.
+    ///
+    /// # Errors
+    /// When they have not, or the system refuses to say.
+    pub fn is_in_place(&self) -> Result<(), StateDirError> {
+        self.shared.dir.is_in_place()?;
+        still_leads_to(&self.shared.file, self.shared.opened)
     }
 
     /// The database, for messages to people.

@@ -7,9 +7,9 @@
 
 pub mod marks;
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +47,16 @@ pub enum StateDirError {
         /// `worker.state_dir`.
         path: PathBuf,
     },
+    /// What is in use has lost its name: a result stored there ends with the process, and another worker may take the
+    /// same slot.
+    #[error(
+        "worker.state_dir: {} was removed or replaced under this worker, nothing stored outlives it: restart the worker",
+        path.display()
+    )]
+    Replaced {
+        /// The file that is not there any more, or is another one.
+        path: PathBuf,
+    },
 }
 
 impl StateDirError {
@@ -65,7 +75,7 @@ impl StateDirError {
 pub struct StateDir {
     path: PathBuf,
     slot: u32,
-    _lock: Arc<File>,
+    lock: Arc<File>,
 }
 
 impl StateDir {
@@ -111,7 +121,7 @@ impl StateDir {
             Ok(()) => Ok(Some(Self {
                 path,
                 slot,
-                _lock: Arc::new(lock),
+                lock: Arc::new(lock),
             })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(reason)) => Err(StateDirError::refused("lock", &lock_path)(reason)),
@@ -126,6 +136,55 @@ impl StateDir {
     /// Its number.
     pub fn slot(&self) -> u32 {
         self.slot
+    }
+
+    /// Whether the name still leads to what is locked here. Asks the file system: may block.
+    ///
+    /// # Errors
+    /// [`StateDirError::Replaced`] when it does not, or what the system refuses.
+    pub fn is_in_place(&self) -> Result<(), StateDirError> {
+        let path = self.path.join(LOCK_FILE);
+        let opened = self
+            .lock
+            .metadata()
+            .map_err(StateDirError::refused("look at", &path))?;
+        still_leads_to(&path, FileId::from(&opened))
+    }
+}
+
+/// Tells files apart whatever they are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl From<&Metadata> for FileId {
+    fn from(file: &Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+        }
+    }
+}
+
+/// Whether `path` is the name of the file `opened`, which somebody keeps open: so its number is not given away again.
+pub(crate) fn still_leads_to(path: &Path, opened: FileId) -> Result<(), StateDirError> {
+    let replaced = || StateDirError::Replaced {
+        path: path.to_owned(),
+    };
+    match fs::metadata(path) {
+        Ok(found) if FileId::from(&found) == opened => Ok(()),
+        Ok(_) => Err(replaced()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Err(replaced())
+        }
+        Err(reason) => Err(StateDirError::refused("look at", path)(reason)),
     }
 }
 

@@ -287,3 +287,24 @@ fn a_worker_without_its_lease_keeper_leaves_and_what_it_held_is_answered_by_its_
         assert_eq!(fleet.claim(job)["attempt"], 2, "that attempt is lost, and counts");
     }
 }
+
+#[test]
+fn whoever_comes_after_a_killed_worker_names_the_assignments_that_it_ran() {
+    let (fleet, outside) = (Fleet::new(), Outside::start());
+    let state = TempDir::new("state").expect("a directory");
+    let mut killed = fleet.worker(&state, |worker| outside.allow(worker));
+    let job = outside.job("killed");
+    fleet.client.assign(&job).expect("is sent");
+    wait_until("it runs", SOON, || outside.seen().len() == 1);
+    killed.kill();
+    let mut successor = fleet.worker(&state, |worker| outside.allow(worker));
+    let log = successor
+        .wait_for_message("Worker died while it ran an assignment")
+        .expect("says so");
+    assert_eq!(
+        (&log["tenant_id"], &log["context"]["assignment_id"]),
+        (&job.value()["tenant_id"], &json!(job.assignment_id())),
+        "{log}"
+    );
+    assert_eq!(fleet.claim(&job)["deaths"], 1);
+}

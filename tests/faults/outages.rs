@@ -436,6 +436,60 @@ fn a_disk_that_gets_full_stops_pulling_and_what_runs_is_answered_all_the_same() 
     assert_eq!(outside.repeated(), Vec::<String>::new());
 }
 
+/// The one who removes it may also have made room for somebody else: neither is served by going on.
+#[test]
+fn a_state_directory_that_is_removed_under_a_worker_is_noticed_and_what_runs_is_answered() {
+    let (outside, home) = (Outside::start(), TempDir::new("state").expect("a directory"));
+    let state = home.path().join("state");
+    let settings = |worker: WorkerBuilder| {
+        outside
+            .allow(worker)
+            .env("WORKER__WORKER__STATE_DIR", state.display())
+            .env("WORKER_IO_POOL_SIZE", 4)
+    };
+    let mut node = Node::start_with(settings);
+    let running = jobs(4, |n| outside.job(&n.to_string()));
+    node.client.assign_all(&running).expect("are sent");
+    wait_until("all are running", SOON, || outside.seen().len() == 4);
+    std::fs::remove_dir_all(&state).expect("is removed");
+    let log = node.worker.wait_for_message("State directory unusable");
+    let log = log.expect("says so").to_string();
+    assert!(
+        log.contains("worker.state_dir") && log.contains("restart the worker"),
+        "{log}"
+    );
+    wait_until("readiness says so", SOON, || {
+        node.worker.get("/readyz").is_ok_and(|page| {
+            page.status == 503
+                && page.text().contains("worker.state_dir")
+                && page.text().contains("removed or replaced")
+        })
+    });
+    assert_eq!(health(&mut node.worker)["status"], "degraded");
+
+    wait_until_pulling_stops(&mut node.worker);
+    let later = jobs(20, |_| AssignmentBuilder::echo());
+    node.client.assign_all(&later).expect("are sent");
+    outside.open();
+    wait_until("what ran is answered", SOON, || {
+        answers(&node.client).on(RESULT).len() == 4
+    });
+    // Results come and go in what is left of the outbox: its room is no reason to go on.
+    let why = not_ready_because(&mut node.worker);
+    assert!(why.contains("removed or replaced"), "{why}");
+    let pending = node.client.consumer(ASSIGNMENTS, CONSUMER).expect("can be read");
+    assert_eq!(pending.pending, 20);
+    assert_eq!(said(&node.worker, "State directory unusable"), 1);
+
+    node.worker.terminate().expect("is told");
+    assert_eq!(node.worker.wait_exit(SOON).expect("ends").code(), Some(0));
+    node.worker = node.another(settings);
+    let all: Vec<_> = running.into_iter().chain(later).collect();
+    node.wait_answered(&all, SOON);
+    assert_each_answered_once(&node.answers(), &all);
+    assert_eq!(outside.repeated(), Vec::<String>::new());
+}
+
 #[test]
 fn an_outbox_that_is_full_stops_pulling_and_drops_nothing() {
     let outside = Outside::start();

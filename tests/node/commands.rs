@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use caf_testkit::client::{ACK, DLQ, Message, RESULT};
 use caf_testkit::malformed::Malformed;
 use caf_testkit::worker::Finished;
-use caf_testkit::{AssignmentBuilder, Collector, malformed};
+use caf_testkit::{AssignmentBuilder, Collector, NatsServer, malformed};
 use serde_json::{Value, json};
 
 use crate::answering::{MAX_PAYLOAD, assert_left_by_their_rows};
-use crate::support::{ANSWER_SUBJECTS, Node, SOON, assert_each_answered_once, jobs, program};
+use crate::support::{ANSWER_SUBJECTS, Node, SOON, assert_each_answered_once, jobs, program, ready_worker};
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
@@ -233,6 +233,45 @@ fn submit_sends_prints_and_sums_up() {
     assert_each_answered_once(&printed(&finished), &bad);
     let all: Vec<_> = good.into_iter().chain(bad).collect();
     assert_each_answered_once(&node.answers(), &all);
+}
+
+#[test]
+fn submit_tells_what_is_not_stored_from_what_is_not_heard_of_and_what_is_not_finished() {
+    let nats = NatsServer::start().expect("the broker starts");
+    let submit = |job: &AssignmentBuilder| {
+        program()
+            .args(["submit", "-", "--timeout-s", "2"])
+            .env("NATS_URL", nats.url())
+            .stdin(lines(std::slice::from_ref(job)))
+            .run(SOON)
+            .expect("ends by itself")
+    };
+    let unheard = submit(&AssignmentBuilder::echo());
+    assert_eq!(unheard.code(), Some(1));
+    let said = unheard.stderr();
+    assert!(
+        said.contains("no stream stores what is sent to caf.exec.assign.v1"),
+        "{said}"
+    );
+    assert!(
+        said.contains("is a worker running?") && !said.contains("acknowledged"),
+        "{said}"
+    );
+
+    let _worker = ready_worker(&nats, |worker| worker);
+    let slow = AssignmentBuilder::sleep(20_000);
+    let unfinished = submit(&slow);
+    assert_eq!(unfinished.code(), Some(1));
+    let said = unfinished.stderr();
+    let reason = format!(
+        "no result for {}: acknowledged, no result within 2 s",
+        slow.assignment_id()
+    );
+    assert!(said.contains(&reason), "{said}");
+    assert!(
+        !said.contains("is a worker running?") && !said.contains("no stream"),
+        "{said}"
+    );
 }
 
 #[test]

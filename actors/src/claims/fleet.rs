@@ -272,13 +272,14 @@ impl Fleet {
         }
     }
 
-    /// Notes that a process died while it ran this assignment. Tries until the store answers.
-    pub async fn note_death(&self, key: &AssignmentKey, alone: bool) {
+    /// Notes that a process died while it ran this assignment. Tries until the store answers. Returns the claim, if there
+    /// is one: it knows the name of what ran.
+    pub async fn note_death(&self, key: &AssignmentKey, alone: bool) -> Option<ClaimRecord> {
         let mut written = None;
         loop {
             let noted = self.try_note_death(key, alone, &mut written).await;
             match noted {
-                Ok(()) => return,
+                Ok(claim) => return claim,
                 Err(StoreError::Conflict) => {}
                 Err(StoreError::Unavailable(_)) => tokio::time::sleep(STORE_RETRY).await,
             }
@@ -287,7 +288,7 @@ impl Fleet {
 
     /// Notes a death, trying once. `written` goes from try to try: the count that one may have written whose answer was
     /// lost. A count that is that high is taken for ours: a death too few is made up for by the next, one too many would
-    /// condemn an assignment that has killed nobody.
+    /// condemn an assignment that has killed nobody. Returns the claim as it stands then; a finished one is left alone.
     ///
     /// # Errors
     /// [`StoreError`]: try again.
@@ -296,20 +297,21 @@ impl Fleet {
         key: &AssignmentKey,
         alone: bool,
         written: &mut Option<u32>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<ClaimRecord>, StoreError> {
         let found = self.store.read(key).await?;
-        let Some(mut record) = found.record.filter(|record| record.state != ClaimState::Finished) else {
-            return Ok(());
+        let Some(mut record) = found.record else {
+            return Ok(None);
         };
-        if written.is_some_and(|deaths| record.deaths >= deaths) {
-            return Ok(());
+        let is_noted = written.is_some_and(|deaths| record.deaths >= deaths);
+        if is_noted || record.state == ClaimState::Finished {
+            return Ok(Some(record));
         }
         record.note_death(alone);
         let noted = self.store.write(key, &record, found.revision).await;
         if let Err(StoreError::Unavailable(_)) = noted {
             *written = Some(record.deaths);
         }
-        noted.map(drop)
+        noted.map(|_| Some(record))
     }
 
     /// Takes over the claim behind a result that a process stored before it ended. Nothing when the result must not be

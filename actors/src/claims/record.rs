@@ -4,6 +4,7 @@
 //! turns a [`Judgement`] into a row. The record is written by its owner only, and only by compare-and-set.
 
 use bytes::Bytes;
+use caf_protocol::assignment::Identity;
 use caf_protocol::headers::Headers;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,12 @@ const MAX_HISTORY: usize = 10;
 /// One assignment, as the fleet knows it. Stored as JSON; fields that this version does not know are dropped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClaimRecord {
+    /// Which assignment, for people: the key is a hash. Nothing in records of earlier versions.
+    #[serde(default)]
+    pub assignment_id: Option<String>,
+    /// Whose assignment.
+    #[serde(default)]
+    pub tenant_id: Option<String>,
     /// The process that answers for it: one name per process, not per worker.
     pub owner: String,
     /// The worker that the process calls itself.
@@ -141,6 +148,8 @@ impl ClaimRecord {
     /// The first claim on an assignment.
     pub fn first(claimant: &Claimant, first_start_ms: u64) -> Self {
         Self {
+            assignment_id: None,
+            tenant_id: None,
             owner: claimant.owner.clone(),
             worker_id: claimant.worker_id.clone(),
             stream: claimant.stream.clone(),
@@ -156,6 +165,12 @@ impl ClaimRecord {
             outcome: None,
             history: Vec::new(),
         }
+    }
+
+    /// Says which assignment it is about. Both ids are bounded: an identity has no others.
+    pub fn name(&mut self, identity: &Identity) {
+        self.assignment_id = Some(identity.assignment_id.clone());
+        self.tenant_id = Some(identity.tenant_id.clone());
     }
 
     /// Fixes the acknowledgement that goes with `row`.

@@ -83,6 +83,7 @@ impl Intake {
             let waited_ms = elapsed_ms(case.first_start, Instant::now());
             ClaimRecord::first(claimant, clock::epoch_ms().saturating_sub(waited_ms))
         });
+        record.name(&case.identity);
         if record.ack.is_some() {
             return (record, None);
         }

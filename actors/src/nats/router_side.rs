@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::context::GetStreamByNameErrorKind;
 use async_nats::jetstream::{self, stream::Stream};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::connection::{ConnectError, Connection, Link, connect};
 use super::headers_of;
 use crate::events::Log;
-use crate::settings::NatsSettings;
+use crate::settings::{NatsMode, NatsSettings};
 use crate::sink::Outgoing;
 
 /// Answers read ahead of whoever prints them.
@@ -141,6 +142,18 @@ impl RouterSide {
             }
         });
         Ok(receiver)
+    }
+
+    /// Whether it is certain that no stream keeps what is sent: JetStream is meant to be used, answers, and knows none.
+    /// Somebody may listen all the same.
+    pub async fn is_stored_by_nobody(&self) -> bool {
+        let subject = self.settings.subjects.assign.as_str();
+        let jetstream = jetstream::new(self.connection.client.clone());
+        self.settings.mode == NatsMode::Jetstream
+            && jetstream
+                .stream_by_subject(subject)
+                .await
+                .is_err_and(|error| error.kind() == GetStreamByNameErrorKind::NotFound)
     }
 
     /// Sends one assignment, as the router does: without headers.

@@ -91,3 +91,31 @@ fn when_all_slots_are_taken_the_text_says_so() {
     let text = StateDir::take(&base.0).unwrap_err().to_string();
     assert!(text.contains("all 256 slots"), "{text}");
 }
+
+#[test]
+fn a_directory_that_lost_its_name_is_noticed_and_one_that_has_it_back_is_as_before() {
+    let base = Scratch::new();
+    let state = base.0.join("state");
+    let dir = StateDir::take(&state).unwrap();
+    dir.is_in_place().unwrap();
+    std::fs::rename(&state, base.0.join("aside")).unwrap();
+    let text = dir.is_in_place().unwrap_err().to_string();
+    assert!(
+        text.starts_with("worker.state_dir: ")
+            && text.contains("/state/0/lock was removed or replaced")
+            && text.ends_with("restart the worker"),
+        "{text}"
+    );
+    // Another worker comes and takes the name.
+    let other = StateDir::take(&state).unwrap();
+    assert_eq!((other.slot(), other.path()), (0, dir.path()));
+    assert!(matches!(dir.is_in_place(), Err(StateDirError::Replaced { .. })));
+    other.is_in_place().unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
+    assert!(matches!(other.is_in_place(), Err(StateDirError::Replaced { .. })));
+    std::fs::write(&state, "in the way").unwrap();
+    assert!(matches!(dir.is_in_place(), Err(StateDirError::Replaced { .. })));
+    std::fs::remove_file(&state).unwrap();
+    std::fs::rename(base.0.join("aside"), &state).unwrap();
+    dir.is_in_place().unwrap();
+}

@@ -158,6 +158,7 @@ impl Node {
             let waited_ms = elapsed_ms(case.first_start, self.now());
             ClaimRecord::first(claimant, self.epoch_ms().saturating_sub(waited_ms))
         });
+        record.name(&case.identity);
         if record.ack.is_some() {
             return (record, None);
         }

@@ -70,7 +70,7 @@ impl Node {
                 .try_note_death(&mark.key, mark.alone, &mut written)
                 .await
             {
-                Ok(()) => return,
+                Ok(_) => return,
                 Err(StoreError::Conflict) => {}
                 Err(StoreError::Unavailable(_)) => self.sim.sleep(2 * RETRY).await,
             }
