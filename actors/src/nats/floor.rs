@@ -162,7 +162,11 @@ impl Floors {
 }
 
 /// The bucket as it is, or made where allowed; else why not.
-pub(super) async fn open_bucket(jetstream: &Context, bucket: &str, may_create: bool) -> Result<Store, String> {
+pub(super) async fn open_bucket(
+    jetstream: &Context,
+    bucket: &str,
+    may_create: bool,
+) -> Result<Store, String> {
     match jetstream.get_key_value(bucket).await {
         Err(error) if error.kind() == KeyValueErrorKind::GetBucket && may_create => {
             let config = Config {

@@ -273,10 +273,15 @@ impl Replays {
                 Ok(Some(message)) => message.map_err(|error| self.failed(chain(&error)))?,
                 Ok(None) | Err(_) => return Err(self.failed("the broker sends no more of it".to_owned())),
             };
-            let pending = message.info().map_err(|error| self.failed(chain(&*error)))?.pending;
+            let pending = message
+                .info()
+                .map_err(|error| self.failed(chain(&*error)))?
+                .pending;
             let sequence = message.subject.strip_prefix(&prefix);
             // What somebody deleted by hand is an empty message.
-            if let (Some(sequence), false) = (sequence.and_then(|s| s.parse().ok()), message.payload.is_empty()) {
+            if let (Some(sequence), false) =
+                (sequence.and_then(|s| s.parse().ok()), message.payload.is_empty())
+            {
                 markers.insert(sequence, self.parse(&message.subject, &message.payload)?);
             }
             if pending == 0 {
@@ -327,7 +332,10 @@ mod tests {
         let kept = marker(1, 2, false);
         assert!(marker(1, 2, false).may_replace(&kept) && marker(1, 2, true).may_replace(&kept));
         assert!(!marker(1, 1, true).may_replace(&kept));
-        assert!(marker(2, 1, false).may_replace(&marker(1, 9, true)), "the stream was made anew");
+        assert!(
+            marker(2, 1, false).may_replace(&marker(1, 9, true)),
+            "the stream was made anew"
+        );
         assert!(!marker(1, 9, true).may_replace(&marker(2, 1, false)));
         assert_eq!((marker(1, 2, true).sent(), marker(1, 2, false).sent()), (2, 1));
     }
