@@ -167,6 +167,8 @@ impl Desk<'_> {
                 dlq_stream: self.letters.stream().to_owned(),
                 max_replays: task.max_replays,
                 again: task.again,
+                // Sending and confirming take one request each.
+                settled_before_ms: epoch_ms().saturating_sub(2 * self.nats.request_timeout_ms),
             },
             show: self.show,
         };

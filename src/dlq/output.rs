@@ -91,7 +91,7 @@ impl Report<'_> {
             Fate::Unconfirmed(replay) => {
                 let number = replay.number;
                 format!(
-                    "{sequence}  {id}  replay {number} is not confirmed; the next run sends it again as replay {number}"
+                    "{sequence}  {id}  replay {number} is not confirmed; a later run sends it again as replay {number}"
                 )
             }
             Fate::Would(replay) => {
@@ -236,7 +236,7 @@ pub fn remainder(superseded: usize, skipped: Skipped, left: Option<Left>) {
     for (count, why) in [
         (
             skipped.replayed,
-            "were replayed already; --again sends them once more",
+            "were replayed already, or are just now; --again sends them once more",
         ),
         (
             skipped.too_often,

@@ -24,6 +24,9 @@ pub struct Rules {
     pub max_replays: u32,
     /// Also letters that were replayed already.
     pub again: bool,
+    /// A replay that was begun after this and is not confirmed may still be under way, in milliseconds since the Unix
+    /// epoch.
+    pub settled_before_ms: u64,
 }
 
 /// A replay that may be sent.
@@ -63,7 +66,9 @@ pub enum Refused {
         next: u32,
     },
     /// Another operator.
-    #[error("another run of this command is replaying it")]
+    #[error(
+        "another run is replaying it, or ended just now before that was confirmed; try again in some seconds"
+    )]
     Outrun,
     /// Enough is enough.
     #[error("it was replayed {replays} times, as often as --max-replays allows")]
@@ -110,6 +115,9 @@ pub fn plan(
         return Err(Refused::TooOften { replays });
     }
     let number = replays + 1;
+    if marker.is_some_and(|marker| !marker.confirmed && marker.sent_at_ms > rules.settled_before_ms) {
+        return Err(Refused::Outrun);
+    }
     if let Some(marker) = marker.filter(|marker| marker.confirmed && !rules.again) {
         return Err(Refused::Replayed {
             replay: marker.replay,
@@ -162,6 +170,7 @@ mod tests {
             dlq_stream: "caf-dlq".to_owned(),
             max_replays: 3,
             again: false,
+            settled_before_ms: 1_000,
         }
     }
 
@@ -248,5 +257,7 @@ mod tests {
         assert_eq!(after(2, false, false), Ok(2));
         assert_eq!(after(3, false, false), Ok(3));
         assert_eq!(after(3, true, true), Err(Refused::TooOften { replays: 3 }));
+        let under_way = Some(Marker::new(1, 1_001, false));
+        assert_eq!(planned_after(under_way, &rules(), |_| {}), Err(Refused::Outrun));
     }
 }

@@ -220,6 +220,7 @@ fn a_replay_that_was_not_confirmed_is_sent_again_under_its_number_and_markers_go
 
     // As a run leaves it that ends between sending and the confirmation.
     kept["confirmed"] = json!(false);
+    kept["sent_at_ms"] = json!(kept["sent_at_ms"].as_u64().map(|at| at - 60_000));
     node.client
         .publish(&marker_subject(1), &[], kept.to_string())
         .expect("is sent");
@@ -517,4 +518,31 @@ fn without_a_stream_of_assignments_a_replay_is_sent_plainly_and_says_so() {
     wait_until("the replay is answered and its letter kept", SOON, || {
         answers.results(job.assignment_id()).len() == 2 && letters(&client) == 2
     });
+}
+
+#[test]
+fn of_runs_that_replay_the_same_letter_at_once_one_sends() {
+    // Without a stream of assignments, so that no server drops a second copy.
+    let nats = NatsServer::start_with(NatsOptions::jetstream()).expect("the broker starts");
+    let client = Client::connect(&nats).expect("the client connects");
+    client
+        .jetstream_api(
+            "STREAM.CREATE.caf-dlq",
+            &json!({"name": LETTERS, "subjects": [DLQ]}),
+        )
+        .expect("is created");
+    let _worker = ready_worker(&nats, |worker| worker.env("WORKER__NATS__MODE", "core"));
+    client.assign(&failing()).expect("is sent");
+    wait_for_letters(&client, 1);
+    let runs: Vec<_> = std::thread::scope(|scope| {
+        let run = || dlq(&nats, &["replay", "1", "--output", "json"]);
+        let runs: Vec<_> = (0..6).map(|_| scope.spawn(run)).collect();
+        runs.into_iter().map(|run| run.join().expect("ends")).collect()
+    });
+    let sent = runs.iter().filter(|run| run.code() == Some(0)).count();
+    let refused = runs
+        .iter()
+        .filter(|run| run.code() == Some(1) && run.stdout().contains("refused"))
+        .count();
+    assert_eq!((sent, refused), (1, 5), "{runs:?}");
 }
