@@ -1,5 +1,8 @@
 //! `dlq list`, `show` and `replay`, as an operator meets them beside a worker that gave jobs up.
 
+use caf_actors::events::Log;
+use caf_actors::nats::dead_letters::DeadLetters;
+use caf_actors::settings::NatsSettings;
 use caf_testkit::client::{ACK, DLQ, RESULT};
 use caf_testkit::worker::Finished;
 use caf_testkit::{AssignmentBuilder, Client, NatsOptions, NatsServer, wait_until};
@@ -545,4 +548,43 @@ fn of_runs_that_replay_the_same_letter_at_once_one_sends() {
         .filter(|run| run.code() == Some(1) && run.stdout().contains("refused"))
         .count();
     assert_eq!((sent, refused), (1, 5), "{runs:?}");
+}
+
+#[test]
+fn of_two_that_saw_the_same_of_a_letter_one_may_send_and_what_was_noted_only_rises() {
+    let nats = NatsServer::start().expect("the broker starts");
+    let client = Client::connect(&nats).expect("the client connects");
+    client
+        .jetstream_api(
+            "STREAM.CREATE.caf-dlq",
+            &json!({"name": LETTERS, "subjects": [DLQ]}),
+        )
+        .expect("is created");
+    let settings = NatsSettings {
+        url: nats.url(),
+        ..NatsSettings::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("is built");
+    runtime.block_on(async {
+        let letters = DeadLetters::connect(&settings, &Log::discard())
+            .await
+            .expect("connects");
+        let one = letters.replays(true).await.expect("is made");
+        let other = letters.replays(true).await.expect("is there");
+        // First where nothing is kept, then where something is.
+        for replay in [1, 2] {
+            let seen = one.get(7).await.expect("is read");
+            let same = other.get(7).await.expect("is read");
+            assert_eq!(seen.marker, same.marker);
+            assert!(one.begin(7, replay, 1, &seen).await.expect("is noted"));
+            assert!(!other.begin(7, replay, 2, &same).await.expect("answers"));
+            one.confirm(7, replay, 3).await.expect("is noted");
+        }
+        other.confirm(7, 1, 4).await.expect("is noted already");
+        let kept = other.all().await.expect("is read").remove(&7).expect("is kept");
+        assert_eq!((kept.replay, kept.sent_at_ms, kept.confirmed), (2, 3, true));
+    });
 }
