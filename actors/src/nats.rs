@@ -14,6 +14,7 @@ pub mod dead_letters;
 mod floor;
 pub mod lease_keeper;
 pub mod objects;
+pub mod replays;
 pub mod router_side;
 pub mod sink;
 pub mod source;

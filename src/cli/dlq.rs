@@ -50,7 +50,10 @@ pub struct ReplayArgs {
     /// Print what would be sent and send nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Most letters to replay in one run
+    /// Also letters that were replayed already: each runs once more, as the next replay
+    #[arg(long)]
+    pub again: bool,
+    /// Most letters to replay in one run; what is skipped or refused does not count
     #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max: u32,
     /// Most replays of one assignment
@@ -197,6 +200,7 @@ impl ReplayArgs {
         Ok(ReplayTask {
             which,
             dry_run: self.dry_run,
+            again: self.again,
             max,
             max_replays: self.max_replays,
         })

@@ -6,12 +6,13 @@
 use std::fmt::Display;
 
 use caf_actors::nats::dead_letters::StoredLetter;
+use caf_actors::nats::replays::Marker;
 use caf_protocol::dead_letter::kept::KeptLetter;
 use caf_protocol::timestamp::iso_micros;
 use serde_json::{Value, json};
 
 use super::plan::{Refused, Replay};
-use super::select::{Choice, Row};
+use super::select::{Row, Skipped};
 use crate::cli::print;
 use crate::submit::Show;
 
@@ -22,6 +23,8 @@ pub enum Fate {
     Sent(Replay),
     /// The stream has this very replay already and dropped the second copy.
     SentBefore(Replay),
+    /// It was sent, perhaps: nothing confirms that it arrived.
+    Unconfirmed(Replay),
     /// It would be sent.
     Would(Replay),
     /// It was not sent.
@@ -56,6 +59,7 @@ impl Report<'_> {
         let (word, replay) = match self.fate {
             Fate::Sent(replay) => ("replayed", replay),
             Fate::SentBefore(replay) => ("already_replayed", replay),
+            Fate::Unconfirmed(replay) => ("unconfirmed", replay),
             Fate::Would(replay) => ("would_replay", replay),
             Fate::Refused(why) => {
                 line["outcome"] = "refused".into();
@@ -82,6 +86,12 @@ impl Report<'_> {
                 format!(
                     "{sequence}  {id}  already sent as replay {}, dropped",
                     replay.number
+                )
+            }
+            Fate::Unconfirmed(replay) => {
+                let number = replay.number;
+                format!(
+                    "{sequence}  {id}  replay {number} is not confirmed; a later run sends it again as replay {number}"
                 )
             }
             Fate::Would(replay) => {
@@ -155,23 +165,38 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// Prints all of one letter.
-pub fn letter(stored: &StoredLetter, show: Show) {
+pub fn letter(stored: &StoredLetter, marker: Option<&Marker>, show: Show) {
     let letter = KeptLetter::read(&stored.payload);
+    let row = Row::read(stored, &letter, marker);
     let time = iso_micros(stored.stored_at);
     print::answer(&match show {
         Show::Json => {
-            let mut line = json!({ "sequence": stored.sequence, "time": time, "letter": letter.value() });
+            let mut line = json!({
+                "sequence": stored.sequence, "time": time, "replays": row.replays, "letter": letter.value(),
+            });
+            if let Some(at) = row.replayed_at {
+                line["replayed_at"] = at.into();
+            }
+            if let Some(replay) = row.unconfirmed_replay {
+                line["unconfirmed_replay"] = replay.into();
+            }
             if letter.value().is_null() {
                 line["raw"] = String::from_utf8_lossy(&stored.payload).into();
             }
             line.to_string()
         }
-        Show::Text => letter_text(stored, &letter, &time),
+        Show::Text => letter_text(stored, &letter, &time, &row),
     });
 }
 
-fn letter_text(stored: &StoredLetter, letter: &KeptLetter, time: &str) -> String {
+fn letter_text(stored: &StoredLetter, letter: &KeptLetter, time: &str, row: &Row) -> String {
     let mut text = format!("dead letter {} of {time}\n", stored.sequence);
+    if let Some(at) = &row.replayed_at {
+        text.push_str(&format!("replayed as replay {} at {at}\n", row.replays));
+    }
+    if let Some(replay) = row.unconfirmed_replay {
+        text.push_str(&format!("replay {replay} was begun and never confirmed\n"));
+    }
     let Some(fields) = letter.value().as_object() else {
         let raw = printable(&String::from_utf8_lossy(&stored.payload));
         return format!("{text}\nit is no letter of a worker:\n{raw}");
@@ -190,18 +215,45 @@ fn letter_text(stored: &StoredLetter, letter: &KeptLetter, time: &str) -> String
     text
 }
 
+/// What was not looked at when as many were sent as may be in one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Left {
+    /// So many letters.
+    pub count: usize,
+    /// They come after this sequence.
+    pub after: u64,
+    /// So many may be sent.
+    pub max: usize,
+}
+
 /// Says what was left alone, and how to go on.
-pub fn remainder(choice: &Choice, max: usize) {
-    if choice.superseded > 0 {
-        let count = choice.superseded;
+pub fn remainder(superseded: usize, skipped: Skipped, left: Option<Left>) {
+    if superseded > 0 {
         complain(&format!(
-            "{count} older letters of assignments that failed again since were left alone"
+            "{superseded} older letters of assignments that failed again since were left alone"
         ));
     }
-    if let (1.., Some(last)) = (choice.left, choice.chosen.last()) {
-        let left = choice.left;
+    for (count, why) in [
+        (
+            skipped.replayed,
+            "were replayed already, or are just now; --again sends them once more",
+        ),
+        (
+            skipped.too_often,
+            "were replayed as often as --max-replays allows",
+        ),
+        (
+            skipped.never,
+            "cannot be replayed; named by sequence, each tells why",
+        ),
+    ] {
+        if count > 0 {
+            complain(&format!("{count} skipped: they {why}"));
+        }
+    }
+    if let Some(Left { count, after, max }) = left {
         complain(&format!(
-            "{left} more match and were left: --max is {max}; go on with --after {last}"
+            "{count} more match and were left: --max is {max}; go on with --after {after}"
         ));
     }
 }
@@ -240,10 +292,9 @@ mod tests {
 
     #[test]
     fn a_table_has_a_column_for_each_fact_and_a_dash_for_what_is_not_there() {
-        let known = Row::of(&stored(
-            r#"{"tenant_id":"acme","assignment_id":"a-1","reason":"execution_failed"}"#,
-        ));
-        let lines: Vec<String> = table(&[known, Row::of(&stored("noise"))])
+        let letter = stored(r#"{"tenant_id":"acme","assignment_id":"a-1","reason":"execution_failed"}"#);
+        let known = Row::of(&letter, None);
+        let lines: Vec<String> = table(&[known, Row::of(&stored("noise"), None)])
             .lines()
             .map(str::to_owned)
             .collect();
@@ -257,10 +308,23 @@ mod tests {
     #[test]
     fn what_a_tenant_sent_does_not_steer_the_terminal() {
         let letter = stored("{\"original_payload\":\"a\\u001b[2Jb\\nc\",\"tenant_id\":\"\\u0007\"}");
-        let text = letter_text(&letter, &KeptLetter::read(&letter.payload), "t");
+        let text = letter_text(
+            &letter,
+            &KeptLetter::read(&letter.payload),
+            "t",
+            &Row::of(&letter, None),
+        );
         assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'), "{text:?}");
         assert!(text.contains("a\\u{1b}[2Jb\nc"), "{text}");
-        assert!(letter_text(&stored("\u{1b}"), &KeptLetter::default(), "t").contains("\\u{1b}"));
+        assert!(
+            letter_text(
+                &stored("\u{1b}"),
+                &KeptLetter::default(),
+                "t",
+                &Row::of(&stored(""), None)
+            )
+            .contains("\\u{1b}")
+        );
     }
 
     #[test]

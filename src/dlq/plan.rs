@@ -1,12 +1,17 @@
 //! What a replay of a dead letter would send, or why it is refused. Pure.
 //!
 //! Neighbours: [`super`] sends it. A replay is the assignment byte for byte under its own headers; the header
-//! `Caf-Replay` makes it another assignment for the workers, so that it really runs again.
+//! `Caf-Replay` makes it another assignment for the workers, so that it really runs again. What was replayed before is told
+//! by the letter, when the replay of an earlier one wrote it, and by the marker of the letter itself.
+
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use caf_actors::nats::replays::Marker;
 use caf_actors::sink::Outgoing;
 use caf_protocol::dead_letter::kept::{KeptLetter, NoOriginal};
 use caf_protocol::headers::{Headers, MESSAGE_ID, REPLAY};
+use caf_protocol::timestamp::iso_micros;
 
 /// Where replays go, and how often.
 #[derive(Debug, Clone)]
@@ -17,6 +22,11 @@ pub struct Rules {
     pub dlq_stream: String,
     /// Most replays of one assignment.
     pub max_replays: u32,
+    /// Also letters that were replayed already.
+    pub again: bool,
+    /// A replay that was begun after this and is not confirmed may still be under way, in milliseconds since the Unix
+    /// epoch.
+    pub settled_before_ms: u64,
 }
 
 /// A replay that may be sent.
@@ -45,6 +55,21 @@ pub enum Refused {
     /// The workers of these settings would not see it.
     #[error("it came on {0}, which is not nats.subjects.assign of these settings")]
     OtherSubject(String),
+    /// Its job would run twice.
+    #[error("it was replayed as replay {replay} at {at}; --again sends it once more as replay {next}")]
+    Replayed {
+        /// As this replay.
+        replay: u32,
+        /// When, UTC.
+        at: String,
+        /// What the next would be.
+        next: u32,
+    },
+    /// Another operator.
+    #[error(
+        "another run is replaying it, or ended just now before that was confirmed; try again in some seconds"
+    )]
+    Outrun,
     /// Enough is enough.
     #[error("it was replayed {replays} times, as often as --max-replays allows")]
     TooOften {
@@ -56,11 +81,27 @@ pub enum Refused {
     TooLarge,
 }
 
-/// What the letter with this sequence becomes.
+/// How often the assignment of a letter was surely replayed.
+pub fn replays(letter: &KeptLetter, marker: Option<&Marker>) -> u32 {
+    letter.replay().max(marker.map_or(0, Marker::sent))
+}
+
+/// When the replay of this marker was sent, UTC.
+pub fn sent_at(marker: &Marker) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(marker.sent_at_ms));
+    iso_micros(at.unwrap_or(UNIX_EPOCH))
+}
+
+/// What the letter with this sequence and marker becomes. A replay that was not confirmed keeps its number.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn plan(sequence: u64, letter: &KeptLetter, rules: &Rules) -> Result<Replay, Refused> {
+pub fn plan(
+    sequence: u64,
+    letter: &KeptLetter,
+    marker: Option<&Marker>,
+    rules: &Rules,
+) -> Result<Replay, Refused> {
     let (Some(assignment_id), Some(_)) = (letter.text("assignment_id"), letter.text("tenant_id")) else {
         return Err(Refused::Unreadable);
     };
@@ -69,11 +110,21 @@ pub fn plan(sequence: u64, letter: &KeptLetter, rules: &Rules) -> Result<Replay,
     if subject != rules.assign {
         return Err(Refused::OtherSubject(subject.to_owned()));
     }
-    let replays = letter.replay();
+    let replays = replays(letter, marker);
     if replays >= rules.max_replays {
         return Err(Refused::TooOften { replays });
     }
     let number = replays + 1;
+    if marker.is_some_and(|marker| !marker.confirmed && marker.sent_at_ms > rules.settled_before_ms) {
+        return Err(Refused::Outrun);
+    }
+    if let Some(marker) = marker.filter(|marker| marker.confirmed && !rules.again) {
+        return Err(Refused::Replayed {
+            replay: marker.replay,
+            at: sent_at(marker),
+            next: number,
+        });
+    }
     Ok(Replay {
         assignment_id: assignment_id.to_owned(),
         number,
@@ -118,17 +169,32 @@ mod tests {
             assign: "caf.exec.assign.v1".to_owned(),
             dlq_stream: "caf-dlq".to_owned(),
             max_replays: 3,
+            again: false,
+            settled_before_ms: 1_000,
         }
     }
 
     fn planned(change: impl FnOnce(&mut Value)) -> Result<Replay, Refused> {
+        planned_after(None, &rules(), change)
+    }
+
+    fn planned_after(
+        marker: Option<Marker>,
+        rules: &Rules,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<Replay, Refused> {
         let mut letter = json!({
             "assignment_id": "a-1", "tenant_id": "acme", "original_subject": "caf.exec.assign.v1",
             "original_payload": "{\"x\": 1}", "original_payload_hash": sha256_hex(b"{\"x\": 1}"),
             "original_headers": {"traceparent": "t", "Nats-Msg-Id": "m", "nats-expected-stream": "s", "CAF-replay": "1"},
         });
         change(&mut letter);
-        plan(9, &KeptLetter::read(letter.to_string().as_bytes()), &rules())
+        plan(
+            9,
+            &KeptLetter::read(letter.to_string().as_bytes()),
+            marker.as_ref(),
+            rules,
+        )
     }
 
     #[test]
@@ -172,5 +238,26 @@ mod tests {
             refused(|v| v["original_subject"] = json!("orders.delete")),
             Refused::OtherSubject("orders.delete".to_owned())
         );
+    }
+
+    #[test]
+    fn what_was_replayed_is_sent_again_only_when_asked_and_what_was_not_confirmed_under_its_number() {
+        let after = |replay, confirmed, again| {
+            let marker = Marker::new(replay, 1_000, confirmed);
+            let rules = Rules { again, ..rules() };
+            planned_after(Some(marker), &rules, |_| {}).map(|replay| replay.number)
+        };
+        let replayed = Refused::Replayed {
+            replay: 2,
+            at: "1970-01-01T00:00:01.000000Z".to_owned(),
+            next: 3,
+        };
+        assert_eq!(after(2, true, false), Err(replayed));
+        assert_eq!(after(2, true, true), Ok(3));
+        assert_eq!(after(2, false, false), Ok(2));
+        assert_eq!(after(3, false, false), Ok(3));
+        assert_eq!(after(3, true, true), Err(Refused::TooOften { replays: 3 }));
+        let under_way = Some(Marker::new(1, 1_001, false));
+        assert_eq!(planned_after(under_way, &rules(), |_| {}), Err(Refused::Outrun));
     }
 }

@@ -6,9 +6,12 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use caf_actors::nats::dead_letters::StoredLetter;
+use caf_actors::nats::replays::Marker;
 use caf_protocol::dead_letter::kept::KeptLetter;
 use caf_protocol::timestamp::iso_micros;
 use serde::Serialize;
+
+use super::plan::{Refused, replays, sent_at};
 
 /// A letter in a list: what it can be found and told apart by. Fields that it does not have are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,8 +35,14 @@ pub struct Row {
     /// Code of the root cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<String>,
-    /// How often the assignment had been replayed when it failed.
+    /// How often the assignment had been replayed when it failed, or was by this letter since.
     pub replays: u32,
+    /// When the letter was last replayed, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replayed_at: Option<String>,
+    /// The replay of this letter that was begun and never confirmed: the next one repeats it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_replay: Option<u32>,
     /// Who worked on it.
     pub workers: Vec<String>,
     /// When it was stored.
@@ -43,8 +52,12 @@ pub struct Row {
 
 impl Row {
     /// What a list shows of a letter.
-    pub fn of(stored: &StoredLetter) -> Self {
-        let letter = KeptLetter::read(&stored.payload);
+    pub fn of(stored: &StoredLetter, marker: Option<&Marker>) -> Self {
+        Self::read(stored, &KeptLetter::read(&stored.payload), marker)
+    }
+
+    /// As [`Self::of`], of a letter that was parsed.
+    pub fn read(stored: &StoredLetter, letter: &KeptLetter, marker: Option<&Marker>) -> Self {
         let text = |field: &str| letter.text(field).map(str::to_owned);
         Self {
             sequence: stored.sequence,
@@ -54,7 +67,11 @@ impl Row {
             job_type: letter.job_type().map(str::to_owned),
             reason: text("reason"),
             error_code: text("error_code"),
-            replays: letter.replay(),
+            replays: replays(letter, marker),
+            replayed_at: marker.filter(|marker| marker.confirmed).map(sent_at),
+            unconfirmed_replay: marker
+                .filter(|marker| !marker.confirmed)
+                .map(|marker| marker.replay),
             workers: letter.workers().into_iter().map(str::to_owned).collect(),
             stored_at: stored.stored_at,
         }
@@ -103,6 +120,37 @@ impl Filter {
     }
 }
 
+/// A letter that may be chosen.
+#[derive(Debug)]
+pub struct Candidate {
+    /// What a filter sees of it.
+    pub row: Row,
+    /// Why it would not be replayed.
+    pub refused: Option<Refused>,
+}
+
+/// Letters that a filter means and that are not replayed, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Replayed before, or by another run at this moment.
+    pub replayed: usize,
+    /// Replayed as often as is allowed.
+    pub too_often: usize,
+    /// Unreadable, without bytes, of another subject.
+    pub never: usize,
+}
+
+impl Skipped {
+    /// Counts one more.
+    pub fn note(&mut self, why: &Refused) {
+        *match why {
+            Refused::Replayed { .. } | Refused::Outrun => &mut self.replayed,
+            Refused::TooOften { .. } => &mut self.too_often,
+            _ => &mut self.never,
+        } += 1;
+    }
+}
+
 /// What is to be replayed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Choice {
@@ -110,29 +158,32 @@ pub struct Choice {
     pub chosen: Vec<u64>,
     /// Letters that match and have a successor: the assignment was replayed since and failed again.
     pub superseded: usize,
-    /// Letters beyond the cap.
-    pub left: usize,
+    /// Letters that match and would be refused.
+    pub skipped: Skipped,
 }
 
-/// Chooses at most `max` of the letters that the filter means. `rows` are all letters of the stream, oldest first: an
+/// Chooses those of the letters that the filter means. `candidates` are all letters of the stream, oldest first: an
 /// assignment that was replayed and failed again has more than one, and only the last of them is sent again.
-pub fn choose(rows: &[Row], filter: &Filter, max: usize) -> Choice {
+pub fn choose(candidates: &[Candidate], filter: &Filter) -> Choice {
     let mut latest = HashMap::new();
-    for row in rows {
+    for Candidate { row, .. } in candidates {
         if let Some(assignment) = &row.assignment_id {
             latest.insert((&row.tenant_id, assignment), row.sequence);
         }
     }
     let mut choice = Choice::default();
-    for row in rows.iter().filter(|row| filter.matches(row)) {
+    for Candidate { row, refused } in candidates {
+        if !filter.matches(row) {
+            continue;
+        }
         let assignment = row.assignment_id.as_ref();
         let last = assignment.and_then(|assignment| latest.get(&(&row.tenant_id, assignment)));
         if last.is_some_and(|last| *last != row.sequence) {
             choice.superseded += 1;
-        } else if choice.chosen.len() < max {
-            choice.chosen.push(row.sequence);
+        } else if let Some(why) = refused {
+            choice.skipped.note(why);
         } else {
-            choice.left += 1;
+            choice.chosen.push(row.sequence);
         }
     }
     choice
@@ -150,11 +201,12 @@ mod tests {
             "error_code": "HTTP_ERROR", "worker_id": "w-2", "attempts": [{"worker_id": "w-1", "attempt": 1}],
             "original_headers": {"caf-replay": "2"},
         });
-        Row::of(&StoredLetter {
+        let stored = StoredLetter {
             sequence,
             stored_at: UNIX_EPOCH + Duration::from_secs(sequence),
             payload: body.to_string().into(),
-        })
+        };
+        Row::of(&stored, None)
     }
 
     fn some(text: &str) -> Option<String> {
@@ -270,11 +322,12 @@ mod tests {
 
     #[test]
     fn what_is_no_letter_matches_no_filter_but_is_listed() {
-        let row = Row::of(&StoredLetter {
+        let stored = StoredLetter {
             sequence: 1,
             stored_at: UNIX_EPOCH,
             payload: "noise".into(),
-        });
+        };
+        let row = Row::of(&stored, None);
         assert!(Filter::default().matches(&row));
         assert!(
             !Filter {
@@ -286,25 +339,51 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_letter_of_an_assignment_is_chosen_and_no_more_than_the_cap() {
-        let rows = [
+    fn a_row_tells_of_the_replays_of_the_letter_itself() {
+        let stored = StoredLetter {
+            sequence: 1,
+            stored_at: UNIX_EPOCH,
+            payload: "{\"original_headers\":{\"Caf-Replay\":\"1\"}}".into(),
+        };
+        let told = |marker: Option<Marker>| {
+            let row = Row::of(&stored, marker.as_ref());
+            (row.replays, row.replayed_at.is_some(), row.unconfirmed_replay)
+        };
+        assert_eq!(told(None), (1, false, None));
+        assert_eq!(told(Some(Marker::new(2, 0, true))), (2, true, None));
+        assert_eq!(told(Some(Marker::new(2, 0, false))), (1, false, Some(2)));
+    }
+
+    #[test]
+    fn only_the_last_letter_of_an_assignment_is_chosen_and_none_that_would_be_refused() {
+        let mut candidates: Vec<_> = [
             row(1, "t", Some("a")),
             row(2, "t", Some("b")),
             row(3, "u", Some("a")),
             row(4, "t", Some("a")),
             row(5, "t", None),
-            row(6, "t", None),
-        ];
-        let choice = choose(&rows, &Filter::default(), 3);
-        assert_eq!(
-            (choice.chosen, choice.superseded, choice.left),
-            (vec![2, 3, 4], 1, 2)
-        );
+            row(6, "t", Some("c")),
+            row(7, "t", Some("d")),
+        ]
+        .into_iter()
+        .map(|row| Candidate { row, refused: None })
+        .collect();
+        candidates[4].refused = Some(Refused::Unreadable);
+        candidates[5].refused = Some(Refused::TooOften { replays: 3 });
+        candidates[6].refused = Some(Refused::Outrun);
+        let choice = choose(&candidates, &Filter::default());
+        assert_eq!((choice.chosen, choice.superseded), (vec![2, 3, 4], 1));
+        let skipped = Skipped {
+            replayed: 1,
+            too_often: 1,
+            never: 1,
+        };
+        assert_eq!(choice.skipped, skipped);
         // The last letter counts even when the filter does not mean it.
         let early = Filter {
-            until: Some(rows[3].stored_at),
+            until: Some(candidates[3].row.stored_at),
             ..Filter::default()
         };
-        assert_eq!(choose(&rows, &early, 10).chosen, [2, 3]);
+        assert_eq!(choose(&candidates, &early).chosen, [2, 3]);
     }
 }

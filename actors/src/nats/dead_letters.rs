@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::connection::{ConnectError, Connection, connect};
 use super::header_map;
+use super::replays::{Replays, ReplaysError};
 use crate::errors::chain;
 use crate::events::Log;
 use crate::settings::NatsSettings;
@@ -62,6 +63,9 @@ pub enum DeadLettersError {
     /// Larger than the server takes; others may fit.
     #[error("larger than the largest message that the server takes")]
     TooLarge,
+    /// It cannot be remembered which letters were replayed.
+    #[error(transparent)]
+    Replays(#[from] ReplaysError),
     /// The broker did not do what it was asked to.
     #[error("{what}: {why}")]
     Broken {
@@ -105,6 +109,22 @@ impl DeadLetters {
     /// Name of the stream of dead letters.
     pub fn stream(&self) -> &str {
         &self.stream.cached_info().config.name
+    }
+
+    /// What is remembered of the replays of these letters. Without `may_make` a missing bucket is as an empty one.
+    ///
+    /// # Errors
+    /// When the bucket cannot be read, or is missing and must not or cannot be made.
+    pub async fn replays(&self, may_make: bool) -> Result<Replays, DeadLettersError> {
+        let info = self.stream.cached_info();
+        let created_ns = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+        let stream = (info.config.name.as_str(), created_ns);
+        Ok(Replays::open(&self.jetstream, &self.settings, stream, may_make).await?)
+    }
+
+    /// The stream had no letter below this sequence when it was found.
+    pub fn first_sequence(&self) -> u64 {
+        self.stream.cached_info().state.first_sequence
     }
 
     /// Whether a stream keeps assignments, so that sending one is confirmed and a second copy is dropped.

@@ -16,7 +16,8 @@ use super::streams::Bound;
 use crate::errors::chain;
 use crate::settings::NatsSettings;
 
-/// Most bytes of the bucket: some dozens for each pair of stream and consumer.
+/// Most bytes of the bucket: some dozens for each pair of stream and consumer, some 250 for each letter that was replayed
+/// and is still in its stream.
 const BUCKET_BYTES: i64 = 16 * 1024 * 1024;
 /// Attempts at one floor: others note the same one at the same time.
 const ATTEMPTS: usize = 3;
@@ -148,20 +149,7 @@ impl Floors {
         if let Some(store) = &self.store {
             return Ok(store.clone());
         }
-        let found = match self.jetstream.get_key_value(&self.bucket).await {
-            Err(error) if error.kind() == KeyValueErrorKind::GetBucket && self.may_create => {
-                let config = Config {
-                    bucket: self.bucket.clone(),
-                    description: "what the workers of the fleet know of their streams".to_owned(),
-                    history: 1,
-                    max_bytes: BUCKET_BYTES,
-                    ..Config::default()
-                };
-                let created = self.jetstream.create_key_value(config).await;
-                created.map_err(|error| chain(&error))
-            }
-            other => other.map_err(|error| chain(&error)),
-        };
+        let found = open_bucket(&self.jetstream, &self.bucket, self.may_create).await;
         let store = found.map_err(|why| self.failed(why))?;
         self.store = Some(store.clone());
         Ok(store)
@@ -173,17 +161,41 @@ impl Floors {
     }
 }
 
-/// Key of a pair of stream and consumer. What a key must not hold is written as `=` and the byte in hex.
+/// The bucket as it is, or made where allowed; else why not.
+pub(super) async fn open_bucket(
+    jetstream: &Context,
+    bucket: &str,
+    may_create: bool,
+) -> Result<Store, String> {
+    match jetstream.get_key_value(bucket).await {
+        Err(error) if error.kind() == KeyValueErrorKind::GetBucket && may_create => {
+            let config = Config {
+                bucket: bucket.to_owned(),
+                description: "what the workers of the fleet know of their streams".to_owned(),
+                history: 1,
+                max_bytes: BUCKET_BYTES,
+                ..Config::default()
+            };
+            let created = jetstream.create_key_value(config).await;
+            created.map_err(|error| chain(&error))
+        }
+        other => other.map_err(|error| chain(&error)),
+    }
+}
+
+/// Key of a pair of stream and consumer.
 fn key(stream: &str, durable: &str) -> String {
-    let escaped = |name: &str| -> String {
-        name.bytes()
-            .map(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
-                other => format!("={other:02x}"),
-            })
-            .collect()
-    };
     format!("floor.{}.{}", escaped(stream), escaped(durable))
+}
+
+/// A name as part of a key: what a key must not hold is written as `=` and the byte in hex.
+pub(super) fn escaped(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+            other => format!("={other:02x}"),
+        })
+        .collect()
 }
 
 #[cfg(test)]
