@@ -104,10 +104,6 @@ mutant settled-before-published actors/src/publisher/plan.rs \
 mutant leases-never-lapse actors/src/lease.rs \
     'self.lapsed |= now >= self.renewed + (ack_wait - ack_wait / MARGIN_PART);' \
     'self.lapsed |= now >= self.renewed + ack_wait * 1000;'
-# A new delivery does not make up for a lapse.
-mutant delivered-again-is-proof actors/src/lease.rs \
-    'let broken = self.broken || !self.is_valid(now, ack_wait);' \
-    'let broken = self.broken && !self.is_valid(now, ack_wait);'
 # Rows: what is finished is not run.
 mutant finished-runs-again actors/src/intake/decision.rs \
     'StandingFact::Finished => return Row::Repeat,' \

@@ -1,6 +1,6 @@
 //! Which dead letters were replayed, kept beside the letters: a letter itself never changes. For `caf-worker dlq`.
 //!
-//! Neighbours: [`super::dead_letters`] opens it, in the bucket that [`super::floor`] makes. A marker is written before its
+//! Neighbours: [`super::dead_letters`] opens it, in the bucket that `floor` makes. A marker is written before its
 //! replay is sent and confirmed after; it only rises, by compare-and-set, so of two operators at once one sends. It lives
 //! as long as its letter: what the stream has forgotten is pruned. Never sends a replay.
 
