@@ -1,8 +1,8 @@
 //! Messages that the broker has given up delivering: nobody would ever answer them.
 //!
 //! Neighbours: `nats::abandoned` finds them and hands each to an [`Undertaker`], once for sure and sometimes again; the
-//! real one gives them to intake. The worker's own consumer has no limit on
-//! deliveries; these are the messages of consumers that an operator made with one.
+//! real one gives them to intake. The worker's own consumer has no limit on deliveries; these are the messages of
+//! consumers that an operator made with one.
 
 use std::time::Duration;
 

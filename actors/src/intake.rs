@@ -320,7 +320,8 @@ impl Intake {
                 "held here"
             }
             (Row::Copy, _) => "copy of an assignment that is held",
-            (Row::ComeBack, _) => "held by another worker",
+            (Row::ComeBack, Standing::Elsewhere { .. }) => "held by another worker",
+            (Row::ComeBack, _) => "not certain yet who holds it",
             _ => "draining",
         };
         self.parts.log.emit(events::not_run(identity, why));

@@ -2,8 +2,8 @@
 //!
 //! Neighbours: intake, pools and block workers tell it what to say; it writes to a [`Sink`]. It is the only station
 //! that sends. What it sends again is the same, byte for byte, under the same message id. What a job holds is let go
-//! when its answer is confirmed, so unconfirmed answers are bounded by the held permits. `writing`
-//! writes, the order of the steps is in [`plan`], `sending` carries them out.
+//! when its answer is confirmed, so unconfirmed answers are bounded by the held permits. The order of the steps is in
+//! [`plan`]; `writing` and `sending` carry them out.
 
 pub mod plan;
 pub mod replay;

@@ -292,11 +292,11 @@ fn leases_are_renewed_while_every_slot_computes() {
 fn an_assignment_published_again_runs_once_and_is_answered_with_the_same_bytes() {
     let node = Node::start_with(|worker| worker.env("LOG_LEVEL", "debug"));
     let heard = node.client.collect_answers().expect("listens");
-    let job = AssignmentBuilder::sleep(500);
-    for _ in 0..2 {
-        node.client.assign(&job).expect("is sent");
-    }
-    let job = [job];
+    let job = [AssignmentBuilder::sleep(500)];
+    node.client.assign(&job[0]).expect("is sent");
+    // Before it is accepted, a copy is neither dropped nor answered: it comes back.
+    heard.wait_for(ACK, 1, SOON).expect("is accepted");
+    node.client.assign(&job[0]).expect("is sent twice");
     node.wait_answered(&job, SOON);
     node.client.assign(&job[0]).expect("is sent again");
     heard.wait_for(RESULT, 2, SOON).expect("is answered again");

@@ -23,7 +23,7 @@ use crate::sink::Outgoing;
 pub type Revision = u64;
 
 /// Pause before the store is asked again after it did not answer.
-const STORE_RETRY: Duration = Duration::from_millis(200);
+pub const STORE_RETRY: Duration = Duration::from_millis(200);
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -11,16 +11,13 @@ use tokio::time::Instant;
 
 use super::decision::Row;
 use super::{Case, HAND_BACK_DELAY_MS, Intake, Known, TakenPlace};
-use crate::claims::fleet::{Fleet, Found, Learnt, StoreError, Taken};
+use crate::claims::fleet::{Fleet, Found, Learnt, STORE_RETRY, StoreError, Taken};
 use crate::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use crate::claims::{Claim, Standing};
 use crate::clock;
 use crate::events;
 use crate::job::elapsed_ms;
 use crate::sink::{Outgoing, Verdict};
-
-/// Pause before the claims are asked again after they did not answer.
-const STORE_RETRY: Duration = Duration::from_millis(200);
 
 impl Intake {
     /// Takes the case to the fleet, as often as what is learnt there changes its row, and carries out what remains.
