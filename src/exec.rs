@@ -32,6 +32,7 @@ use crate::assignments::{Input, answerable_id, read_all};
 use crate::exit::Exit;
 use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
+use crate::settings::in_force::InForce;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
 use crate::wiring::{Edges, EventLoops, build, new_status};
@@ -50,6 +51,7 @@ const READ_AHEAD: usize = 16;
 /// When the input cannot be read, or no port can be had.
 pub async fn run(
     settings: &Settings,
+    in_force: &InForce,
     input: Input,
     blocks: impl FnOnce(SocketAddr) -> anyhow::Result<Blocks>,
     mut signals: Signals,
@@ -76,7 +78,16 @@ pub async fn run(
         marks: None,
     };
     let loops = EventLoops::start(settings);
-    let tree = build(settings, blocks(port.address)?, edges, loops, status.clone(), log).await;
+    let tree = build(
+        settings,
+        in_force,
+        blocks(port.address)?,
+        edges,
+        loops,
+        status.clone(),
+        log,
+    )
+    .await;
     health.watch(&tree);
 
     let mut nobody_reads = printer.gone.subscribe();

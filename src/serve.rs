@@ -37,6 +37,7 @@ use tokio::time::timeout;
 use crate::exit::Exit;
 use crate::http::{Health, HealthPort};
 use crate::settings::Settings;
+use crate::settings::in_force::InForce;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
 use crate::state::{State, watch_room};
@@ -58,6 +59,7 @@ const ASK_RETRY: Duration = Duration::from_secs(5);
 /// When the system gives no thread.
 pub async fn run(
     settings: &Settings,
+    in_force: &InForce,
     mut blocks: Blocks,
     mut signals: Signals,
     log: &Log,
@@ -68,7 +70,7 @@ pub async fn run(
     } else {
         "jetstream"
     };
-    let sizes = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
+    let sizes = ResourceClass::ALL.map(|class| in_force.pool(class).slots);
     log.emit(events::starting(mode_name, sizes, env!("CARGO_PKG_VERSION")));
     if mode == NatsMode::Core {
         log.emit(events::warning(
@@ -123,7 +125,7 @@ pub async fn run(
         let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
         blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
     }
-    let tree = build(settings, blocks, edges, loops, status, log).await;
+    let tree = build(settings, in_force, blocks, edges, loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, (&state, &replay), &connection, &mut signals, log).await?;
     let address = port.address;

@@ -5,10 +5,11 @@
 //!
 //! In reading order: [`catalogue`] knows every key, [`origin`] says where a value came from and what is wrong with it,
 //! [`sources`] reads one source into entries, [`environment`] knows the names of variables, [`load`] puts entries on top
-//! of each other, [`show`] prints them, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
+//! of each other, [`in_force`] says which features follow, [`show`] prints them, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
 
 pub mod catalogue;
 pub mod environment;
+pub mod in_force;
 pub mod load;
 pub mod not_yet;
 pub mod origin;
@@ -22,6 +23,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use caf_actors::mask;
+use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
 use caf_actors::settings::{
     DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings,
     OutputSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings, TenantSettings,
@@ -69,17 +71,6 @@ pub struct Settings {
     pub blocks: BlockSettings,
 }
 
-impl Settings {
-    /// The admission in force: as set, else `refuse` with the queue flag and `wait` without it.
-    pub fn admission(&self) -> Admission {
-        self.queue.admission.unwrap_or(if self.worker.queue.v2.enabled {
-            Admission::Refuse
-        } else {
-            Admission::Wait
-        })
-    }
-}
-
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut value = serde_json::to_value(self).map_err(|_| fmt::Error)?;
@@ -102,6 +93,10 @@ pub struct WorkerSettings {
     pub io_threads: usize,
     /// How often a failed actor is re-created before the node gives up.
     pub supervision: SupervisionSettings,
+    /// Retries.
+    pub retries: WorkerRetrySettings,
+    /// Limits on operations.
+    pub timeouts: WorkerTimeoutSettings,
     /// Queue management.
     pub queue: WorkerQueueSettings,
 }
@@ -114,9 +109,27 @@ impl Default for WorkerSettings {
             heartbeat_interval_ms: 5_000,
             io_threads: 1,
             supervision: SupervisionSettings::default(),
+            retries: WorkerRetrySettings::default(),
+            timeouts: WorkerTimeoutSettings::default(),
             queue: WorkerQueueSettings::default(),
         }
     }
+}
+
+/// Retries, by version.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerRetrySettings {
+    /// Exponential backoff, classification and budget.
+    pub v2: RetryPolicySettings,
+}
+
+/// Limits on operations, by version.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerTimeoutSettings {
+    /// Limits on files, HTTP connections and all attempts together.
+    pub v2: TimeoutPolicySettings,
 }
 
 /// Queue management, by version.
@@ -124,15 +137,7 @@ impl Default for WorkerSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerQueueSettings {
     /// Bounded queues and overload answers.
-    pub v2: FlagSettings,
-}
-
-/// A feature flag; off unless switched on.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct FlagSettings {
-    /// Whether the feature is on.
-    pub enabled: bool,
+    pub v2: QueuePolicySettings,
 }
 
 /// Admission to the pools.

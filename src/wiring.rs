@@ -32,6 +32,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
 use crate::settings::Settings;
+use crate::settings::in_force::{InForce, PoolSize};
 
 /// The event loops of a node. The pipeline's never runs a block.
 pub struct EventLoops {
@@ -121,6 +122,7 @@ impl Tree {
 /// Builds and starts the tree. Returns when every part takes messages.
 pub async fn build(
     settings: &Settings,
+    in_force: &InForce,
     blocks: Blocks,
     edges: Edges,
     loops: EventLoops,
@@ -166,8 +168,15 @@ pub async fn build(
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
-        let (handle, door) =
-            start_pool(class, settings, &supervisor, &loops, (&publisher, &workers), log).await;
+        let (handle, door) = start_pool(
+            class,
+            in_force.pool(class),
+            &supervisor,
+            &loops,
+            (&publisher, &workers),
+            log,
+        )
+        .await;
         pools.push(handle);
         doors.push(door);
     }
@@ -194,7 +203,7 @@ pub async fn build(
     adopt(&supervisor, auditor_child(&loops, &pools, log)).await;
     let intake = Route::default();
     adopt(&supervisor, intake_child(&loops, &intake, parts)).await;
-    let sizes = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
+    let sizes = ResourceClass::ALL.map(|class| in_force.pool(class).slots);
     log.emit(events::pools_initialized(sizes));
     log.emit(events::tree_initialized(sizes));
 
@@ -257,25 +266,23 @@ fn publisher_child(
 
 async fn start_pool(
     class: ResourceClass,
-    settings: &Settings,
+    size: PoolSize,
     supervisor: &Addr<Supervisor>,
     loops: &EventLoops,
     (publisher, blueprint): (&PublisherRoutes, &BlockWorker),
     log: &Log,
 ) -> (PoolHandle, PoolDoor) {
-    let pool = settings.pools.get(class);
     let mut workers = Vec::new();
-    for index in 0..pool.max_concurrency {
+    for index in 0..size.slots {
         let worker = Route::default();
         let on = &loops.blocks[index % loops.blocks.len()];
         adopt(supervisor, worker_child(class, index, on, &worker, blueprint)).await;
         workers.push(worker);
     }
     let slots_returned = Route::default();
-    let slots = Slots::new(pool.max_concurrency, slots_returned.clone());
-    let queue = settings.worker.queue.v2.enabled.then_some(pool.max_queue_size);
+    let slots = Slots::new(size.slots, slots_returned.clone());
     let door = PoolDoor {
-        places: Places::new(pool.max_concurrency, queue),
+        places: Places::new(size.slots, size.queue),
         enqueue: Route::default(),
     };
     let handle = PoolHandle {

@@ -105,7 +105,7 @@ fn a_bounded_pool_accepts_exactly_its_places_and_refuses_the_rest() {
         let mut settings = Settings::default();
         settings.worker.queue.v2.enabled = true;
         settings.pools.cpu.max_concurrency = 2;
-        settings.pools.cpu.max_queue_size = 3;
+        settings.worker.queue.v2.max_queue_size = 3;
         let rig = Rig::start_with(settings).await;
         for n in 0..9 {
             rig.deliver(assignment(&format!("a-{n}"), &rig::waiting()), n)

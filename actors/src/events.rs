@@ -15,6 +15,7 @@ use slog::{KV, Record, Serializer};
 
 use crate::claims::fleet::StoreError;
 use crate::claims::record::ClaimRecord;
+use crate::metrics::{Meter, Sample};
 use crate::pool::auditor::Look;
 
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
@@ -38,12 +39,14 @@ pub struct Event {
     message: &'static str,
     top: Map<String, Value>,
     context: Map<String, Value>,
+    samples: Vec<Sample>,
 }
 
 /// Where events go. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
     logger: slog::Logger,
+    meter: Option<Arc<dyn Meter>>,
     worker_id: Arc<str>,
 }
 
@@ -52,8 +55,16 @@ impl Log {
     pub fn new(logger: slog::Logger, worker_id: &str) -> Self {
         Self {
             logger,
+            meter: None,
             worker_id: worker_id.into(),
         }
+    }
+
+    /// Gives the samples of events to `meter`.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Arc<dyn Meter>) -> Self {
+        self.meter = Some(meter);
+        self
     }
 
     /// Writes nothing. For tests.
@@ -66,14 +77,18 @@ impl Log {
         &self.worker_id
     }
 
-    /// Writes one line.
+    /// Writes one line, if its level is written, and records the samples that go with it.
     pub fn emit(&self, event: Event) {
         let Event {
             level,
             message,
             top,
             context,
+            samples,
         } = event;
+        if let Some(meter) = &self.meter {
+            samples.iter().for_each(|sample| meter.record(sample));
+        }
         let fields = Fields {
             top,
             context: Value::Object(context),
@@ -109,7 +124,14 @@ impl Event {
             message,
             top: Map::new(),
             context: Map::new(),
+            samples: Vec::new(),
         }
+    }
+
+    /// Records this too.
+    fn measuring(mut self, sample: Sample) -> Self {
+        self.samples.push(sample);
+        self
     }
 
     fn with(mut self, key: &str, value: impl Into<Value>) -> Self {

@@ -18,6 +18,7 @@ pub mod intake;
 pub mod job;
 pub mod lease;
 pub mod mask;
+pub mod metrics;
 pub mod nats;
 pub mod outbox;
 pub mod pool;

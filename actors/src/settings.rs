@@ -4,6 +4,7 @@
 //! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct. Rules that the types
 //! cannot express are in the `validate` functions (`validate.rs`), which report to [`rules`].
 
+pub mod policies;
 pub mod rules;
 
 mod validate;
@@ -200,8 +201,9 @@ impl Default for LimitSettings {
 pub struct PoolSettings {
     /// Slots: jobs that run at once.
     pub max_concurrency: usize,
-    /// Jobs that may wait beyond the running ones when the queue flag is on; without it only `limits` bound them.
-    pub max_queue_size: usize,
+    /// Jobs that may wait beyond the running ones when the queue flag is on, in place of the queue policy's number; with
+    /// the flag off only `limits` bound them.
+    pub max_queue_size: Option<usize>,
 }
 
 /// The three pools.
@@ -231,7 +233,7 @@ fn pool<'de, D: Deserializer<'de>>(from: D, default: PoolSettings) -> Result<Poo
     let given = PartialPool::deserialize(from)?;
     Ok(PoolSettings {
         max_concurrency: given.max_concurrency.unwrap_or(default.max_concurrency),
-        max_queue_size: given.max_queue_size.unwrap_or(default.max_queue_size),
+        max_queue_size: given.max_queue_size.or(default.max_queue_size),
     })
 }
 
@@ -251,7 +253,7 @@ impl Default for PoolsSettings {
     fn default() -> Self {
         let pool = |slots| PoolSettings {
             max_concurrency: slots,
-            max_queue_size: 1_000,
+            max_queue_size: None,
         };
         Self {
             cpu: pool(4),

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::settings::with_settings;
 use super::{ConfigCommand, OutputFormat, print};
 use crate::exit::Exit;
+use crate::settings::in_force::InForce;
 use crate::settings::load::{Loaded, Sources};
 use crate::settings::{catalogue, not_yet, show};
 
@@ -19,7 +20,8 @@ pub fn run(command: ConfigCommand, sources: &Sources, output: OutputFormat) -> E
 }
 
 fn check(loaded: &Loaded, output: OutputFormat) -> Exit {
-    let warnings = not_yet::warnings(loaded);
+    let in_force = InForce::of(&loaded.settings, &loaded.ranks);
+    let warnings = [not_yet::warnings(loaded), in_force.warnings].concat();
     match output {
         OutputFormat::Text => {
             for warning in warnings {

@@ -11,6 +11,7 @@ use super::dlq::DlqCommand;
 use super::{OutputFormat, SubmitArgs, print};
 use crate::assignments::Input;
 use crate::exit::Exit;
+use crate::settings::in_force::InForce;
 use crate::settings::load::Loaded;
 use crate::settings::origin::Origin;
 use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
@@ -22,13 +23,14 @@ use crate::{dlq as dlq_command, exec as exec_command, serve as serve_command, su
 /// Runs the node.
 pub(super) fn serve(loaded: &Loaded) -> Exit {
     let settings = &loaded.settings;
+    let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &settings.log, Streams::Split, |log| {
-        for warning in not_yet::warnings(loaded) {
-            log.emit(events::warning(&warning.to_string()));
+        for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
+            log.emit(events::warning(warning));
         }
         match caf_blocks::build(&settings.blocks, Extras::default()) {
             Ok(blocks) => on_event_loop(log, async {
-                serve_command::run(settings, blocks, Signals::listen()?, log).await
+                serve_command::run(settings, &in_force, blocks, Signals::listen()?, log).await
             }),
             Err(error) => complain(&error),
         }
@@ -44,7 +46,11 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
     }
     // What succeeds is in the printed results; the log speaks up for failures only.
     let quiet = quiet(loaded);
+    let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &quiet, Streams::StandardError, |log| {
+        for warning in &in_force.warnings {
+            log.emit(events::warning(warning));
+        }
         let blocks = |health| {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
@@ -52,7 +58,7 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
             Ok(caf_blocks::build(&settings.blocks, extras)?)
         };
         on_event_loop(log, async {
-            exec_command::run(settings, input, blocks, Signals::listen()?, log).await
+            exec_command::run(settings, &in_force, input, blocks, Signals::listen()?, log).await
         })
     })
 }

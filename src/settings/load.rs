@@ -1,5 +1,5 @@
-//! Puts the sources on top of each other and judges the result: defaults, `config/worker.toml`, files given with
-//! `--config`, environment, command line; the later wins, key by key.
+//! Puts the sources on top of each other and judges the result: defaults, `config/worker.toml`, the policy files, files
+//! given with `--config`, environment, command line; the later wins, key by key.
 //!
 //! Neighbours: the command line makes [`Sources`]; [`super::sources`] reads each; `config` merges them. The named
 //! entries of a map (directories, databases) add up; the built-in ones count only while no source names any.
@@ -23,6 +23,13 @@ use layers::Layers;
 /// The file that is read when it is there, relative to the working directory.
 pub const DEFAULT_FILE: &str = "config/worker.toml";
 
+/// The files of the three policies, relative to the working directory; each is read when it is there.
+pub const POLICY_FILES: [&str; 3] = [
+    "config/worker/retry_policy.json",
+    "config/worker/timeout_policy.json",
+    "config/worker/queue_policy.json",
+];
+
 /// Where settings come from. Everything is given: nothing here looks at the process.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
@@ -45,6 +52,9 @@ pub enum SetKey {
     PrometheusEndpoint(String),
 }
 
+/// How strong the sources of keys are: the number of the layer, from 1. What is not there has its default.
+pub type Ranks = BTreeMap<KeyPath, usize>;
+
 /// Settings that can be used, and where each came from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
@@ -52,6 +62,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// Keys that a source gave; all others have their default.
     pub origins: BTreeMap<KeyPath, Origin>,
+    /// How strong the source of each of those was.
+    pub ranks: Ranks,
 }
 
 impl Loaded {
@@ -70,9 +82,13 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let mut reader = Reader::new(&catalogue);
     let mut layers = Layers::default();
     let default_file = Path::new(DEFAULT_FILE);
-    let is_absent = matches!(sources.working_dir.join(default_file).try_exists(), Ok(false));
-    if !is_absent {
+    if is_there(&sources.working_dir, default_file) {
         layers.push(reader.file(&sources.working_dir, default_file));
+    }
+    for file in POLICY_FILES.map(Path::new) {
+        if is_there(&sources.working_dir, file) {
+            layers.push(reader.file(&sources.working_dir, file));
+        }
     }
     for file in &sources.files {
         layers.push(reader.file(&sources.working_dir, file));
@@ -88,6 +104,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     judge(&catalogue, layers, problems, &rejected)
 }
 
+/// Whether a file is there; one of which that cannot be told is, so that reading it says why.
+fn is_there(base: &Path, file: &Path) -> bool {
+    !matches!(base.join(file).try_exists(), Ok(false))
+}
+
 /// Merges what could be read and checks the rest of the rules, so that one run shows every problem.
 fn judge(
     catalogue: &Catalogue,
@@ -101,12 +122,16 @@ fn judge(
         }
         layers.drop_under(&instance);
     }
-    let origins = layers.origins();
+    let (origins, ranks) = (layers.origins(), layers.ranks());
     match merge(catalogue, layers) {
         Ok(settings) => {
             problems.extend(broken_rules(&settings, &origins, rejected));
             if problems.is_empty() {
-                return Ok(Loaded { settings, origins });
+                return Ok(Loaded {
+                    settings,
+                    origins,
+                    ranks,
+                });
             }
         }
         Err(error) => problems.push(unusable(&error, &origins)),

@@ -14,14 +14,8 @@ fn broken(change: impl FnOnce(&mut Settings)) -> Vec<String> {
 }
 
 #[test]
-fn the_defaults_break_no_rule_and_admission_follows_the_flag() {
+fn the_defaults_break_no_rule() {
     assert_eq!(broken(|_| ()), Vec::<String>::new());
-    let mut settings = Settings::default();
-    assert_eq!(settings.admission(), Admission::Wait);
-    settings.worker.queue.v2.enabled = true;
-    assert_eq!(settings.admission(), Admission::Refuse);
-    settings.queue.admission = Some(Admission::Wait);
-    assert_eq!(settings.admission(), Admission::Wait);
 }
 
 #[test]

@@ -54,6 +54,15 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
     );
     rules.range("io_threads", worker.io_threads, 1..=64);
     rules.section("supervision", |rules| worker.supervision.validate(rules));
+    rules.section("retries", |rules| {
+        rules.section("v2", |rules| worker.retries.v2.validate(rules))
+    });
+    rules.section("timeouts", |rules| {
+        rules.section("v2", |rules| worker.timeouts.v2.validate(rules))
+    });
+    rules.section("queue", |rules| {
+        rules.section("v2", |rules| worker.queue.v2.validate(rules))
+    });
 }
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {

@@ -14,6 +14,8 @@ use caf_testkit::client::{HEARTBEAT, RESULT};
 use caf_testkit::{AssignmentBuilder, Client, NatsServer};
 use caf_worker::exit::Exit;
 use caf_worker::settings::Settings;
+use caf_worker::settings::in_force::InForce;
+use caf_worker::settings::load::Ranks;
 use caf_worker::signals::Signals;
 use futures_util::FutureExt;
 use serde_json::json;
@@ -90,6 +92,7 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
         actix_rt::System::new().block_on(async {
             caf_worker::serve::run(
                 &settings,
+                &InForce::of(&settings, &Ranks::new()),
                 registry.into(),
                 Signals::from(requests),
                 &Log::discard(),

@@ -24,6 +24,9 @@ use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference::Fetchers;
 use caf_worker::settings::Settings;
+use caf_worker::settings::environment::split;
+use caf_worker::settings::in_force::InForce;
+use caf_worker::settings::load::Ranks;
 use caf_worker::wiring::{Edges, EventLoops, Tree, build, new_status};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -301,8 +304,10 @@ impl Rig {
         let status = new_status(&settings);
         let mut blocks = Blocks::from(registry);
         blocks.fetchers = fetchers;
+        let in_force = InForce::of(&settings, &every_policy());
         let tree = build(
             &settings,
+            &in_force,
             blocks,
             Edges {
                 sink: Arc::clone(&sink) as Arc<dyn Sink>,
@@ -563,4 +568,15 @@ impl Rig {
     pub(crate) fn runs(&self) -> usize {
         self.runs.load(SeqCst)
     }
+}
+
+/// As if a source had spoken of each policy: the flags decide.
+fn every_policy() -> Ranks {
+    let policies = [
+        "retries.v2.default_policy",
+        "timeouts.v2.retry_budget",
+        "queue.v2.policies",
+    ];
+    let key = |policy: &str| split(&format!("worker.{policy}"));
+    policies.into_iter().map(|policy| (key(policy), 1)).collect()
 }

@@ -144,7 +144,7 @@ impl PoolsSettings {
         for (name, pool) in [("cpu", &self.cpu), ("gpu", &self.gpu), ("io", &self.io)] {
             rules.section(name, |rules| {
                 rules.range("max_concurrency", pool.max_concurrency, 1..=1_024);
-                rules.range("max_queue_size", pool.max_queue_size, 1..=1_000_000);
+                rules.range("max_queue_size", pool.max_queue_size.unwrap_or(1), 1..=1_000_000);
             });
         }
     }

@@ -1,4 +1,4 @@
-//! Feature flags with their two names each (contract 7.1): either name switches on, and both off switches off whatever
+//! Feature flags with their names (contract 7.1): either name switches on, and both off switches off whatever
 //! a file says.
 
 use serde_json::Value;
@@ -9,10 +9,17 @@ use crate::settings::origin::Origin;
 use crate::settings::sources::{Entry, Reader};
 
 /// Flags: key and names.
-const FLAGS: [(&str, [&str; 2]); 1] = [(
-    "worker.queue.v2.enabled",
-    ["CP2_QUEUE_MANAGEMENT_ENABLED", "WORKER_QUEUE_V2_ENABLED"],
-)];
+const FLAGS: [(&str, &[&str]); 3] = [
+    (
+        "worker.retries.v2.enabled",
+        &["CP2_ADVANCED_RETRY_ENABLED", "WORKER_RETRIES_V2_ENABLED"],
+    ),
+    ("worker.timeouts.v2.enabled", &["CP2_COMPLETE_TIMEOUT_ENABLED"]),
+    (
+        "worker.queue.v2.enabled",
+        &["CP2_QUEUE_MANAGEMENT_ENABLED", "WORKER_QUEUE_V2_ENABLED"],
+    ),
+];
 
 /// Whether a variable is the name of a flag.
 pub(super) fn is_name(name: &str) -> bool {

@@ -58,6 +58,14 @@ impl Layers {
             .collect()
     }
 
+    /// In which layer, from 1, the strongest value of each key is.
+    pub(super) fn ranks(&self) -> BTreeMap<KeyPath, usize> {
+        let layers = self.0.iter().zip(1..);
+        layers
+            .flat_map(|(entries, rank)| entries.iter().map(move |entry| (entry.key.clone(), rank)))
+            .collect()
+    }
+
     /// All layers, with the defaults as the weakest.
     pub(super) fn into_sources(self, catalogue: &Catalogue) -> Result<Vec<Layer>, ConfigError> {
         let mut defaults =

@@ -131,7 +131,7 @@ fn partial_tables_keep_the_defaults_beside_them() {
             pool.gpu.max_concurrency,
             pool.gpu.max_queue_size
         ),
-        (4, 1, 7)
+        (4, 1, Some(7))
     );
     assert_eq!(loaded.settings.nats.subjects.assign, "caf.exec.assign.v1");
 }

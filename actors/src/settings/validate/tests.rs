@@ -135,7 +135,7 @@ fn numbers_outside_their_range_are_named() {
     assert_eq!(broken(|rules| drain.validate(rules)), ["soft_s"]);
     let mut pools = PoolsSettings::default();
     pools.gpu.max_concurrency = 0;
-    pools.io.max_queue_size = 0;
+    pools.io.max_queue_size = Some(0);
     let keys = broken(|rules| pools.validate(rules));
     assert_eq!(keys, ["gpu.max_concurrency", "io.max_queue_size"]);
     let held = LimitSettings {
@@ -169,9 +169,9 @@ fn a_partial_pool_keeps_the_other_defaults_of_that_pool() {
         max_concurrency,
         max_queue_size,
     };
-    assert_eq!(pools.cpu, pool(4, 1_000));
-    assert_eq!(pools.gpu, pool(1, 5));
-    assert_eq!(pools.io, pool(2, 1_000));
+    assert_eq!(pools.cpu, pool(4, None));
+    assert_eq!(pools.gpu, pool(1, Some(5)));
+    assert_eq!(pools.io, pool(2, None));
     assert!(serde_json::from_str::<PoolsSettings>(r#"{"gpu":{"size":5}}"#).is_err());
 }
 

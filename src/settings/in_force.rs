@@ -1,0 +1,148 @@
+//! Which CP2 features are in force, and with what numbers. A flag that is on while no source says anything of its policy
+//! leaves its feature as in CP1, with a warning (contract 7.1).
+//!
+//! Neighbours: made once from what [`super::load`] found; `serve`, `exec` and the dry run build the pipeline from it.
+//! Nothing else asks a flag.
+
+use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
+use caf_protocol::block::ResourceClass;
+
+use super::environment::split;
+use super::load::Ranks;
+use super::origin::KeyPath;
+use super::{Admission, Settings};
+
+/// What is in force beyond CP1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InForce {
+    /// Retries by policy; nothing is CP1's fixed plan.
+    pub retry: Option<RetryPolicySettings>,
+    /// Limits on operations; nothing is the deadline alone.
+    pub timeouts: Option<TimeoutPolicySettings>,
+    /// Bounded queues; nothing is a queue that only held permits bound.
+    pub queue: Option<QueuePolicySettings>,
+    /// Slots and queue of each pool, in the order of [`ResourceClass::ALL`].
+    pools: [PoolSize; 3],
+    /// What happens while pools are full.
+    pub admission: Admission,
+    /// Flags that are on and have no effect, each with a sentence for the operator.
+    pub warnings: Vec<String>,
+}
+
+/// Size of one pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSize {
+    /// Jobs that run at once.
+    pub slots: usize,
+    /// Jobs that may wait; nothing when only held permits bound them.
+    pub queue: Option<usize>,
+}
+
+const RETRY: &str = "worker.retries.v2";
+const TIMEOUTS: &str = "worker.timeouts.v2";
+const QUEUE: &str = "worker.queue.v2";
+
+impl InForce {
+    /// From settings, and what the sources said.
+    pub fn of(settings: &Settings, said: &Ranks) -> Self {
+        let Settings { worker, pools, .. } = settings;
+        let mut warnings = Vec::new();
+        let mut gate = |section: &str, is_on: bool| {
+            let configured = is_configured(said, section);
+            if is_on && !configured {
+                warnings.push(no_policy(section));
+            }
+            is_on && configured
+        };
+        let retry = gate(RETRY, worker.retries.v2.enabled).then(|| worker.retries.v2.clone());
+        let timeouts = gate(TIMEOUTS, worker.timeouts.v2.enabled).then(|| worker.timeouts.v2.clone());
+        let queue = gate(QUEUE, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
+        let admission = settings.queue.admission.unwrap_or(match queue {
+            Some(_) => Admission::Refuse,
+            None => Admission::Wait,
+        });
+        Self {
+            pools: ResourceClass::ALL.map(|class| {
+                let pool = pools.get(class);
+                match &queue {
+                    None => PoolSize {
+                        slots: pool.max_concurrency,
+                        queue: None,
+                    },
+                    Some(policy) => sized(settings, said, class, policy),
+                }
+            }),
+            retry,
+            timeouts,
+            queue,
+            admission,
+            warnings,
+        }
+    }
+
+    /// Size of the pool for `class`.
+    pub fn pool(&self, class: ResourceClass) -> PoolSize {
+        let index = ResourceClass::ALL.iter().position(|other| *other == class);
+        self.pools[index.unwrap_or_default()]
+    }
+}
+
+/// Whether a source says anything of a policy beside its flag.
+fn is_configured(said: &Ranks, section: &str) -> bool {
+    let prefix = split(section);
+    let flag = [prefix.as_slice(), &["enabled".to_owned()]].concat();
+    let says = |key: &KeyPath| key.starts_with(&prefix) && *key != flag;
+    let own_sizes =
+        ResourceClass::ALL.map(|class| split(&format!("pools.{}.max_queue_size", class.as_str())));
+    let is_own_size = |key: &KeyPath| section == QUEUE && own_sizes.contains(key);
+    said.keys().any(|key| says(key) || is_own_size(key))
+}
+
+fn no_policy(section: &str) -> String {
+    format!(
+        "{section}.enabled is on, but no source says anything else below {section}: the feature stays off (CP1). \
+         Its policy file belongs into config/worker of the working directory"
+    )
+}
+
+/// The strongest source counts; of equally strong ones, what speaks of this pool's queue policy, then of this pool, then
+/// of all pools.
+fn sized(settings: &Settings, said: &Ranks, class: ResourceClass, policy: &QueuePolicySettings) -> PoolSize {
+    let name = class.as_str();
+    let pool = settings.pools.get(class);
+    let own = policy.resource_pools.get(class);
+    let slots = [
+        (
+            own.max_concurrency,
+            format!("{QUEUE}.resource_pools.{name}.max_concurrency"),
+        ),
+        (
+            Some(pool.max_concurrency),
+            format!("pools.{name}.max_concurrency"),
+        ),
+    ];
+    let queue = [
+        (
+            own.max_queue_size,
+            format!("{QUEUE}.resource_pools.{name}.max_queue_size"),
+        ),
+        (pool.max_queue_size, format!("pools.{name}.max_queue_size")),
+        (Some(policy.max_queue_size), format!("{QUEUE}.max_queue_size")),
+    ];
+    PoolSize {
+        slots: strongest(said, &slots).unwrap_or(pool.max_concurrency),
+        queue: strongest(said, &queue),
+    }
+}
+
+/// The value from the strongest source; of equals the first.
+fn strongest(said: &Ranks, candidates: &[(Option<usize>, String)]) -> Option<usize> {
+    let given = candidates.iter().filter_map(|(value, key)| {
+        Some((
+            *value.as_ref()?,
+            said.get(&split(key)).copied().unwrap_or_default(),
+        ))
+    });
+    let best = given.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    best.map(|(value, _)| value)
+}
