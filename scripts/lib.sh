@@ -52,6 +52,26 @@ find_nats_server() {
     return 1
 }
 
+# find_caf_worker: prints the program to use, or fails. Named by CAF_WORKER_BIN (then that one or none), built here, or
+# on PATH.
+find_caf_worker() {
+    local candidate
+    if [[ -n "${CAF_WORKER_BIN:-}" ]]; then
+        command -v "$CAF_WORKER_BIN"
+        return
+    fi
+    for candidate in "$root/target/release/caf-worker" "$root/target/debug/caf-worker" "$(command -v caf-worker || true)"; do
+        if [[ -f "$candidate" && -x "$candidate" ]]; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# How to get it.
+caf_worker_advice="build it with 'cargo build --release', or name it in CAF_WORKER_BIN"
+
 # find_postgres_program NAME: prints a program of the PostgreSQL server, or fails.
 find_postgres_program() {
     local candidate

@@ -10,6 +10,7 @@ mod run;
 pub mod settings;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -48,7 +49,7 @@ pub enum Command {
     /// List, show or replay dead letters: assignments that were given up
     #[command(subcommand)]
     Dlq(Box<DlqCommand>),
-    /// Check, show or describe the settings
+    /// Check, show or describe the settings and feature flags
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a completion script for a shell
@@ -76,14 +77,27 @@ pub struct SubmitArgs {
 }
 
 /// What can be asked about the settings.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum ConfigCommand {
     /// Say OK, or everything that is wrong with the settings
-    Check,
+    Check(CheckArgs),
+    /// Print every feature flag, where it comes from, and whether CP1 or CP2 is in force
+    Flags,
     /// Print every setting with its value and where it came from
     Show,
     /// Print the JSON Schema of the settings
     Schema,
+}
+
+/// Arguments of `config check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Judge policy files only, each by itself: those in config/worker, or the ones named
+    #[arg(long)]
+    pub policy: bool,
+    /// Policy files to judge instead of config/worker/{retry,timeout,queue}_policy.json
+    #[arg(value_name = "FILE", requires = "policy")]
+    pub policy_files: Vec<PathBuf>,
 }
 
 /// How answers are printed.

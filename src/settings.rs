@@ -5,10 +5,13 @@
 //!
 //! In reading order: [`catalogue`] knows every key, [`origin`] says where a value came from and what is wrong with it,
 //! [`sources`] reads one source into entries, [`environment`] knows the names of variables, [`load`] puts entries on top
-//! of each other, [`in_force`] says which features follow, [`show`] prints them, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
+//! of each other, [`feature`] lists what is off by default, [`in_force`] says what of it follows, [`flags`] reports that,
+//! [`show`] prints all, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
 
 pub mod catalogue;
 pub mod environment;
+pub mod feature;
+pub mod flags;
 pub mod in_force;
 pub mod load;
 pub mod not_yet;

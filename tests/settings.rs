@@ -7,9 +7,15 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use caf_worker::settings::Settings;
 use caf_worker::settings::catalogue::Catalogue;
+use caf_worker::settings::feature::Feature;
 use caf_worker::settings::load::{DEFAULT_FILE, Sources, load};
 use caf_worker::settings::origin::key_text;
 use serde_json::Value;
+
+#[path = "settings/policies.rs"]
+mod policies;
+#[path = "settings/scripts.rs"]
+mod scripts;
 
 /// A working directory of its own, removed at the end.
 struct Place(PathBuf);
@@ -17,7 +23,7 @@ struct Place(PathBuf);
 impl Place {
     fn new() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("caf-worker-settings-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir_all(path.join("config"))?;
+        std::fs::create_dir_all(path.join("config/worker"))?;
         Ok(Self(path))
     }
 
@@ -321,22 +327,20 @@ fn shipped_file() -> Result<String> {
     Ok(std::fs::read_to_string(path)?)
 }
 
-/// The settings in a file of this text, and the keys that it gives.
-fn load_text(text: &str) -> Result<(Settings, Vec<String>)> {
+/// The settings in a file of this text.
+fn load_text(text: &str) -> Result<Settings> {
     let place = Place::new()?;
     place.file(DEFAULT_FILE, text)?;
     let sources = Sources {
         working_dir: place.0.clone(),
         ..Sources::default()
     };
-    let loaded = load(&sources)?;
-    let keys = loaded.origins.keys().map(|key| key_text(key)).collect();
-    Ok((loaded.settings, keys))
+    Ok(load(&sources)?.settings)
 }
 
 #[test]
 fn the_shipped_file_holds_the_defaults() -> Result<()> {
-    let (settings, _) = load_text(&shipped_file()?)?;
+    let settings = load_text(&shipped_file()?)?;
     assert_eq!(settings, Settings::default());
     Ok(())
 }
@@ -370,10 +374,16 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
         }
     }
     named.sort();
+    // The numbers of the policies stand in files of their own.
+    let is_policy = |key: &String| {
+        let of = |feature: &Feature| key.starts_with(feature.section()) && *key != feature.flag_key();
+        Feature::ALL.iter().any(of)
+    };
     let mut known: Vec<String> = Catalogue::default()
         .keys()
         .iter()
         .map(|key| key_text(key))
+        .filter(|key| !is_policy(key))
         .collect();
     known.sort();
     assert_eq!(named, known);

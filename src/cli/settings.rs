@@ -83,7 +83,7 @@ pub fn with_settings(sources: &Sources, output: OutputFormat, go_on: impl FnOnce
 }
 
 /// Prints every problem: sentences to standard error, JSON lines to standard output.
-fn complain(error: &SettingsError, output: OutputFormat) {
+pub(super) fn complain(error: &SettingsError, output: OutputFormat) {
     match output {
         OutputFormat::Text => print::error(&error.to_string()),
         OutputFormat::Json => print::answer(&super::config::json_lines(&error.problems)),

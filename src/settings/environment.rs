@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use caf_protocol::error_code::ErrorCode;
 use serde_json::Value;
 
 use super::catalogue::Kind;
@@ -68,7 +69,7 @@ pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
     entries
 }
 
-/// Reads `WORKER__SECTION__KEY`; names in maps are lower-cased.
+/// Reads `WORKER__SECTION__KEY`; names in maps are lower-cased, but codes of errors.
 pub fn prefixed(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for (name, text) in variables.iter().filter(|(name, _)| is_prefixed(name)) {
@@ -77,6 +78,7 @@ pub fn prefixed(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
             .split("__")
             .map(str::to_ascii_lowercase)
             .collect();
+        let key = with_codes(key);
         if let Some(twin) = entries.iter().find(|entry| entry.key == key) {
             let rule = format!("is given by {} too, in another case", twin.origin);
             reader.reject(&key, rule, &Value::from(text.as_str()), &origin);
@@ -85,6 +87,18 @@ pub fn prefixed(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
         entries.extend(reader.text(key, text, origin));
     }
     entries
+}
+
+/// The key with codes of errors, which name entries of `error_overrides`, in their own form.
+fn with_codes(mut key: KeyPath) -> KeyPath {
+    let map = key.iter().position(|segment| segment == "error_overrides");
+    if let Some(name) = map.and_then(|map| key.get_mut(map + 1)) {
+        let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
+        if let Some(code) = codes.into_iter().find(|code| code.eq_ignore_ascii_case(name)) {
+            *name = code.to_owned();
+        }
+    }
+    key
 }
 
 /// Keeps the variables that may matter; reports those among them that are not text.

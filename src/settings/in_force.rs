@@ -8,6 +8,7 @@ use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, T
 use caf_protocol::block::ResourceClass;
 
 use super::environment::split;
+use super::feature::Feature;
 use super::load::Ranks;
 use super::origin::KeyPath;
 use super::{Admission, Settings};
@@ -38,25 +39,22 @@ pub struct PoolSize {
     pub queue: Option<usize>,
 }
 
-const RETRY: &str = "worker.retries.v2";
-const TIMEOUTS: &str = "worker.timeouts.v2";
-const QUEUE: &str = "worker.queue.v2";
-
 impl InForce {
     /// From settings, and what the sources said.
     pub fn of(settings: &Settings, said: &Ranks) -> Self {
         let Settings { worker, pools, .. } = settings;
         let mut warnings = Vec::new();
-        let mut gate = |section: &str, is_on: bool| {
-            let configured = is_configured(said, section);
+        let mut gate = |feature: Feature, is_on: bool| {
+            let configured = is_configured(said, feature);
             if is_on && !configured {
-                warnings.push(no_policy(section));
+                warnings.push(no_policy(feature));
             }
             is_on && configured
         };
-        let retry = gate(RETRY, worker.retries.v2.enabled).then(|| worker.retries.v2.clone());
-        let timeouts = gate(TIMEOUTS, worker.timeouts.v2.enabled).then(|| worker.timeouts.v2.clone());
-        let queue = gate(QUEUE, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
+        let retry = gate(Feature::Retry, worker.retries.v2.enabled).then(|| worker.retries.v2.clone());
+        let timeouts =
+            gate(Feature::Timeouts, worker.timeouts.v2.enabled).then(|| worker.timeouts.v2.clone());
+        let queue = gate(Feature::Queue, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
         let admission = settings.queue.admission.unwrap_or(match queue {
             Some(_) => Admission::Refuse,
             None => Admission::Wait,
@@ -80,6 +78,15 @@ impl InForce {
         }
     }
 
+    /// Whether a feature is in force; otherwise it behaves as in CP1.
+    pub fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::Retry => self.retry.is_some(),
+            Feature::Timeouts => self.timeouts.is_some(),
+            Feature::Queue => self.queue.is_some(),
+        }
+    }
+
     /// Size of the pool for `class`.
     pub fn pool(&self, class: ResourceClass) -> PoolSize {
         let index = ResourceClass::ALL.iter().position(|other| *other == class);
@@ -88,33 +95,34 @@ impl InForce {
 }
 
 /// Whether a source says anything of a policy beside its flag.
-fn is_configured(said: &Ranks, section: &str) -> bool {
-    let prefix = split(section);
-    let flag = [prefix.as_slice(), &["enabled".to_owned()]].concat();
+fn is_configured(said: &Ranks, feature: Feature) -> bool {
+    let prefix = split(feature.section());
+    let flag = split(&feature.flag_key());
     let says = |key: &KeyPath| key.starts_with(&prefix) && *key != flag;
     let own_sizes =
         ResourceClass::ALL.map(|class| split(&format!("pools.{}.max_queue_size", class.as_str())));
-    let is_own_size = |key: &KeyPath| section == QUEUE && own_sizes.contains(key);
+    let is_own_size = |key: &KeyPath| feature == Feature::Queue && own_sizes.contains(key);
     said.keys().any(|key| says(key) || is_own_size(key))
 }
 
-fn no_policy(section: &str) -> String {
+fn no_policy(feature: Feature) -> String {
+    let (section, file) = (feature.section(), feature.policy_file());
     format!(
         "{section}.enabled is on, but no source says anything else below {section}: the feature stays off (CP1). \
-         Its policy file belongs into config/worker of the working directory"
+         {file} of the working directory is where its policy is looked for"
     )
 }
 
 /// The strongest source counts; of equally strong ones, what speaks of this pool's queue policy, then of this pool, then
 /// of all pools.
 fn sized(settings: &Settings, said: &Ranks, class: ResourceClass, policy: &QueuePolicySettings) -> PoolSize {
-    let name = class.as_str();
+    let (name, section) = (class.as_str(), Feature::Queue.section());
     let pool = settings.pools.get(class);
     let own = policy.resource_pools.get(class);
     let slots = [
         (
             own.max_concurrency,
-            format!("{QUEUE}.resource_pools.{name}.max_concurrency"),
+            format!("{section}.resource_pools.{name}.max_concurrency"),
         ),
         (
             Some(pool.max_concurrency),
@@ -124,10 +132,10 @@ fn sized(settings: &Settings, said: &Ranks, class: ResourceClass, policy: &Queue
     let queue = [
         (
             own.max_queue_size,
-            format!("{QUEUE}.resource_pools.{name}.max_queue_size"),
+            format!("{section}.resource_pools.{name}.max_queue_size"),
         ),
         (pool.max_queue_size, format!("pools.{name}.max_queue_size")),
-        (Some(policy.max_queue_size), format!("{QUEUE}.max_queue_size")),
+        (Some(policy.max_queue_size), format!("{section}.max_queue_size")),
     ];
     PoolSize {
         slots: strongest(said, &slots).unwrap_or(pool.max_concurrency),
@@ -146,3 +154,6 @@ fn strongest(said: &Ranks, candidates: &[(Option<usize>, String)]) -> Option<usi
     let best = given.reduce(|best, next| if next.1 > best.1 { next } else { best });
     best.map(|(value, _)| value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,22 +13,18 @@ use config::{Config, ConfigError};
 use serde_json::Value;
 
 use super::catalogue::{Catalogue, Node};
+use super::feature::Feature;
 use super::origin::{KeyPath, Origin, Problem, SettingsError};
 use super::sources::{Entry, Reader, refused};
 use super::{Settings, environment};
 
 mod layers;
+pub mod policy_file;
 use layers::Layers;
+use policy_file::PolicyFile;
 
 /// The file that is read when it is there, relative to the working directory.
 pub const DEFAULT_FILE: &str = "config/worker.toml";
-
-/// The files of the three policies, relative to the working directory; each is read when it is there.
-pub const POLICY_FILES: [&str; 3] = [
-    "config/worker/retry_policy.json",
-    "config/worker/timeout_policy.json",
-    "config/worker/queue_policy.json",
-];
 
 /// Where settings come from. Everything is given: nothing here looks at the process.
 #[derive(Debug, Clone, Default)]
@@ -85,9 +81,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     if is_there(&sources.working_dir, default_file) {
         layers.push(reader.file(&sources.working_dir, default_file));
     }
-    for file in POLICY_FILES.map(Path::new) {
+    for file in Feature::ALL.map(|feature| Path::new(feature.policy_file())) {
         if is_there(&sources.working_dir, file) {
-            layers.push(reader.file(&sources.working_dir, file));
+            let judged = PolicyFile::judge(&catalogue, &sources.working_dir, file);
+            reader.problems.extend(judged.problems().cloned());
+            reader.rejected.extend(judged.rejected);
+            layers.push(judged.entries);
         }
     }
     for file in &sources.files {
@@ -125,7 +124,13 @@ fn judge(
     let (origins, ranks) = (layers.origins(), layers.ranks());
     match merge(catalogue, layers) {
         Ok(settings) => {
-            problems.extend(broken_rules(&settings, &origins, rejected));
+            // A policy file was judged by itself already.
+            let broken = broken_rules(&settings, &origins, rejected);
+            let new: Vec<_> = broken
+                .into_iter()
+                .filter(|rule| !problems.contains(rule))
+                .collect();
+            problems.extend(new);
             if problems.is_empty() {
                 return Ok(Loaded {
                     settings,

@@ -84,15 +84,19 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.source)?;
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        f.write_str(&self.rule)?;
-        match &self.value {
-            Some(value) => write!(f, ", found {value}"),
-            None => Ok(()),
-        }
+        write!(f, "{}: {}", self.source, self.finding())
+    }
+}
+
+impl Problem {
+    /// What is wrong, for a reader who knows the source: `key: rule, found value`.
+    pub fn finding(&self) -> String {
+        let key = match self.key.as_str() {
+            "" => String::new(),
+            key => format!("{key}: "),
+        };
+        let found = self.value.iter().map(|value| format!(", found {value}"));
+        format!("{key}{}{}", self.rule, found.collect::<String>())
     }
 }
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use caf_protocol::json;
+use caf_protocol::json::{self, DuplicateKey};
 use config::{FileFormat, Format, ValueKind};
 use serde::Deserialize;
 use serde_json::Value;
@@ -53,15 +53,30 @@ impl<'a> Reader<'a> {
     /// Reads `path`, given relative to `base` and named as given.
     pub fn file(&mut self, base: &Path, path: &Path) -> Vec<Entry> {
         let origin = Origin::File(path.to_owned());
-        let mut entries = Vec::new();
         match read_file(&base.join(path)).and_then(|text| self.parse(path, &text, &origin)) {
-            Ok(tree) => {
-                let catalogue = self.catalogue;
-                self.tree(catalogue.root(), &mut Vec::new(), tree, &origin, &mut entries);
+            Ok(tree) => self.document(tree, &origin),
+            Err(rule) => {
+                self.problems.push(Problem::of_key(&origin, &[], rule));
+                Vec::new()
             }
-            Err(rule) => self.problems.push(Problem::of_key(&origin, &[], rule)),
         }
+    }
+
+    /// Takes a whole document apart into entries.
+    pub fn document(&mut self, tree: Value, origin: &Origin) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let catalogue = self.catalogue;
+        self.tree(catalogue.root(), &mut Vec::new(), tree, origin, &mut entries);
         entries
+    }
+
+    /// Notes the keys that a JSON document gives twice.
+    pub fn twice(&mut self, duplicates: &[DuplicateKey], origin: &Origin) {
+        for key in duplicates {
+            let path: KeyPath = key.path.split('.').map(str::to_owned).collect();
+            self.problems
+                .push(Problem::of_key(origin, &path, "is given twice"));
+        }
     }
 
     /// Reads a text for a key, as variables and options give it.
@@ -110,11 +125,7 @@ impl<'a> Reader<'a> {
         if format == FileFormat::Json
             && let Ok(document) = json::parse(text.as_bytes())
         {
-            for key in document.duplicates {
-                let path: KeyPath = key.path.split('.').map(str::to_owned).collect();
-                self.problems
-                    .push(Problem::of_key(origin, &path, "is given twice"));
-            }
+            self.twice(&document.duplicates, origin);
         }
         let table = Format::parse(&format, None, text).map_err(|error| parser_text(&error.to_string()))?;
         let table = config::Value::new(None, ValueKind::Table(table));
@@ -181,7 +192,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
+/// Text of a file; an error says why there is none.
+pub(super) fn read_file(path: &Path) -> Result<String, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
     let mut text = Vec::new();
     let file = File::open(path).map_err(unreadable)?;

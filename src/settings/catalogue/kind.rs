@@ -22,6 +22,8 @@ pub enum Kind {
     Choice(Vec<String>),
     /// A list; comma-separated where only a text can be given.
     List(Box<Kind>),
+    /// What fits any of several types; of a text the first that it fits.
+    Either(Vec<Kind>),
     /// Something that only its own type can judge.
     Other,
 }
@@ -72,7 +74,7 @@ impl Kind {
             match kind {
                 Self::Choice(more) => words.extend(more.iter().cloned()),
                 _ if kinds.len() == 1 => return kind.clone(),
-                _ => return Self::Other,
+                _ => return Self::Either(kinds),
             }
         }
         Self::Choice(words)
@@ -88,8 +90,15 @@ impl Kind {
                 _ => format!("a whole number from {min} to {max}"),
             },
             Self::Number => "a number".to_owned(),
-            Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Choice(words) => match &words[..] {
+                [word] => word.clone(),
+                words => format!("one of {}", words.join(", ")),
+            },
             Self::List(_) => "a list".to_owned(),
+            Self::Either(kinds) => {
+                let each: Vec<_> = kinds.iter().map(Self::description).collect();
+                each.join(" or ")
+            }
             Self::Other => "readable".to_owned(),
         }
     }
@@ -105,6 +114,7 @@ impl Kind {
             }
             (Self::Choice(words), Value::String(word)) => words.contains(word),
             (Self::List(kind), Value::Array(items)) => items.iter().all(|item| kind.accepts(item)),
+            (Self::Either(kinds), value) => kinds.iter().any(|kind| kind.accepts(value)),
             (Self::Other, _) => true,
             _ => false,
         }
@@ -131,6 +141,7 @@ impl Kind {
                     .collect::<Option<Vec<_>>>()
                     .map(Value::from)
             }
+            Self::Either(kinds) => kinds.iter().find_map(|kind| kind.parse(text)),
             Self::Other => Some(serde_json::from_str(trimmed).unwrap_or_else(|_| Value::from(text))),
         }
     }

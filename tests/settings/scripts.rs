@@ -1,0 +1,1 @@
+//! The scripts for operators, run as they are: exit codes and lines.
