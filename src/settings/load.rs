@@ -231,7 +231,12 @@ fn broken_rules(
         .into_iter()
         .filter(is_judged)
         .map(|BrokenRule { key, other, rule }| {
-            let origin = origins.get(&key).or_else(|| origins.get(&other?));
+            // A rule about the name of an entry: whoever says something inside it has named it.
+            let inside = || origins.iter().find(|(inner, _)| inner.starts_with(&key));
+            let origin = origins
+                .get(&key)
+                .or_else(|| origins.get(other.as_ref()?))
+                .or_else(|| inside().map(|(_, origin)| origin));
             let value = key.iter().try_fold(&tree, |node, name| node.get(name));
             Problem::of_value(
                 origin.unwrap_or(&Origin::Default),
