@@ -1,1 +1,319 @@
+use std::path::PathBuf;
+
 use super::*;
+use crate::settings::load::{Loaded, SetKey, Sources, load};
+
+/// A directory of its own, removed at the end; with the shipped policy files where asked for.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn empty() -> Self {
+        let path = std::env::temp_dir().join(format!("caf-in-force-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir_all(path.join("config/worker")).unwrap();
+        Self(path)
+    }
+
+    fn with_policies() -> Self {
+        let dir = Self::empty();
+        for feature in Feature::ALL {
+            dir.file(feature.policy_file(), &shipped(feature.policy_file()));
+        }
+        dir
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).unwrap();
+    }
+
+    fn load(&self, files: &[&str], environment: &[(&str, &str)], options: &[(&str, &str)]) -> Loaded {
+        let sources = Sources {
+            working_dir: self.0.clone(),
+            files: files.iter().map(PathBuf::from).collect(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+            command_line: options
+                .iter()
+                .map(|(key, value)| SetKey::Key((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        load(&sources).unwrap()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn shipped(name: &str) -> String {
+    std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+fn in_force(loaded: &Loaded) -> InForce {
+    InForce::of(&loaded.settings, &loaded.ranks)
+}
+
+fn on(in_force: &InForce) -> Vec<Feature> {
+    let is_on = |feature: &Feature| in_force.has(*feature);
+    Feature::ALL.into_iter().filter(is_on).collect()
+}
+
+#[test]
+fn with_all_flags_off_nothing_is_in_force_whatever_the_policies_say() {
+    for dir in [Dir::empty(), Dir::with_policies()] {
+        let loaded = dir.load(&[], &[("WORKER__POOLS__CPU__MAX_QUEUE_SIZE", "5")], &[]);
+        let found = in_force(&loaded);
+        assert_eq!(on(&found), []);
+        assert_eq!((found.warnings.len(), found.admission), (0, Admission::Wait));
+        for class in ResourceClass::ALL {
+            let slots = loaded.settings.pools.get(class).max_concurrency;
+            assert_eq!(found.pool(class), PoolSize { slots, queue: None });
+        }
+    }
+}
+
+#[test]
+fn every_documented_name_switches_its_feature_on_alone_with_every_true_word() {
+    let dir = Dir::with_policies();
+    for feature in Feature::ALL {
+        let prefixed = format!("WORKER__{}", feature.flag_key().to_uppercase().replace('.', "__"));
+        for name in feature.variables().iter().copied().chain([prefixed.as_str()]) {
+            for word in ["true", "TRUE", "True", "1", "yes", "YES"] {
+                let found = in_force(&dir.load(&[], &[(name, word)], &[]));
+                assert_eq!(on(&found), [feature], "{name}={word}");
+                assert_eq!(found.warnings, Vec::<String>::new());
+            }
+        }
+        let found = in_force(&dir.load(&[], &[], &[(&feature.flag_key(), "true")]));
+        assert_eq!(on(&found), [feature]);
+    }
+}
+
+#[test]
+fn a_flag_alone_changes_only_what_is_its_own() {
+    let dir = Dir::with_policies();
+    let baseline = in_force(&dir.load(&[], &[], &[]));
+    for feature in [Feature::Retry, Feature::Timeouts] {
+        let mut found = in_force(&dir.load(&[], &[(feature.variables()[0], "1")], &[]));
+        assert_ne!(found, baseline);
+        (found.retry, found.timeouts) = (None, None);
+        assert_eq!(found, baseline, "{feature:?}");
+    }
+    let found = in_force(&dir.load(&[], &[("CP2_QUEUE_MANAGEMENT_ENABLED", "1")], &[]));
+    assert_eq!((found.retry, found.timeouts), (None, None));
+    assert_eq!(found.admission, Admission::Refuse);
+    let sizes = ResourceClass::ALL.map(|class| found.pools[class as usize]);
+    let size = |slots, queue| PoolSize {
+        slots,
+        queue: Some(queue),
+    };
+    assert_eq!(sizes, [size(10, 1000), size(2, 100), size(20, 500)]);
+}
+
+#[test]
+fn a_flag_that_is_on_without_a_policy_warns_and_changes_nothing() {
+    let dir = Dir::empty();
+    let baseline = in_force(&dir.load(&[], &[], &[]));
+    for feature in Feature::ALL {
+        let mut found = in_force(&dir.load(&[], &[(feature.variables()[0], "true")], &[]));
+        let [warning] = &found.warnings[..] else {
+            panic!("{:?}", found.warnings)
+        };
+        for part in [&feature.flag_key(), feature.policy_file(), "CP1"] {
+            assert!(warning.contains(part), "{part}: {warning}");
+        }
+        found.warnings.clear();
+        assert_eq!(found, baseline);
+    }
+    // The policy of another feature is none of its own.
+    let dir = Dir::empty();
+    let retry = Feature::Retry.policy_file();
+    dir.file(retry, &shipped(retry));
+    let all = Feature::ALL.map(|feature| (feature.variables()[0], "true"));
+    let found = in_force(&dir.load(&[], &all, &[]));
+    assert_eq!((on(&found), found.warnings.len()), (vec![Feature::Retry], 2));
+}
+
+#[test]
+fn variables_alone_configure_a_feature() {
+    let dir = Dir::empty();
+    let found = in_force(&dir.load(
+        &[],
+        &[
+            ("CP2_ADVANCED_RETRY_ENABLED", "true"),
+            ("WORKER__WORKER__RETRIES__V2__DEFAULT_POLICY__MAX_ATTEMPTS", "5"),
+            ("CP2_COMPLETE_TIMEOUT_ENABLED", "true"),
+            (
+                "WORKER__WORKER__TIMEOUTS__V2__FS_OPERATIONS__READ_TIMEOUT_MS",
+                "70",
+            ),
+            ("CP2_QUEUE_MANAGEMENT_ENABLED", "true"),
+            ("WORKER__POOLS__GPU__MAX_QUEUE_SIZE", "3"),
+        ],
+        &[],
+    ));
+    assert_eq!(found.warnings, Vec::<String>::new());
+    let retry = found.retry.clone().unwrap();
+    assert_eq!(
+        (
+            retry.default_policy.max_attempts,
+            retry.default_policy.base_delay_ms
+        ),
+        (5, 100)
+    );
+    let limits = found.timeouts.clone().unwrap().fs_operations;
+    assert_eq!((limits.read_timeout_ms, limits.write_timeout_ms), (70, 10_000));
+    let size = |class| (found.pool(class).slots, found.pool(class).queue);
+    assert_eq!(
+        (size(ResourceClass::Gpu), size(ResourceClass::Io)),
+        ((1, Some(3)), (8, Some(1000)))
+    );
+}
+
+#[test]
+fn variables_reach_every_entry_of_the_maps() {
+    let dir = Dir::with_policies();
+    let http = "WORKER__WORKER__RETRIES__V2__BLOCK_POLICIES__HTTP";
+    let category = "WORKER__WORKER__RETRIES__V2__ERROR_CLASSIFICATION__NETWORK_ERRORS";
+    let environment = [
+        ("CP2_ADVANCED_RETRY_ENABLED".to_owned(), "yes"),
+        (format!("{http}__ERROR_OVERRIDES__429__MAX_ATTEMPTS"), "9"),
+        (
+            format!("{http}__ERROR_OVERRIDES__NETWORK_ERROR__BASE_DELAY_MS"),
+            "7",
+        ),
+        (format!("{http}__JITTER_TYPE"), "none"),
+        (
+            format!("{category}__HTTP_STATUS_MAPPING__4XX__EXCEPTIONS__425"),
+            "true",
+        ),
+        (format!("{category}__RETRYABLE__HTTP_ERROR"), "No"),
+    ];
+    let environment: Vec<_> = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), *value))
+        .collect();
+    let retry = in_force(&dir.load(&[], &environment, &[])).retry.unwrap();
+    let http = &retry.block_policies["http"];
+    let of_429 = &http.error_overrides["429"];
+    assert_eq!((of_429.max_attempts, of_429.base_delay_ms), (Some(9), Some(1000)));
+    assert_eq!(http.error_overrides["NETWORK_ERROR"].base_delay_ms, Some(7));
+    assert_eq!(
+        (http.jitter_type, http.max_attempts),
+        (Some(caf_actors::settings::policies::Jitter::None), Some(5))
+    );
+    let network = &retry.error_classification.network_errors;
+    let exceptions: Vec<_> = network
+        .http_status_mapping
+        .client
+        .exceptions
+        .keys()
+        .cloned()
+        .collect();
+    assert_eq!(exceptions, ["408", "425", "429"]);
+    assert_eq!(
+        network.retryable.http_error,
+        caf_actors::settings::policies::HttpErrorRule::Flag(false)
+    );
+}
+
+#[test]
+fn the_environment_switches_off_what_a_file_switched_on() {
+    let dir = Dir::with_policies();
+    dir.file("production.toml", &shipped("config/production.toml"));
+    let files = ["production.toml"];
+    let all = in_force(&dir.load(&files, &[], &[]));
+    assert_eq!(on(&all), Feature::ALL);
+    for feature in Feature::ALL {
+        for word in ["false", "FALSE", "0", "no", ""] {
+            let off: Vec<_> = feature.variables().iter().map(|name| (*name, word)).collect();
+            let found = in_force(&dir.load(&files, &off, &[]));
+            assert!(!found.has(feature), "{feature:?}={word}");
+            assert_eq!(on(&found).len(), 2);
+        }
+    }
+}
+
+#[test]
+fn the_strongest_source_sizes_a_pool_and_of_equals_the_most_specific() {
+    let dir = Dir::with_policies();
+    let flag = ("CP2_QUEUE_MANAGEMENT_ENABLED", "1");
+    // The policy file comes after config/worker.toml.
+    dir.file(
+        "config/worker.toml",
+        "[pools.cpu]\nmax_concurrency = 6\nmax_queue_size = 61",
+    );
+    dir.file(
+        "own.toml",
+        "[pools.cpu]\nmax_concurrency = 7\nmax_queue_size = 71",
+    );
+    dir.file(
+        "both.toml",
+        "[pools.cpu]\nmax_queue_size = 81\n[worker.queue.v2]\nmax_queue_size = 82",
+    );
+    dir.file(
+        "all.toml",
+        "[pools.cpu]\nmax_queue_size = 91\n[worker.queue.v2]\nmax_queue_size = 92\n\
+         resource_pools.cpu.max_queue_size = 93",
+    );
+    let slots = ("WORKER_CPU_POOL_SIZE", "3");
+    let all_queues = ("WORKER__WORKER__QUEUE__V2__MAX_QUEUE_SIZE", "31");
+    let one_queue = ("WORKER__POOLS__CPU__MAX_QUEUE_SIZE", "32");
+    let option = ("pools.cpu.max_concurrency", "2");
+    type Named<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(&[&str], Named<'_>, Named<'_>, usize, usize); 9] = [
+        (&[], &[], &[], 10, 1000),
+        (&["own.toml"], &[], &[], 7, 71),
+        (&["both.toml"], &[], &[], 10, 81),
+        (&["all.toml"], &[], &[], 10, 93),
+        (&["all.toml", "own.toml"], &[], &[], 7, 71),
+        (&[], &[slots], &[], 3, 1000),
+        (&["own.toml"], &[slots, all_queues], &[], 3, 31),
+        (&[], &[all_queues, one_queue], &[], 10, 32),
+        (&["own.toml"], &[slots, all_queues], &[option], 2, 31),
+    ];
+    for (files, environment, options, slots, queue) in cases {
+        let environment = [environment, &[flag]].concat();
+        let found = in_force(&dir.load(files, &environment, options));
+        assert_eq!(
+            found.pool(ResourceClass::Cpu),
+            PoolSize {
+                slots,
+                queue: Some(queue)
+            },
+            "{files:?} {environment:?} {options:?}"
+        );
+    }
+    let found = in_force(&dir.load(&[], &[flag, all_queues], &[]));
+    let queues = ResourceClass::ALL.map(|class| found.pool(class).queue);
+    assert_eq!(queues, [Some(31); 3]);
+    // Without the flag the policy sizes nothing.
+    let found = in_force(&dir.load(&["own.toml"], &[], &[]));
+    assert_eq!(
+        found.pool(ResourceClass::Cpu),
+        PoolSize {
+            slots: 7,
+            queue: None
+        }
+    );
+}
+
+#[test]
+fn an_admission_that_is_set_stands_whatever_the_flag() {
+    let dir = Dir::with_policies();
+    for (flag, set, expected) in [
+        ("0", "", Admission::Wait),
+        ("1", "", Admission::Refuse),
+        ("0", "refuse", Admission::Refuse),
+        ("1", "wait", Admission::Wait),
+    ] {
+        let environment = [
+            ("CP2_QUEUE_MANAGEMENT_ENABLED", flag),
+            ("WORKER__QUEUE__ADMISSION", set),
+        ];
+        assert_eq!(in_force(&dir.load(&[], &environment, &[])).admission, expected);
+    }
+}
