@@ -22,6 +22,7 @@ use crate::clock::whole_ms;
 use crate::held::HeldPermit;
 use crate::lease::Lease;
 use crate::pool::Place;
+use crate::pool::policy::Level;
 use crate::sink::Outgoing;
 
 /// A message as it arrived, byte for byte. Cheap to clone.
@@ -161,6 +162,8 @@ pub struct Job {
     pub deadline: Instant,
     /// Total calls.
     pub max_attempts: u32,
+    /// Whether it is called once only, whatever its plan: its pool was overloaded when it came.
+    pub skip_retries: bool,
     /// Whether nothing may run beside it: it may have killed its worker before.
     pub alone: bool,
     /// Fires when it is to stop.
@@ -194,4 +197,6 @@ pub struct PoolLoad {
     pub depth: usize,
     /// The word for it.
     pub status: OverloadStatus,
+    /// What the job got less for it, if anything.
+    pub degraded: Option<Level>,
 }
