@@ -18,7 +18,9 @@ use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
 use caf_actors::outbox::Outbox;
 use caf_actors::pool::auditor::audit;
-use caf_actors::pool::{EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
+use caf_actors::pool::policy::QueueRules;
+use caf_actors::pool::room::{self, Room};
+use caf_actors::pool::{Deferrals, EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
 use caf_actors::sink::Sink;
@@ -31,8 +33,8 @@ use caf_protocol::block::{CancellationToken, ResourceClass};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use crate::settings::Settings;
-use crate::settings::in_force::{InForce, PoolSize};
+use crate::settings::in_force::InForce;
+use crate::settings::{Admission, Settings};
 
 /// The event loops of a node. The pipeline's never runs a block.
 pub struct EventLoops {
@@ -168,9 +170,13 @@ pub async fn build(
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
+        let size = in_force.pool(class);
+        let rules = in_force.queue.as_ref().zip(size.queue);
+        let rules = rules.map(|(policy, queue)| QueueRules::of(policy, queue));
+        let places = Places::new(class, size.slots, rules, status.held().returned(), log.clone());
         let (handle, door) = start_pool(
             class,
-            in_force.pool(class),
+            (size.slots, places),
             &supervisor,
             &loops,
             (&publisher, &workers),
@@ -180,6 +186,13 @@ pub async fn build(
         pools.push(handle);
         doors.push(door);
     }
+    status.held().mind(Room {
+        admission: match in_force.admission {
+            Admission::Refuse => room::Admission::Refuse,
+            Admission::Wait => room::Admission::Wait,
+        },
+        pools: doors.iter().map(|door| door.places.clone()).collect(),
+    });
     let [cpu, gpu, io] = <[PoolDoor; 3]>::try_from(doors).unwrap_or_else(|_| unreachable!("three classes"));
 
     log.emit(events::blocks_registered(&blocks.registry.job_types()));
@@ -227,7 +240,8 @@ pub async fn build(
 
 /// What the node holds, from its settings.
 pub fn new_status(settings: &Settings) -> NodeStatus {
-    NodeStatus::new(HeldPermits::new(&settings.limits))
+    let deferrals = Deferrals::new(settings.nats.max_ack_pending);
+    NodeStatus::new(HeldPermits::new(&settings.limits), deferrals)
 }
 
 /// Gives a child to the supervisor and waits until it takes messages.
@@ -266,23 +280,23 @@ fn publisher_child(
 
 async fn start_pool(
     class: ResourceClass,
-    size: PoolSize,
+    (count, places): (usize, Places),
     supervisor: &Addr<Supervisor>,
     loops: &EventLoops,
     (publisher, blueprint): (&PublisherRoutes, &BlockWorker),
     log: &Log,
 ) -> (PoolHandle, PoolDoor) {
     let mut workers = Vec::new();
-    for index in 0..size.slots {
+    for index in 0..count {
         let worker = Route::default();
         let on = &loops.blocks[index % loops.blocks.len()];
         adopt(supervisor, worker_child(class, index, on, &worker, blueprint)).await;
         workers.push(worker);
     }
     let slots_returned = Route::default();
-    let slots = Slots::new(size.slots, slots_returned.clone());
+    let slots = Slots::new(count, slots_returned.clone());
     let door = PoolDoor {
-        places: Places::new(size.slots, size.queue),
+        places,
         enqueue: Route::default(),
     };
     let handle = PoolHandle {
@@ -293,18 +307,19 @@ async fn start_pool(
     };
 
     let (on, publisher, log) = (loops.pipeline.handle(), publisher.clone(), log.clone());
+    let places = door.places.clone();
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
     let child = Child {
         name: format!("pool.{}", class.as_str()),
         may_finish: false,
         start: Box::new(move |ended| {
             let on = on.clone();
-            let (slots, workers) = (Arc::clone(&slots), workers.clone());
+            let (places, slots, workers) = (places.clone(), Arc::clone(&slots), workers.clone());
             let (publisher, log) = (publisher.clone(), log.clone());
             let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
             let slots_returned = slots_returned.clone();
             async move {
-                let make = move || Pool::new(class, slots, workers, publisher, log);
+                let make = move || Pool::new(class, places, slots, workers, publisher, log);
                 let connect = move |address: &Addr<Pool>| {
                     enqueue.connect(address);
                     slots_returned.connect(address);

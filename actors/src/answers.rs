@@ -215,6 +215,11 @@ impl Answers {
         if let Some(load) = load {
             result.overload_status = Some(load.status).filter(|status| *status != OverloadStatus::Healthy);
             result.queue_depth = Some(load.depth as u64).filter(|depth| *depth > 0);
+            if let Some(level) = load.degraded {
+                result
+                    .metadata
+                    .insert("degraded".to_owned(), level.as_str().into());
+            }
         }
         if let Some(kept) = kept {
             result.outputs.clear();

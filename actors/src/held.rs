@@ -1,13 +1,16 @@
 //! The held permit: what bounds the work that one worker has taken on, in jobs and in bytes.
 //!
 //! Neighbours: a source reserves permits before it asks for messages; each message takes one along; it returns when
-//! the job's last trace is dropped. Knows nothing of pools, whose places are a second permit.
+//! the job's last trace is dropped. Places in a pool are a second permit; how many messages the pools leave room for is
+//! asked here, so that every source does the same: what is reserved or held and has neither found its place nor gone
+//! another way counts as on its way to each of them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::pool::room::Room;
 use crate::settings::LimitSettings;
 
 /// The permits of one worker. Cheap to clone.
@@ -20,7 +23,12 @@ struct Shared {
     jobs: Arc<Semaphore>,
     held_jobs: AtomicUsize,
     held_bytes: AtomicUsize,
-    returned: Notify,
+    /// Told when a permit or a place has returned.
+    returned: Arc<Notify>,
+    /// The pools, once there are any.
+    pools: OnceLock<Room>,
+    /// Messages that were asked for, or are here, and may still want a place.
+    unplaced: Mutex<usize>,
     /// Whether anything is let in at all.
     open: watch::Sender<bool>,
 }
@@ -35,6 +43,8 @@ pub struct Reservation {
 pub struct HeldPermit {
     shared: Arc<Shared>,
     bytes: usize,
+    /// Whether it may still want a place.
+    unplaced: bool,
     /// Given back after the counts are down, so that nobody sees a free permit without the room behind it.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -48,9 +58,21 @@ impl HeldPermits {
             jobs: Arc::new(Semaphore::new(settings.max_held)),
             held_jobs: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
-            returned: Notify::new(),
+            returned: Arc::default(),
+            pools: OnceLock::new(),
+            unplaced: Mutex::default(),
             open: watch::Sender::new(true),
         }))
+    }
+
+    /// From now on no more is reserved than these pools leave room for. The first call counts.
+    pub fn mind(&self, pools: Room) {
+        let _ = self.0.pools.set(pools);
+    }
+
+    /// To be told when a place has returned.
+    pub fn returned(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.returned)
     }
 
     /// Waits for room and reserves what is free, at least one job and at most `wanted`.
@@ -59,20 +81,26 @@ impl HeldPermits {
         let _ = self.0.open.subscribe().wait_for(|open| *open).await;
         loop {
             let returned = self.0.returned.notified();
-            if self.free_bytes() > 0 {
-                break;
+            if self.free_bytes() == 0 || self.0.room_left() == 0 {
+                returned.await;
+                continue;
             }
-            returned.await;
-        }
-        let jobs = Arc::clone(&self.0.jobs);
-        let mut permits = jobs.acquire_owned().await.expect("the semaphore is never closed");
-        let more = wanted.saturating_sub(1).min(self.0.jobs.available_permits());
-        if let Ok(rest) = Arc::clone(&self.0.jobs).try_acquire_many_owned(u32::try_from(more).unwrap_or(0)) {
-            permits.merge(rest);
-        }
-        Reservation {
-            permits,
-            shared: Arc::clone(&self.0),
+            let jobs = Arc::clone(&self.0.jobs);
+            let mut permits = jobs.acquire_owned().await.expect("the semaphore is never closed");
+            // Others may have taken the room meanwhile.
+            let expected = self.0.expect(wanted.min(self.0.jobs.available_permits() + 1));
+            if expected == 0 {
+                continue;
+            }
+            let more = u32::try_from(expected - 1).unwrap_or(0);
+            match Arc::clone(&self.0.jobs).try_acquire_many_owned(more) {
+                Ok(rest) => permits.merge(rest),
+                Err(_) => self.0.forget(expected - 1),
+            }
+            return Reservation {
+                permits,
+                shared: Arc::clone(&self.0),
+            };
         }
     }
 
@@ -80,9 +108,11 @@ impl HeldPermits {
     pub fn take_extra(&self, bytes: usize) -> HeldPermit {
         self.0.held_jobs.fetch_add(1, SeqCst);
         self.0.held_bytes.fetch_add(bytes, SeqCst);
+        *self.0.unplaced() += 1;
         HeldPermit {
             shared: Arc::clone(&self.0),
             bytes,
+            unplaced: true,
             permit: None,
         }
     }
@@ -119,9 +149,10 @@ impl HeldPermits {
         self.0.held_jobs.load(SeqCst)
     }
 
-    /// Whether no more jobs fit.
+    /// Whether no more jobs fit, here or, as far as that keeps us from asking for more, in the pools.
     pub fn is_full(&self) -> bool {
-        self.held_jobs() >= self.0.max_jobs || self.free_bytes() == 0
+        let pools_full = self.0.pools.get().is_some_and(|pools| pools.left(0) == 0);
+        self.held_jobs() >= self.0.max_jobs || self.free_bytes() == 0 || pools_full
     }
 
     /// Waits until no job is held.
@@ -133,6 +164,32 @@ impl HeldPermits {
             }
             returned.await;
         }
+    }
+}
+
+impl Shared {
+    fn unplaced(&self) -> MutexGuard<'_, usize> {
+        self.unplaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn room_left(&self) -> usize {
+        let unplaced = self.unplaced();
+        self.pools.get().map_or(usize::MAX, |pools| pools.left(*unplaced))
+    }
+
+    /// Counts messages as on their way to the pools, at most as many as there is room for. Returns how many.
+    fn expect(&self, wanted: usize) -> usize {
+        let mut unplaced = self.unplaced();
+        let left = self.pools.get().map_or(usize::MAX, |pools| pools.left(*unplaced));
+        let expected = wanted.min(left);
+        *unplaced += expected;
+        expected
+    }
+
+    /// So many do not want a place any more, or have one.
+    fn forget(&self, messages: usize) {
+        *self.unplaced() -= messages;
+        self.returned.notify_waiters();
     }
 }
 
@@ -150,8 +207,26 @@ impl Reservation {
         Some(HeldPermit {
             shared: Arc::clone(&self.shared),
             bytes,
+            unplaced: true,
             permit: Some(permit),
         })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.remaining() > 0 {
+            self.shared.forget(self.remaining());
+        }
+    }
+}
+
+impl HeldPermit {
+    /// Its message has found its place, or needs none.
+    pub fn placed(&mut self) {
+        if std::mem::take(&mut self.unplaced) {
+            self.shared.forget(1);
+        }
     }
 }
 
@@ -160,6 +235,7 @@ impl Drop for HeldPermit {
         self.shared.held_jobs.fetch_sub(1, SeqCst);
         self.shared.held_bytes.fetch_sub(self.bytes, SeqCst);
         drop(self.permit.take());
+        self.placed();
         self.shared.returned.notify_waiters();
     }
 }
@@ -213,5 +289,66 @@ mod tests {
         assert!(held.more_free_than(usize::MAX).now_or_never().is_some());
     }
 
+    /// One pool with a slot and a queue of two.
+    fn small_pool(held: &HeldPermits) -> Places {
+        let settings = QueuePolicySettings::default();
+        let rules = Some(QueueRules::of(&settings, 2));
+        Places::new(ResourceClass::Cpu, 1, rules, held.returned(), Log::discard())
+    }
+
+    fn take(places: &Places) -> Place {
+        match places.admit(Instant::now(), None) {
+            Admitted::Taken(taken) => taken.place,
+            _ => panic!("there is room"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_reserves_no_more_than_the_fullest_pool_can_take_and_goes_on_when_a_place_returns() {
+        let held = permits(10, 100);
+        let places = small_pool(&held);
+        held.mind(Room {
+            admission: Admission::Wait,
+            pools: vec![places.clone(), Places::unbounded(ResourceClass::Io, 1)],
+        });
+        let mut reservation = held.reserve(10).await;
+        assert_eq!(reservation.remaining(), 3);
+        assert!(held.reserve(1).now_or_never().is_none(), "as many are on their way");
+        let mut jobs: Vec<_> = (0..3).filter_map(|_| reservation.take(1)).collect();
+        assert!(!held.is_full());
+        let mut taken: Vec<_> = jobs.iter_mut().map(|job| (take(&places), job.placed()).0).collect();
+        assert!(held.is_full());
+        let mut waiting = std::pin::pin!(held.reserve(10));
+        assert!((&mut waiting).now_or_never().is_none(), "the pool is full");
+        taken.pop();
+        assert_eq!(waiting.now_or_never().expect("a place is back").remaining(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_refuses_asks_until_every_pool_is_full() {
+        let held = permits(10, 100);
+        let places = small_pool(&held);
+        held.mind(Room {
+            admission: Admission::Refuse,
+            pools: vec![places.clone()],
+        });
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(held.reserve(10).await.remaining(), 10);
+            taken.push(take(&places));
+        }
+        assert!(held.reserve(10).now_or_never().is_none());
+        taken.pop();
+        assert!(held.reserve(10).now_or_never().is_some());
+    }
+
+    use caf_protocol::block::ResourceClass;
     use futures_util::FutureExt;
+    use tokio::time::Instant;
+
+    use crate::events::Log;
+    use crate::pool::policy::QueueRules;
+    use crate::pool::room::Admission;
+    use crate::pool::{Admitted, Place, Places};
+    use crate::settings::policies::QueuePolicySettings;
 }

@@ -21,7 +21,7 @@ use caf_protocol::reference::{Fetchers, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::decision::{Facts, Row, StandingFact, decide_with_place};
+use self::decision::{Facts, PoolFact, Row, StandingFact, decide_with_place};
 use crate::answers::Answers;
 use crate::block_worker::retry::numbers::Asked;
 use crate::block_worker::retry::{RetryPlan, RetryRules};
@@ -31,7 +31,8 @@ use crate::claims::{Claims, Standing};
 use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, Referenced, SentAck, Work, elapsed_ms};
-use crate::pool::{Enqueue, Place, PoolDoors};
+use crate::pool::policy::Terms;
+use crate::pool::{Admitted, Deferral, Enqueue, PoolDoors, Refused, Taken};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
@@ -106,9 +107,6 @@ struct Known {
     revision: Revision,
 }
 
-/// A place in a pool, with the load at the time.
-type TakenPlace = (Place, Option<PoolLoad>);
-
 /// A message that may run: its inputs suit its block, or are still to be fetched.
 struct Runnable {
     work: Work,
@@ -120,9 +118,9 @@ struct Runnable {
 }
 
 impl Case {
-    /// When a job must be over.
-    fn deadline(&self, job: &Runnable) -> Instant {
-        self.first_start + job.time_limit
+    /// When a job must be over that is let in on these terms.
+    fn deadline(&self, job: &Runnable, terms: Terms) -> Instant {
+        self.first_start + job.time_limit.mul_f64(terms.time_factor)
     }
 }
 
@@ -217,10 +215,9 @@ impl Intake {
         }
     }
 
-    /// The row, and for a job that runs its place. A place is taken only for a job that would run; without one the
-    /// decision is made again.
-    fn choose_row(&self, case: &Case) -> (Row, Option<TakenPlace>) {
-        let allowed = &self.parts.allowed_tenants;
+    /// The row, and what the pool said to a job that would run: its place, or why there is none.
+    fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
+        let (allowed, now) = (&self.parts.allowed_tenants, Instant::now());
         let facts = Facts {
             unanswerable: false,
             standing: StandingFact::of(
@@ -236,13 +233,15 @@ impl Intake {
             expired: case
                 .prepared
                 .as_ref()
-                .is_ok_and(|job| case.deadline(job) <= Instant::now()),
-            pool_has_room: true,
+                .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.record.as_ref(), &self.parts.quarantine);
         decide_with_place(facts, || {
             let job = case.prepared.as_ref().ok()?;
-            self.parts.pools.get(job.class).places.try_take()
+            let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
+            let deferrable = case.holdings.lease.as_ref().map(|_| (left, self.parts.status.deferrals()));
+            Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
         })
     }
 
@@ -281,17 +280,24 @@ impl Intake {
     }
 
     /// Rows that end with a new answer.
-    fn carry_out(&self, case: Case, row: Row, place: Option<TakenPlace>) {
-        match (row, place) {
-            (Row::Run, Some((place, load))) => self.accept(case, place, load),
+    fn carry_out(&self, case: Case, row: Row, admitted: Option<Admitted>) {
+        match (row, admitted) {
+            (Row::Run, Some(Admitted::Taken(taken))) => self.accept(case, taken),
+            (row @ Row::Defer { .. }, Some(Admitted::Deferred(deferral))) => self.defer(case, &row, deferral),
             (
                 Row::Reject {
                     reason,
                     failure,
                     dead_letter,
                 },
-                _,
-            ) => self.reject(case, reason, failure, dead_letter),
+                admitted,
+            ) => {
+                let refused = match admitted {
+                    Some(Admitted::Refused(refused)) => Some(refused),
+                    _ => None,
+                };
+                self.reject(case, reason, failure, dead_letter, refused);
+            }
             (Row::GiveUp { reason, failure }, _) => self.give_up(case, reason, failure),
             (Row::Expired, _) => self.expire(case),
             (row, _) => self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings),
@@ -334,23 +340,58 @@ impl Intake {
         self.settle(holdings, row.verdict_without_answer());
     }
 
-    /// Rows 2, 3 and 4.
-    fn reject(&self, case: Case, reason: RejectReason, failure: Failure, dead_letter: bool) {
-        self.parts.log.emit(match (reason, &case.prepared) {
-            (RejectReason::QueueFull, Ok(job)) => {
-                let (depth, size) = self.parts.pools.get(job.class).places.queue();
-                events::queue_full(&case.identity, job.class.as_str(), depth, size)
-            }
-            _ => events::rejected(&case.identity, reason, &failure),
-        });
+    /// Row 5. The claim, or where there is none the book of this process, keeps the first start.
+    fn defer(&self, case: Case, row: &Row, deferral: Deferral) {
+        if let Ok(job) = &case.prepared {
+            let queue = self.parts.pools.get(job.class).places.queue();
+            self.parts.log.emit(events::queue::deferred(
+                &case.identity,
+                job.class,
+                queue,
+                deferral.delay_ms,
+            ));
+        }
+        deferral.keep();
+        self.settle(case.holdings, row.verdict_without_answer());
+    }
+
+    /// Rows 2, 3 and 4. `refused`: what the pool says.
+    fn reject(
+        &self,
+        case: Case,
+        reason: RejectReason,
+        failure: Failure,
+        dead_letter: bool,
+        refused: Option<Refused>,
+    ) {
+        match (reason, &case.prepared) {
+            (RejectReason::QueueFull, Ok(job)) => self.log_no_place(&case.identity, job.class, refused),
+            _ => self
+                .parts
+                .log
+                .emit(events::rejected(&case.identity, reason, &failure)),
+        }
         let ack = AckState::Unsent(self.ack(&case, Some(reason), None));
-        self.answer(
-            case,
-            ack,
-            Outcome::from(failure),
-            dead_letter.then_some(reason.as_str()),
-            true,
-        );
+        let load = refused.map(|refused| PoolLoad {
+            depth: refused.depth,
+            status: OverloadStatus::Critical,
+            degraded: None,
+        });
+        let dead_letter = dead_letter.then_some(reason.as_str());
+        self.answer(case, ack, (Outcome::from(failure), load), dead_letter, true);
+    }
+
+    fn log_no_place(&self, identity: &Identity, class: ResourceClass, refused: Option<Refused>) {
+        let (depth, size) = self.parts.pools.get(class).places.queue();
+        let depth = refused.map_or(depth, |refused| refused.depth);
+        self.parts
+            .log
+            .emit(events::queue_full(identity, class.as_str(), depth, size));
+        if let Some(refused) = refused {
+            self.parts
+                .log
+                .emit(events::queue::refused(identity, class, refused, size));
+        }
     }
 
     /// Rows 14 and 17. An acknowledgement that is fixed may not have been sent, so it goes again: the same bytes under the
@@ -364,14 +405,14 @@ impl Intake {
             .log
             .emit(events::rejected(&case.identity, reason, &failure));
         let ack = AckState::Unsent(self.ack(&case, Some(reason), None));
-        self.answer(case, ack, Outcome::from(failure), Some(why), true);
+        self.answer(case, ack, (Outcome::from(failure), None), Some(why), true);
     }
 
     /// Row 8b.
     fn expire(&self, case: Case) {
         let ack = AckState::Unsent(self.ack(&case, None, None));
         let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
-        self.answer(case, ack, outcome, None, false);
+        self.answer(case, ack, (outcome, None), None, false);
     }
 
     /// The last word on a case that does not run.
@@ -379,7 +420,7 @@ impl Intake {
         &self,
         case: Case,
         ack: AckState,
-        outcome: Outcome,
+        (outcome, load): (Outcome, Option<PoolLoad>),
         dead_letter: Option<&'static str>,
         rejected: bool,
     ) {
@@ -397,7 +438,7 @@ impl Intake {
             },
             dead_letter,
             rejected,
-            load: None,
+            load,
             arrival: case.arrival,
             identity: case.identity,
         };
@@ -405,15 +446,20 @@ impl Intake {
     }
 
     /// Rows 6 to 9 follow. Here the job has its place, so the acknowledgement may go.
-    fn accept(&self, case: Case, place: Place, load: Option<PoolLoad>) {
+    fn accept(&self, mut case: Case, taken: Taken) {
+        let Taken { place, load, terms } = taken;
+        case.holdings.permit.placed();
         let message = self.ack(&case, None, load);
         let record = case.known.record.as_ref();
         let alone = record.is_some_and(|record| self.parts.quarantine.runs_alone(record));
         let deadline = match &case.prepared {
-            Ok(runnable) => case.deadline(runnable),
+            Ok(runnable) => case.deadline(runnable, terms),
             Err(_) => return,
         };
         let Ok(runnable) = case.prepared else { return };
+        if let Some(load) = load {
+            self.log_queued(&case.identity, &runnable, load, terms);
+        }
         let (confirmed, is_confirmed) = oneshot::channel();
         // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
         let acknowledge = Acknowledge {
@@ -430,7 +476,7 @@ impl Intake {
             started: case.first_start,
             deadline,
             retry: runnable.retry,
-            skip_retries: false,
+            skip_retries: terms.skip_retries,
             alone,
             cancel: self.parts.cancel_all.child_token(),
             load,
@@ -448,6 +494,16 @@ impl Intake {
             .get(job.class)
             .enqueue
             .tell(Enqueue(Box::new(job)));
+    }
+
+    fn log_queued(&self, identity: &Identity, job: &Runnable, load: PoolLoad, terms: Terms) {
+        let log = &self.parts.log;
+        log.emit(events::queue::accepted(identity, job.class, load));
+        if let Some(level) = load.degraded {
+            let limit_ms = clock::whole_ms(job.time_limit.mul_f64(terms.time_factor));
+            let (class, once) = (job.class, terms.skip_retries);
+            log.emit(events::queue::degraded(identity, class, level, once, limit_ms));
+        }
     }
 
     /// The acknowledgement: the one that is fixed if there is one, byte for byte.
@@ -470,7 +526,8 @@ impl Intake {
         ack
     }
 
-    fn conclude(&self, conclusion: Conclusion, holdings: Holdings) {
+    fn conclude(&self, conclusion: Conclusion, mut holdings: Holdings) {
+        holdings.permit.placed();
         // Dropped while the publisher is being re-created: the broker delivers it again.
         let _ = self
             .parts
@@ -479,7 +536,8 @@ impl Intake {
             .tell(Conclude { conclusion, holdings });
     }
 
-    fn settle(&self, holdings: Holdings, verdict: Verdict) {
+    fn settle(&self, mut holdings: Holdings, verdict: Verdict) {
+        holdings.permit.placed();
         let _ = self.parts.publisher.settle.tell(Settle { holdings, verdict });
     }
 }

@@ -23,6 +23,7 @@ use crate::clock::whole_ms;
 use crate::held::HeldPermit;
 use crate::lease::Lease;
 use crate::pool::Place;
+use crate::pool::policy::Level;
 use crate::sink::Outgoing;
 
 /// A message as it arrived, byte for byte. Cheap to clone.
@@ -162,7 +163,7 @@ pub struct Job {
     pub deadline: Instant,
     /// Whether, how often and when a failed attempt is followed by another.
     pub retry: RetryPlan,
-    /// Whether the plan is cut down to a single call, as a full pool may ask for.
+    /// Whether it is called once only, whatever its plan: its pool was overloaded when it came.
     pub skip_retries: bool,
     /// Whether nothing may run beside it: it may have killed its worker before.
     pub alone: bool,
@@ -197,4 +198,6 @@ pub struct PoolLoad {
     pub depth: usize,
     /// The word for it.
     pub status: OverloadStatus,
+    /// What the job got less for it, if anything.
+    pub degraded: Option<Level>,
 }

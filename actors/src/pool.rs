@@ -1,103 +1,41 @@
 //! A pool: the waiting line and the slots of one resource class.
 //!
 //! Neighbours: intake takes a [`Place`] and hands over the job; the pool gives the oldest job to a block worker as soon
-//! as a slot is free. A job that runs out of time in the line goes straight to the publisher. The pool never rejects:
-//! whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
+//! as a slot is free. A job that runs out of time in the line, or has to make room for another (row 16), goes straight to
+//! the publisher. The pool never rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
 //! re-created sees the true counts; the jobs that waited in it come back by redelivery.
 
 pub mod auditor;
+pub mod deferrals;
 mod line;
+mod places;
+pub mod policy;
+pub mod room;
 mod slots;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
-use caf_protocol::ack::OverloadStatus;
 use caf_protocol::block::ResourceClass;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::time::Instant;
 
-use self::line::Line;
+use self::line::{Line, Waiting};
+pub use self::deferrals::{Deferral, Deferrals};
+pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, Taken};
 pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
-use crate::job::{Job, PoolLoad};
+use crate::job::Job;
 use crate::publisher::{Conclude, PublisherRoutes, Settle};
 use crate::runtime::{Route, Undelivered};
 use crate::sink::Verdict;
 
 /// How long a slot rests when its block worker is being re-created.
 const WORKER_RESTART_WAIT: Duration = Duration::from_millis(100);
-
-// ---- Places: owned values, shared across restarts of the pool; slots are in `slots` ----
-
-/// The places of a pool: its slots and, when the queue is bounded, its queue.
-#[derive(Clone)]
-pub struct Places(Arc<PlaceCount>);
-
-struct PlaceCount {
-    slots: usize,
-    /// Jobs that may wait; nothing when only held permits bound them.
-    queue: Option<usize>,
-    taken: AtomicUsize,
-}
-
-/// One place. Returns when dropped.
-pub struct Place(Arc<PlaceCount>);
-
-impl Places {
-    /// `queue` is absent for a queue that only the held permits bound.
-    pub fn new(slots: usize, queue: Option<usize>) -> Self {
-        Self(Arc::new(PlaceCount {
-            slots,
-            queue,
-            taken: AtomicUsize::new(0),
-        }))
-    }
-
-    /// Takes a place, and tells how loaded a bounded queue was with this job in it.
-    pub fn try_take(&self) -> Option<(Place, Option<PoolLoad>)> {
-        let count = &self.0;
-        let bound = count.queue.map_or(usize::MAX, |queue| count.slots + queue);
-        let before = count
-            .taken
-            .fetch_update(SeqCst, SeqCst, |taken| (taken < bound).then_some(taken + 1))
-            .ok()?;
-        let depth = (before + 1).saturating_sub(count.slots);
-        let load = count.queue.map(|queue| PoolLoad {
-            depth,
-            status: overload_status(depth, queue),
-        });
-        Some((Place(Arc::clone(count)), load))
-    }
-
-    /// Jobs waiting now, and how many may.
-    pub fn queue(&self) -> (usize, usize) {
-        let waiting = self.0.taken.load(SeqCst).saturating_sub(self.0.slots);
-        (waiting, self.0.queue.unwrap_or(usize::MAX))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, SeqCst);
-    }
-}
-
-/// The word for `depth` waiting jobs in a queue of `size` (contract 4.1).
-pub fn overload_status(depth: usize, size: usize) -> OverloadStatus {
-    let share = |tenths: usize| depth * 10 >= size * tenths;
-    match () {
-        () if share(10) => OverloadStatus::Critical,
-        () if share(8) => OverloadStatus::Overloaded,
-        () if share(5) => OverloadStatus::Degraded,
-        () => OverloadStatus::Healthy,
-    }
-}
 
 /// How intake reaches a pool.
 #[derive(Clone)]
@@ -177,6 +115,9 @@ pub struct PoolSnapshot {
 pub struct Pool {
     class: ResourceClass,
     line: Line<Box<Job>>,
+    /// For each, the job that waits longest has to leave.
+    debts: Vec<Debt>,
+    places: Places,
     slots: Arc<Slots>,
     workers: Vec<Route<Run>>,
     publisher: PublisherRoutes,
@@ -188,6 +129,7 @@ impl Pool {
     /// A pool with an empty line. `workers[i]` runs the job that holds slot `i`.
     pub fn new(
         class: ResourceClass,
+        places: Places,
         slots: Arc<Slots>,
         workers: Vec<Route<Run>>,
         publisher: PublisherRoutes,
@@ -196,6 +138,8 @@ impl Pool {
         Self {
             class,
             line: Line::default(),
+            debts: Vec::new(),
+            places,
             slots,
             workers,
             publisher,
@@ -209,9 +153,17 @@ impl Pool {
     /// Starts waiting jobs while slots are free. `waited` tells jobs of the line from one that has just come.
     fn pump(&mut self, context: &mut Context<Self>, waited: bool) {
         self.expire();
+        self.pay_debts(Instant::now());
         while !self.line.is_empty() {
             let Some(slot) = self.slots.try_take() else { break };
-            let Some(job) = self.line.pop() else { break };
+            let Some(Waiting {
+                since,
+                deadline,
+                item: job,
+            }) = self.line.pop()
+            else {
+                break;
+            };
             if waited {
                 self.log.emit(events::processing_queued(
                     &job.identity,
@@ -219,21 +171,57 @@ impl Pool {
                     self.line.len(),
                 ));
             }
-            let queued_ms = crate::job::elapsed_ms(job.arrival.received, Instant::now());
-            self.log.emit(events::step_started(
-                &job.identity,
-                self.class.as_str(),
-                queued_ms,
-            ));
-            let deadline = job.deadline;
+            let now = Instant::now();
+            let queued_ms = crate::job::elapsed_ms(job.arrival.received, now);
+            let started = events::step_started(&job.identity, self.class.as_str(), queued_ms);
             let run = Run { job, slot };
-            if let Err(Undelivered(Run { job, slot })) = self.workers[slot_index(&run)].tell(run) {
-                // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
-                self.line.push_front(deadline, job);
-                context.run_later(WORKER_RESTART_WAIT, move |_, _| drop(slot));
+            match self.workers[slot_index(&run)].tell(run) {
+                Ok(()) if self.places.is_bounded() => {
+                    let waited = now.saturating_duration_since(since);
+                    self.log.emit(events::queue::left(started, self.class, waited));
+                }
+                Ok(()) => self.log.emit(started),
+                Err(Undelivered(Run { job: item, slot })) => {
+                    // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
+                    self.line.push_front(Waiting {
+                        since,
+                        deadline,
+                        item,
+                    });
+                    context.run_later(WORKER_RESTART_WAIT, move |_, _| drop(slot));
+                }
             }
         }
+        self.places.note_oldest(self.line.oldest());
         self.set_alarm(context);
+    }
+
+    /// Row 16: lets the jobs that wait longest leave for those that were let in for them. The last one in the line is
+    /// such a newcomer itself and stays: whom it came for may be on the way still.
+    fn pay_debts(&mut self, now: Instant) {
+        while !self.debts.is_empty() {
+            if !self.places.is_due() {
+                self.debts.clear();
+            } else if self.line.len() > 1
+                && let (Some(debt), Some(oldest)) = (self.debts.pop(), self.line.pop())
+            {
+                self.drop_oldest(*oldest.item, debt, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn drop_oldest(&self, mut job: Job, debt: Debt, now: Instant) {
+        job.place.pay(debt);
+        self.log
+            .emit(events::queue::dropped(&job.identity, self.class, &self.places));
+        let failure = Failure::new(
+            ErrorCode::SystemOverload,
+            "dropped from the queue of the pool: it waited longest, and others came",
+        )
+        .with("waiting", true.into());
+        self.conclude(job, Outcome::from(failure), now);
     }
 
     /// Row 8 for jobs whose time ran out while they waited.
@@ -275,7 +263,7 @@ impl Pool {
 
     fn empty_line(&mut self, how: EmptyLine) {
         let now = Instant::now();
-        while let Some(job) = self.line.pop() {
+        while let Some(Waiting { item: job, .. }) = self.line.pop() {
             match how {
                 EmptyLine::HandBack => {
                     let verdict = Verdict::Nak {
@@ -311,8 +299,10 @@ impl Actor for Pool {
 impl Handler<Enqueue> for Pool {
     type Result = ();
 
-    fn handle(&mut self, Enqueue(job): Enqueue, context: &mut Self::Context) {
-        self.line.push_back(job.deadline, job);
+    fn handle(&mut self, enqueue: Enqueue, context: &mut Self::Context) {
+        let (Enqueue(mut job), now) = (enqueue, Instant::now());
+        self.debts.extend(job.place.take_debt());
+        self.line.push_back(now, job.deadline, job);
         self.pump(context, false);
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::consumption::Consumption;
 use crate::held::HeldPermits;
+use crate::pool::Deferrals;
 
 /// State of one node. Cheap to clone.
 #[derive(Clone)]
@@ -21,18 +22,20 @@ struct Shared {
     /// Why nothing is taken on, in words for an operator.
     obstacle: Mutex<Option<String>>,
     held: HeldPermits,
+    deferrals: Deferrals,
     consumption: Consumption,
 }
 
 impl NodeStatus {
     /// A node that has just begun.
-    pub fn new(held: HeldPermits) -> Self {
+    pub fn new(held: HeldPermits, deferrals: Deferrals) -> Self {
         Self(Arc::new(Shared {
             connected: AtomicBool::new(false),
             consuming: AtomicBool::new(false),
             draining: watch::Sender::new(false),
             obstacle: Mutex::default(),
             held,
+            deferrals,
             consumption: Consumption::default(),
         }))
     }
@@ -40,6 +43,11 @@ impl NodeStatus {
     /// What the node holds.
     pub fn held(&self) -> &HeldPermits {
         &self.0.held
+    }
+
+    /// What the node has sent back to the broker for a while.
+    pub fn deferrals(&self) -> &Deferrals {
+        &self.0.deferrals
     }
 
     /// How assignments come in.

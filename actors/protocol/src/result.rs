@@ -77,7 +77,8 @@ pub struct ExecResult {
     /// Jobs waiting when the job was queued, when its queue is bounded and any waited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_depth: Option<u64>,
-    /// `worker_id`, and `original_trace_id` when the trace id came in a bad format.
+    /// `worker_id`, `original_trace_id` when the trace id came in a bad format, and `degraded` when the pool was so loaded
+    /// that the job got less: fewer calls, less time.
     pub metadata: Map<String, Value>,
     /// Which replay of the assignment this answers; told by the message id only.
     #[serde(skip)]

@@ -366,8 +366,12 @@ impl FleetClaim {
         .await
     }
 
-    /// The assignment is given back: whoever gets it next need not ask.
+    /// The assignment is given back: whoever gets it next need not ask. What was given back as it was claimed is left as it
+    /// is.
     pub async fn give_back(&self) -> Proof {
+        if self.held.lock().await.record.state == ClaimState::Interrupted {
+            return Proof::Ours;
+        }
         self.change(|record| record.state = ClaimState::Interrupted).await
     }
 

@@ -214,11 +214,14 @@ impl ClaimRecord {
     fn taken_over(&self, claimant: &Claimant) -> Self {
         let given_back = self.state == ClaimState::Interrupted;
         let mut history = self.history.clone();
-        history.push(PastAttempt {
-            worker_id: self.worker_id.clone(),
-            attempt: self.attempt,
-            given_back,
-        });
+        // What was only deferred, without an acknowledgement, was nobody's attempt.
+        if !given_back || self.ack.is_some() {
+            history.push(PastAttempt {
+                worker_id: self.worker_id.clone(),
+                attempt: self.attempt,
+                given_back,
+            });
+        }
         let forgotten = history.len().saturating_sub(MAX_HISTORY);
         history.drain(..forgotten);
         Self {

@@ -10,13 +10,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::decision::Row;
-use super::{Case, HAND_BACK_DELAY_MS, Intake, Known, TakenPlace};
+use super::{Case, HAND_BACK_DELAY_MS, Intake, Known};
 use crate::claims::fleet::{Fleet, Found, Learnt, STORE_RETRY, StoreError, Taken};
-use crate::claims::record::{ClaimRecord, Claimant, StoredMessage};
+use crate::claims::record::{ClaimRecord, ClaimState, Claimant, StoredMessage};
 use crate::claims::{Claim, Standing};
 use crate::clock;
 use crate::events;
 use crate::job::elapsed_ms;
+use crate::pool::Admitted;
 use crate::sink::{Outgoing, Verdict};
 
 impl Intake {
@@ -27,12 +28,12 @@ impl Intake {
         position: (Arc<str>, u64),
         mut case: Case,
         mut row: Row,
-        mut place: Option<TakenPlace>,
+        mut admitted: Option<Admitted>,
     ) {
         let claimant = fleet.claimant(&position.0, position.1);
         let key = case.identity.key();
         loop {
-            let (record, ack) = self.proposal(&case, &row, place.as_ref(), &claimant);
+            let (record, ack) = self.proposal(&case, &row, admitted.as_ref(), &claimant);
             let taken = fleet.take(&key, record, case.known.revision).await;
             let found = match taken {
                 Ok(Taken::Ours(claim)) => {
@@ -40,13 +41,13 @@ impl Intake {
                         own.grant(claim);
                     }
                     case.fixed_ack = ack;
-                    return self.granted(case, row, place);
+                    return self.granted(case, row, admitted);
                 }
                 Ok(Taken::Exists(found)) => Ok(found),
                 Err(error) => Err(error),
             };
             // What is learnt may take a while: the place is for others meanwhile.
-            drop(place.take());
+            drop(admitted.take());
             let learnt = match found {
                 Ok(found) => self.learn(&fleet, &claimant, found, &mut case).await,
                 Err(error) => Err(error),
@@ -61,19 +62,20 @@ impl Intake {
                 // The broker gives it to somebody, perhaps to us, who then begins anew.
                 return self.forget(case);
             }
-            (row, place) = self.choose_row(&case);
+            (row, admitted) = self.choose_row(&case);
             if !row.needs_claim() {
                 return self.leave(case, &row);
             }
         }
     }
 
-    /// The claim as it would stand, with the acknowledgement that goes with the row, unless one is fixed already.
+    /// The claim as it would stand, with the acknowledgement that goes with the row, unless one is fixed already or none
+    /// goes with it.
     fn proposal(
         &self,
         case: &Case,
         row: &Row,
-        place: Option<&TakenPlace>,
+        admitted: Option<&Admitted>,
         claimant: &Claimant,
     ) -> (ClaimRecord, Option<Arc<Outgoing>>) {
         let mut record = case.known.record.clone().unwrap_or_else(|| {
@@ -81,10 +83,18 @@ impl Intake {
             ClaimRecord::first(claimant, clock::epoch_ms().saturating_sub(waited_ms))
         });
         record.name(&case.identity);
+        if let Row::Defer { .. } = row {
+            // Whoever gets it next takes it on; that it was here counts for its deadline, and for nothing else.
+            record.state = ClaimState::Interrupted;
+            return (record, None);
+        }
         if record.ack.is_some() {
             return (record, None);
         }
-        let load = place.and_then(|(_, load)| *load);
+        let load = match admitted {
+            Some(Admitted::Taken(taken)) => taken.load,
+            _ => None,
+        };
         let ack = self.ack(case, row.rejection(), load);
         record.fix_ack(StoredMessage::from(&*ack), row);
         (record, Some(ack))
@@ -123,7 +133,7 @@ impl Intake {
     }
 
     /// The fleet has granted it.
-    fn granted(&self, case: Case, row: Row, place: Option<TakenPlace>) {
+    fn granted(&self, case: Case, row: Row, admitted: Option<Admitted>) {
         let too_late = self.parts.status.is_draining() && row == Row::Run;
         if too_late {
             let verdict = Verdict::Nak {
@@ -132,7 +142,7 @@ impl Intake {
             self.parts.log.emit(events::not_run(&case.identity, "draining"));
             return self.settle(case.holdings, verdict);
         }
-        self.carry_out(case, row, place);
+        self.carry_out(case, row, admitted);
     }
 
     /// Somebody else answers, or has answered.

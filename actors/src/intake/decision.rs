@@ -10,6 +10,7 @@ use caf_protocol::outcome::Failure;
 use super::{COME_BACK_DELAY_MS, HAND_BACK_DELAY_MS};
 use crate::claims::Standing;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
+use crate::pool::Admitted;
 use crate::sink::Verdict;
 
 /// What is known when the row is chosen. Asked in the order of the rows.
@@ -33,9 +34,22 @@ pub struct Facts<'a> {
     pub tenant_allowed: bool,
     /// Whether its deadline has passed.
     pub expired: bool,
-    /// Whether its pool has a place. False as well when a worker that has died since had refused it: the
-    /// acknowledgement may be out.
-    pub pool_has_room: bool,
+    /// What its pool says. Full as well when a worker that has died since had refused it: the acknowledgement may be out.
+    pub pool: PoolFact,
+}
+
+/// What a pool says to a job that would run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolFact {
+    /// It has a place, or was not asked yet.
+    Room,
+    /// It has none, or should send it back and cannot.
+    Full,
+    /// It is to come again.
+    Later {
+        /// After so long, in milliseconds.
+        delay_ms: u64,
+    },
 }
 
 /// [`crate::claims::Standing`], as far as the decision looks at it.
@@ -63,7 +77,11 @@ impl<'a> Facts<'a> {
         Self {
             quarantined: rule.is_quarantined(record),
             exhausted: self.exhausted || rule.is_exhausted(record),
-            pool_has_room: self.pool_has_room && !record.was_refused(),
+            pool: if record.was_refused() {
+                PoolFact::Full
+            } else {
+                self.pool
+            },
             ..self
         }
     }
@@ -118,6 +136,11 @@ pub enum Row {
         /// Whether a dead letter is kept.
         dead_letter: bool,
     },
+    /// 5: back to the broker for a while; only the first start is kept.
+    Defer {
+        /// For so long, in milliseconds.
+        delay_ms: u64,
+    },
     /// 8b: accepted and timed out at once.
     Expired,
     /// The job runs; 6, 7, 8 or 9 follow.
@@ -125,11 +148,11 @@ pub enum Row {
 }
 
 impl Row {
-    /// Whether a new answer follows, so that the right to give it must be had first.
+    /// Whether the claim must be written first: for the right to give a new answer, or to keep the first start.
     pub fn needs_claim(&self) -> bool {
         matches!(
             self,
-            Self::GiveUp { .. } | Self::Reject { .. } | Self::Expired | Self::Run
+            Self::GiveUp { .. } | Self::Reject { .. } | Self::Defer { .. } | Self::Expired | Self::Run
         )
     }
 
@@ -141,12 +164,13 @@ impl Row {
         }
     }
 
-    /// What the broker is told by a row that says nothing new about the assignment: 10, 10b, 10c, 12, and 11 when
+    /// What the broker is told by a row that says nothing new about the assignment: 5, 10, 10b, 10c, 12, and 11 when
     /// nothing can be repeated.
     pub fn verdict_without_answer(&self) -> Verdict {
         match self {
             Self::Repeat | Self::Copy => Verdict::Ack,
             Self::Renew => Verdict::InProgress,
+            Self::Defer { delay_ms } => Verdict::Nak { delay_ms: *delay_ms },
             Self::ComeBack => Verdict::Nak {
                 delay_ms: COME_BACK_DELAY_MS,
             },
@@ -157,16 +181,22 @@ impl Row {
     }
 }
 
-/// Chooses the row, and takes a place only for a job that would run; without one it is decided again.
-pub fn decide_with_place<P>(
+/// Chooses the row, and asks the pool only for a job that would run; then it is decided again.
+pub fn decide_with_place(
     mut facts: Facts<'_>,
-    take_place: impl FnOnce() -> Option<P>,
-) -> (Row, Option<P>) {
+    ask_pool: impl FnOnce() -> Option<Admitted>,
+) -> (Row, Option<Admitted>) {
     match decide(&facts) {
         Row::Run => {
-            let place = take_place();
-            facts.pool_has_room = place.is_some();
-            (decide(&facts), place)
+            let admitted = ask_pool();
+            facts.pool = match &admitted {
+                Some(Admitted::Taken(_)) => PoolFact::Room,
+                Some(Admitted::Deferred(deferral)) => PoolFact::Later {
+                    delay_ms: deferral.delay_ms,
+                },
+                Some(Admitted::Refused(_)) | None => PoolFact::Full,
+            };
+            (decide(&facts), admitted)
         }
         row => (row, None),
     }
@@ -221,15 +251,15 @@ pub fn decide(facts: &Facts<'_>) -> Row {
     if facts.expired {
         return Row::Expired;
     }
-    if !facts.pool_has_room {
-        let failure = Failure::new(ErrorCode::SystemOverload, "the queue of the pool is full");
-        return Row::Reject {
+    match facts.pool {
+        PoolFact::Room => Row::Run,
+        PoolFact::Later { delay_ms } => Row::Defer { delay_ms },
+        PoolFact::Full => Row::Reject {
             reason: RejectReason::QueueFull,
-            failure,
+            failure: Failure::new(ErrorCode::SystemOverload, "the queue of the pool is full"),
             dead_letter: false,
-        };
+        },
     }
-    Row::Run
 }
 
 fn give_up(reason: RejectReason, message: &str) -> Row {
@@ -255,7 +285,7 @@ mod tests {
             refusal: Some(refusal),
             tenant_allowed: false,
             expired: true,
-            pool_has_room: false,
+            pool: PoolFact::Full,
         }
     }
 
@@ -317,7 +347,9 @@ mod tests {
         assert_eq!(decide(&facts), Row::Expired);
         facts.expired = false;
         assert_eq!(reason_of(&facts), (RejectReason::QueueFull, false));
-        facts.pool_has_room = true;
+        facts.pool = PoolFact::Later { delay_ms: 7 };
+        assert_eq!(decide(&facts), Row::Defer { delay_ms: 7 });
+        facts.pool = PoolFact::Room;
         assert_eq!(decide(&facts), Row::Run);
     }
 

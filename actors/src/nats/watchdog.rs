@@ -106,6 +106,7 @@ pub async fn run_watchdog(mut parts: WatchdogParts) {
         }
         let look = async {
             let (server, acknowledged) = parts.ask().await;
+            parts.note_deferrals(&server);
             let seen = parts.observe(began, server);
             let action = judge.decide(&seen);
             parts.carry_out(action, &seen).await;
@@ -152,6 +153,15 @@ impl WatchdogParts {
             arrived: consumption.deliveries(),
             heard: consumption.times_heard(),
             server,
+        }
+    }
+
+    /// What is on its way to others bounds what may be deferred here.
+    fn note_deferrals(&self, server: &ServerView) {
+        if let ServerView::Consumer(view) = server {
+            let held = self.status.held().held_jobs();
+            let deferrals = self.status.deferrals();
+            deferrals.saw(Instant::now(), view.ack_pending, view.max_ack_pending, held);
         }
     }
 

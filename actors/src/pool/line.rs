@@ -4,9 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::time::Instant;
 
+/// An item in the line.
+pub(super) struct Waiting<T> {
+    /// Since when it waits.
+    pub(super) since: Instant,
+    /// When it gives up.
+    pub(super) deadline: Instant,
+    /// What waits.
+    pub(super) item: T,
+}
+
 /// A line of items, each with the time at which it gives up.
 pub(super) struct Line<T> {
-    items: VecDeque<(Instant, T)>,
+    items: VecDeque<Waiting<T>>,
     /// How many items give up at each time: the first key is the next deadline.
     deadlines: BTreeMap<Instant, usize>,
 }
@@ -21,21 +31,31 @@ impl<T> Default for Line<T> {
 }
 
 impl<T> Line<T> {
-    pub(super) fn push_back(&mut self, deadline: Instant, item: T) {
+    pub(super) fn push_back(&mut self, since: Instant, deadline: Instant, item: T) {
         *self.deadlines.entry(deadline).or_default() += 1;
-        self.items.push_back((deadline, item));
+        self.items.push_back(Waiting {
+            since,
+            deadline,
+            item,
+        });
     }
 
     /// Gives an item its turn back.
-    pub(super) fn push_front(&mut self, deadline: Instant, item: T) {
-        *self.deadlines.entry(deadline).or_default() += 1;
-        self.items.push_front((deadline, item));
+    pub(super) fn push_front(&mut self, waiting: Waiting<T>) {
+        *self.deadlines.entry(waiting.deadline).or_default() += 1;
+        self.items.push_front(waiting);
     }
 
-    pub(super) fn pop(&mut self) -> Option<T> {
-        let (deadline, item) = self.items.pop_front()?;
-        self.uncount(deadline);
-        Some(item)
+    /// Takes the one out that waits longest.
+    pub(super) fn pop(&mut self) -> Option<Waiting<T>> {
+        let first = self.items.pop_front()?;
+        self.uncount(first.deadline);
+        Some(first)
+    }
+
+    /// Since when the one waits that waits longest.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.items.front().map(|first| first.since)
     }
 
     /// Takes out everything that gives up at `now` or before. Looks at the items only when there is something.
@@ -45,11 +65,11 @@ impl<T> Line<T> {
         }
         let (expired, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.items)
             .into_iter()
-            .partition(|(deadline, _)| *deadline <= now);
+            .partition(|waiting| waiting.deadline <= now);
         self.items = waiting;
         self.deadlines = self.deadlines.split_off(&now);
         self.deadlines.remove(&now);
-        expired.into_iter().map(|(_, item)| item).collect()
+        expired.into_iter().map(|waiting| waiting.item).collect()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -91,12 +111,13 @@ mod tests {
             for (id, step) in steps.into_iter().enumerate() {
                 match step {
                     0..=9 => {
-                        line.push_back(start + Duration::from_secs(clock + step), id);
+                        let since = start + Duration::from_secs(clock);
+                        line.push_back(since, start + Duration::from_secs(clock + step), id);
                         model.push((clock + step, id));
                     }
                     10 => {
                         let first = (!model.is_empty()).then(|| model.remove(0).1);
-                        prop_assert_eq!(line.pop(), first);
+                        prop_assert_eq!(line.pop().map(|waiting| waiting.item), first);
                     }
                     _ => {
                         clock += step - 10;
