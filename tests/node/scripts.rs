@@ -113,7 +113,16 @@ fn the_first_check_of_cp2_that_fails_ends_it_and_says_why() {
         "#!/bin/sh\n[ \"$1\" = serve ] && set -- \"$@\" --set tenants.allowed=\nexec {program} \"$@\"\n"
     );
     let careless = fake("careless-worker", &lets_in);
+    // A worker beside a router that gives each message an id of its own: nothing is the same assignment.
+    let renames = format!(
+        "#!/bin/sh\n[ \"$1\" = submit ] || exec {program} \"$@\"\nsed \"s/cp2-twice/cp2-twice-$$/\" | {program} \"$@\"\n"
+    );
+    let forgetful = fake("forgetful-worker", &renames);
     for (environment, says) in [
+        (
+            [("CAF_WORKER_BIN", forgetful.as_str())],
+            "[ERROR] idempotency: the same assignment, sent again, ",
+        ),
         (
             [("CP2_ADVANCED_RETRY_ENABLED", "maybe")],
             "[ERROR] feature flags: ",
