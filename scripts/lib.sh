@@ -52,17 +52,24 @@ find_nats_server() {
     return 1
 }
 
+# absolute PATH: the same place, whatever directory is changed to.
+absolute() {
+    case "$1" in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$PWD/$1" ;;
+    esac
+}
+
 # find_caf_worker: prints the program to use, or fails. Named by CAF_WORKER_BIN (then that one or none), built here, or
 # on PATH.
 find_caf_worker() {
-    local candidate
+    local candidate candidates=("$root/target/release/caf-worker" "$root/target/debug/caf-worker" "$(command -v caf-worker || true)")
     if [[ -n "${CAF_WORKER_BIN:-}" ]]; then
-        command -v "$CAF_WORKER_BIN"
-        return
+        candidates=("$(command -v "$CAF_WORKER_BIN" || true)")
     fi
-    for candidate in "$root/target/release/caf-worker" "$root/target/debug/caf-worker" "$(command -v caf-worker || true)"; do
+    for candidate in "${candidates[@]}"; do
         if [[ -f "$candidate" && -x "$candidate" ]]; then
-            printf '%s\n' "$candidate"
+            absolute "$candidate"
             return 0
         fi
     done

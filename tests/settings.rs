@@ -31,6 +31,20 @@ impl Place {
         Ok(std::fs::write(self.0.join(name), text)?)
     }
 
+    /// Runs a shipped script here with these arguments, with the program under test and nothing else in its environment.
+    fn script(&self, name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Ran> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name);
+        let output = Command::new(script)
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").context("there is a PATH")?)
+            .env("CAF_WORKER_BIN", env!("CARGO_BIN_EXE_caf-worker"))
+            .envs(environment.iter().copied())
+            .current_dir(&self.0)
+            .output()?;
+        Ran::new(output)
+    }
+
     /// Runs the program here with these arguments, separated by spaces, and nothing else in its environment.
     fn run(&self, arguments: &str, environment: &[(&str, &str)]) -> Result<Ran> {
         let output = Command::new(env!("CARGO_BIN_EXE_caf-worker"))

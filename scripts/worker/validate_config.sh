@@ -18,7 +18,7 @@ report="$("$worker" config check --policy -- "$@")" || code=$?
 [[ -z "$report" ]] || say "$report"
 # 78: it has judged, and the last line names the worst.
 case "$code:${report##*: }" in
-"0:"*) exit 0 ;;
+"0:valid") exit 0 ;;
 "78:bad JSON") exit 1 ;;
 "78:structure mismatch") exit 2 ;;
 "78:missing required field") exit 3 ;;

@@ -60,6 +60,8 @@ pub struct Loaded {
     pub origins: BTreeMap<KeyPath, Origin>,
     /// How strong the source of each of those was.
     pub ranks: Ranks,
+    /// Flags that a file switches on in vain, each with a sentence: the policy file, which comes later, says off.
+    pub overruled: Vec<String>,
 }
 
 impl Loaded {
@@ -122,6 +124,10 @@ fn judge(
         layers.drop_under(&instance);
     }
     let (origins, ranks) = (layers.origins(), layers.ranks());
+    let overruled = Feature::ALL
+        .iter()
+        .filter_map(|feature| overruled(*feature, &layers))
+        .collect();
     match merge(catalogue, layers) {
         Ok(settings) => {
             // A policy file was judged by itself already.
@@ -136,12 +142,30 @@ fn judge(
                     settings,
                     origins,
                     ranks,
+                    overruled,
                 });
             }
         }
         Err(error) => problems.push(unusable(&error, &origins)),
     }
     Err(SettingsError { problems })
+}
+
+/// What to say of a flag that is on in a file and off in its policy file: there it was probably overlooked.
+fn overruled(feature: Feature, layers: &Layers) -> Option<String> {
+    let key = feature.flag_key();
+    let values = layers.values(&environment::split(&key));
+    let (last, earlier) = values.split_last()?;
+    let is_on = |entry: &&&Entry| entry.value == Some(Value::Bool(true));
+    let policy_file = Origin::File(feature.policy_file().into());
+    let in_vain = earlier.iter().find(is_on)?;
+    (last.origin == policy_file && !is_on(&last)).then(|| {
+        let by = &last.origin;
+        format!(
+            "{key} ({}) has no effect: {by} comes later and says false",
+            in_vain.origin
+        )
+    })
 }
 
 fn options(reader: &mut Reader<'_>, assignments: &[SetKey]) -> Vec<Entry> {

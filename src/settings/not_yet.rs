@@ -1,6 +1,7 @@
-//! Keys that are accepted although they have no effect in this version, so that files keep working.
+//! Keys that are accepted although they have no effect, so that files keep working.
 //!
-//! Neighbours: `config check` and the start print one warning for each such key that is not at its default.
+//! Neighbours: `config check` and the start print one warning for each such key that is not at its default, and for each
+//! flag that [`super::load`] found overruled.
 
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ pub const NOT_YET_IN_EFFECT: [(&str, &str); 4] = [
     ("queue.admission", "pools follow their built-in admission"),
 ];
 
-/// One sentence for each key without effect that is not at its default.
+/// One sentence for each key without effect that is not at its default, and for each flag that was set in vain.
 pub fn warnings(loaded: &Loaded) -> Vec<String> {
     let tree = |settings: &Settings| serde_json::to_value(settings).unwrap_or_default();
     let (set, default) = (tree(&loaded.settings), tree(&Settings::default()));
@@ -28,5 +29,6 @@ pub fn warnings(loaded: &Loaded) -> Vec<String> {
             let origin = loaded.origin(&split(key));
             format!("{key} ({origin}) has no effect in this version: {reason}")
         })
+        .chain(loaded.overruled.iter().cloned())
         .collect()
 }

@@ -12,6 +12,7 @@ use caf_testkit::programs::deploy_checker;
 use caf_testkit::{AssignmentBuilder, Client, NatsServer, TempDir};
 use caf_worker::exit::Exit;
 use caf_worker::settings::Settings;
+use caf_worker::settings::feature::Feature;
 use serde_json::Value;
 
 use crate::support::{SOON, answers, assert_each_answered_once, jobs, program, ready_worker, wait_answered};
@@ -75,6 +76,47 @@ pub(crate) fn assert_all_are_settings(
     }
 }
 
+/// The files of the repository that a command line names with `--config`, in an image or as installed on a host; another
+/// one, that has no place in the repository, is `own`.
+fn config_files(arguments: &[String], own: Option<&Path>) -> Vec<PathBuf> {
+    let joined = arguments.join(" ").replace("--config=", "--config ");
+    let named = joined.split("--config ").skip(1).map(str::trim);
+    named
+        .map(|path| {
+            let inside = path.strip_prefix("/usr/share/caf-worker/");
+            let installed = path.strip_prefix("/etc/caf-worker/");
+            match (inside, installed, own) {
+                (Some(rest), ..) => shipped("config").join(rest),
+                (_, Some("worker.toml"), Some(own)) => own.to_owned(),
+                (_, Some("worker.toml"), None) => shipped("config/worker.toml"),
+                (_, Some(rest), _) => shipped("config/worker").join(rest),
+                _ => panic!("{path}: nobody puts it there"),
+            }
+        })
+        .collect()
+}
+
+/// Started so, every flag is off, and a variable is enough to switch it on.
+#[track_caller]
+pub(crate) fn assert_flags_have_their_policies(arguments: &[String], own: Option<&Path>) {
+    let modes = |value: &str| {
+        let start = program().args(["config", "flags"]);
+        let files = config_files(arguments, own);
+        let start = files
+            .into_iter()
+            .fold(start, |program, file| program.arg("--config").arg(file));
+        let flags = Feature::ALL.map(|feature| feature.variables()[0]);
+        let start = flags
+            .into_iter()
+            .fold(start, |program, flag| program.env(flag, value));
+        let finished = start.run(SOON).expect("ends by itself");
+        assert_eq!(finished.code(), Some(0), "{}", finished.stdout());
+        let count = |mode: &str| finished.stdout().matches(mode).count();
+        (count(": CP1 baseline; "), count(": CP2 mode; "))
+    };
+    assert_eq!((modes("false"), modes("true")), ((3, 0), (0, 3)));
+}
+
 /// The unit's lines `key=value`, with specifiers filled in as systemd does.
 struct Unit(Vec<(String, String)>);
 
@@ -87,6 +129,7 @@ impl Unit {
                 .replace("%H", "host")
                 .replace("%S", "/var/lib")
         };
+        let text = text.replace("\\\n", " ");
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let pairs = lines.filter_map(|line| line.split_once('='));
         Self(pairs.map(|(key, value)| (key.to_owned(), fill(value))).collect())
@@ -150,6 +193,24 @@ fn systemd_finds_nothing_wrong_with_the_unit_and_little_that_it_exposes() {
     assert!(
         code == Some(0) && said.contains("Overall exposure level"),
         "{code:?}: {said}"
+    );
+}
+
+#[test]
+fn the_unit_starts_the_worker_with_the_files_that_its_head_installs() {
+    let command = Unit::of_instance(INSTANCES[0]).one("ExecStart").to_owned();
+    let arguments: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    assert_eq!(arguments[..2], ["/usr/local/bin/caf-worker", "serve"]);
+    assert_flags_have_their_policies(&arguments, None);
+    let head = "install -D -m 644 -t /etc/caf-worker config/worker.toml config/worker/*.json";
+    assert!(text_of("deploy/systemd/caf-worker@.service").contains(head));
+    // Read as below config/: settings, then policies.
+    let order = ["config/worker.toml"]
+        .into_iter()
+        .chain(Feature::ALL.map(Feature::policy_file));
+    assert_eq!(
+        config_files(&arguments, None),
+        order.map(shipped).collect::<Vec<_>>()
     );
 }
 
@@ -335,10 +396,10 @@ fn the_image_runs_the_worker_as_nobody_in_particular_and_is_stopped_by_a_drain()
         all.iter()
             .any(|(name, rest)| name == "COPY" && rest.ends_with(" /usr/local/bin/caf-worker"))
     );
-    assert_eq!(
-        (last(&all, "CMD"), last(&all, "STOPSIGNAL")),
-        (r#"["serve"]"#.into(), "SIGTERM".into())
-    );
+    assert_eq!(last(&all, "STOPSIGNAL"), "SIGTERM");
+    let command: Vec<String> = serde_json::from_str(&last(&all, "CMD")).expect("is a list");
+    assert_eq!(command[0], "serve");
+    assert_flags_have_their_policies(&command, None);
     let port = Settings::default().http.health_addr;
     assert!(port.ends_with(&format!(":{}", last(&all, "EXPOSE"))), "{port}");
 

@@ -6,11 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
+use caf_testkit::TempDir;
 use caf_testkit::programs::deploy_checker;
 use caf_worker::settings::Settings;
 use serde_json::Value;
 
-use crate::deploy::{MARGIN_S, assert_all_are_settings, run, shipped, shown_settings, text_of};
+use crate::deploy::{
+    MARGIN_S, assert_all_are_settings, assert_flags_have_their_policies, run, shipped, shown_settings,
+    text_of,
+};
 use crate::support::Node;
 
 /// Versions of Kubernetes whose schemas the manifests must satisfy: the oldest with all that they use as a matter of
@@ -186,7 +190,14 @@ fn pods_start_the_worker_with_the_mounted_settings_and_keep_what_it_keeps() {
         at(&manifest("configmap"), "/metadata/name")
     );
     let file = format!("{}/worker.toml", mounted("settings"));
-    assert_eq!(container["args"], serde_json::json!(["serve", "--config", file]));
+    let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).expect("are texts");
+    assert_eq!(arguments[0], "serve");
+    assert_eq!(arguments.last(), Some(&format!("--config={file}")));
+    let own = TempDir::new("configmap").expect("can be made");
+    let own_file = own.path().join("worker.toml");
+    let settings = manifest("configmap")["data"]["worker.toml"].clone();
+    std::fs::write(&own_file, settings.as_str().expect("is text")).expect("can be written");
+    assert_flags_have_their_policies(&arguments, Some(&own_file));
     assert_eq!(at(&set, "/spec/volumeClaimTemplates/0/metadata/name"), "state");
     let shown = pod_settings();
     for key in ["worker.state_dir", "blocks.fs.roots.data"] {

@@ -161,7 +161,8 @@ fn integer(schema: &Value) -> Kind {
         "uint8" => (0, i128::from(u8::MAX)),
         "uint16" => (0, i128::from(u16::MAX)),
         "uint32" => (0, i128::from(u32::MAX)),
-        "uint" | "uint64" => (0, i128::from(u64::MAX)),
+        // The layer that merges sources holds no more; no setting needs it.
+        "uint" | "uint64" => (0, i128::from(i64::MAX)),
         "int32" => (i128::from(i32::MIN), i128::from(i32::MAX)),
         _ => (i128::from(i64::MIN), i128::from(i64::MAX)),
     };

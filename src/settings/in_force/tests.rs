@@ -238,6 +238,30 @@ fn the_environment_switches_off_what_a_file_switched_on() {
 }
 
 #[test]
+fn a_flag_that_the_policy_file_overrules_is_said() {
+    let dir = Dir::with_policies();
+    dir.file(
+        "config/worker.toml",
+        "[worker.retries.v2]\nenabled = true\n[worker.queue.v2]\nenabled = true",
+    );
+    let warned =
+        |environment: &[(&str, &str)]| crate::settings::not_yet::warnings(&dir.load(&[], environment, &[]));
+    let of = |key: &str, file: &str| {
+        format!("{key} (file config/worker.toml) has no effect: file {file} comes later and says false")
+    };
+    let retry = of("worker.retries.v2.enabled", "config/worker/retry_policy.json");
+    let queue = of("worker.queue.v2.enabled", "config/worker/queue_policy.json");
+    assert_eq!(warned(&[]), [retry.clone(), queue]);
+    // Whoever speaks in the environment means it.
+    let queue_off = ("CP2_QUEUE_MANAGEMENT_ENABLED", "false");
+    assert_eq!(warned(&[queue_off]), [retry]);
+    assert_eq!(
+        warned(&[queue_off, ("CP2_ADVANCED_RETRY_ENABLED", "1")]),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn the_strongest_source_sizes_a_pool_and_of_equals_the_most_specific() {
     let dir = Dir::with_policies();
     let flag = ("CP2_QUEUE_MANAGEMENT_ENABLED", "1");

@@ -58,6 +58,12 @@ impl Layers {
             .collect()
     }
 
+    /// Everything that was said of a key, the strongest last.
+    pub(super) fn values(&self, key: &[String]) -> Vec<&Entry> {
+        let entries = self.0.iter().flatten();
+        entries.filter(|entry| entry.key == key).collect()
+    }
+
     /// In which layer, from 1, the strongest value of each key is.
     pub(super) fn ranks(&self) -> BTreeMap<KeyPath, usize> {
         let layers = self.0.iter().zip(1..);
