@@ -401,3 +401,6 @@ impl Handler<Run> for BlockWorker {
         actix::spawn(run(job, slot, self.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,9 +76,7 @@ impl Meter for Metrics {
             };
             families.insert(name, family);
         }
-        let taken = families
-            .get_mut(name)
-            .is_some_and(|family| family.record(sample));
+        let taken = families.get_mut(name).is_some_and(|family| family.record(sample));
         if !taken {
             self.drop_sample();
         }

@@ -219,7 +219,10 @@ impl RetryPlan {
 
     /// The limit that each call has for itself.
     pub fn limit_of_each_call(&self) -> Option<(Limit, Duration)> {
-        let total = self.total.as_ref().filter(|total| !total.enforce_across_retries)?;
+        let total = self
+            .total
+            .as_ref()
+            .filter(|total| !total.enforce_across_retries)?;
         let limit_ms = total.total_timeout_ms;
         Some((
             Limit::TotalTimeOfOneCall { limit_ms },
@@ -228,3 +231,5 @@ impl RetryPlan {
     }
 }
 
+#[cfg(test)]
+mod tests;
