@@ -306,15 +306,21 @@ fn the_dry_run_shows_what_each_flag_alone_puts_in_force() {
 
 #[test]
 fn the_dry_run_tells_why_assignments_do_not_run_and_touches_nothing() {
-    let mut input = AssignmentBuilder::new("fs.blob_put", json!({"path": "data/x", "content": "x"})).bytes();
-    input.extend(b"\nnot json\n");
-    input.extend(AssignmentBuilder::new("no.such.block", json!({})).bytes());
+    let put = || AssignmentBuilder::new("fs.blob_put", json!({"path": "data/x", "content": "x"}));
+    let fetched = json!({"type": "echo", "payload_ref": "file:data/y"});
+    let input = [
+        put().bytes(),
+        put().tenant("other").bytes(),
+        AssignmentBuilder::echo().set("job", fetched).bytes(),
+        b"not json".to_vec(),
+        AssignmentBuilder::new("no.such.block", json!({})).bytes(),
+    ];
     let directory = caf_testkit::TempDir::new("dry-run").expect("can be made");
-    let (finished, lines) = dry_run(input, |builder| {
+    let (finished, lines) = dry_run(input.join(&b'\n'), |builder| {
         builder
             .current_dir(directory.path())
             .env("WORKER__LOG__FILE", "worker.log")
-            .env("WORKER__TENANTS__ALLOWED", "other")
+            .env("WORKER__TENANTS__ALLOWED", "acme")
     });
     assert_eq!(finished.code(), Some(1));
     let told: Vec<_> = lines
@@ -322,11 +328,14 @@ fn the_dry_run_tells_why_assignments_do_not_run_and_touches_nothing() {
         .map(|line| [&line["verdict"], &line["reason"]])
         .collect();
     let expected = [
+        [&json!("runs"), &Value::Null],
         [&json!("rejected"), &json!("tenant_not_allowed")],
+        [&json!("runs"), &Value::Null],
         [&json!("unanswerable"), &Value::Null],
         [&json!("rejected"), &json!("unsupported_job_type")],
     ];
     assert_eq!(told, expected);
+    assert_eq!(lines[2]["inputs"], "referenced");
     let left: Vec<_> = std::fs::read_dir(directory.path())
         .expect("can be read")
         .collect();
