@@ -20,6 +20,8 @@ mod kubernetes;
 mod large;
 #[path = "node/life.rs"]
 mod life;
+#[path = "node/retries.rs"]
+mod retries;
 #[path = "node/scripts.rs"]
 mod scripts;
 #[path = "node/seen_from_outside.rs"]

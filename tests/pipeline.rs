@@ -6,6 +6,8 @@
 mod blocked;
 #[path = "pipeline/references.rs"]
 mod references;
+#[path = "pipeline/retries.rs"]
+mod retries;
 #[path = "pipeline/rig.rs"]
 mod rig;
 #[path = "pipeline/slots.rs"]

@@ -15,9 +15,7 @@ use crate::clock::whole_ms;
 use crate::metrics::{Metric, MetricKind};
 
 /// Upper bounds of waits in milliseconds: from the shortest base to the longest `Retry-After` that fits a budget.
-const BACKOFF_BUCKETS_MS: &[u64] = &[
-    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000,
-];
+const BACKOFF_BUCKETS_MS: &[u64] = &[50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000];
 /// Retries beyond this number share a label.
 const MAX_ATTEMPT_LABEL: u32 = 10;
 
@@ -127,10 +125,7 @@ fn budget_used(identity: &Identity, course: &Course, used_ms: u64) -> Event {
     if budget_ms == 0 {
         return event;
     }
-    let (used, budget) = (
-        Duration::from_millis(used_ms),
-        Duration::from_millis(budget_ms),
-    );
+    let (used, budget) = (Duration::from_millis(used_ms), Duration::from_millis(budget_ms));
     let share = (used.as_secs_f64() / budget.as_secs_f64()).min(1.0);
     event.measuring(BUDGET_USAGE.sample(&[step_type(identity)], share))
 }

@@ -398,9 +398,15 @@ impl World {
             return;
         };
         let rules = &self.scenario.retry;
-        let budget = rules.policy.as_ref().map(|policy| policy.default_policy.retry_budget_ms);
+        let budget = rules
+            .policy
+            .as_ref()
+            .map(|policy| policy.default_policy.retry_budget_ms);
         let total = rules.total.as_ref().filter(|total| total.enforce_across_retries);
-        let longest = budget.into_iter().chain(total.map(|total| total.total_timeout_ms)).min();
+        let longest = budget
+            .into_iter()
+            .chain(total.map(|total| total.total_timeout_ms))
+            .min();
         let too_late = longest.is_some_and(|longest| since_first_call >= Duration::from_millis(longest));
         let too_often = assignment.max_attempts.is_some_and(|most| retries >= most);
         if too_late || too_often {

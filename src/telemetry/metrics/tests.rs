@@ -48,7 +48,10 @@ fn counters_add_gauges_keep_the_last_and_ratios_the_mean() {
     for hit in [1.0, 0.0, 1.0, 1.0] {
         metrics.record(&RATE.sample(&[], hit));
     }
-    assert_eq!(series(&metrics, "worker_hits"), ["worker_hits_total{place=\"a\"} 3"]);
+    assert_eq!(
+        series(&metrics, "worker_hits"),
+        ["worker_hits_total{place=\"a\"} 3"]
+    );
     assert_eq!(series(&metrics, "worker_level"), ["worker_level{place=\"a\"} 2"]);
     assert_eq!(series(&metrics, "worker_rate"), ["worker_rate 0.75"]);
     let text = metrics.encode();
@@ -116,7 +119,10 @@ fn a_sample_that_fits_nothing_is_counted_and_hurts_nobody() {
     for sample in &wrong {
         metrics.record(sample);
     }
-    assert_eq!(series(&metrics, "worker_hits"), ["worker_hits_total{place=\"a\"} 1"]);
+    assert_eq!(
+        series(&metrics, "worker_hits"),
+        ["worker_hits_total{place=\"a\"} 1"]
+    );
     assert_eq!(
         series(&metrics, "worker_samples_dropped"),
         ["worker_samples_dropped_total 5"]

@@ -99,8 +99,7 @@ impl Course {
 
     /// When a call that begins now must be over.
     pub fn end_of_call(&self, deadline: Instant, now: Instant) -> End {
-        self.end(deadline)
-            .or_sooner(now, self.plan.limit_of_each_call())
+        self.end(deadline).or_sooner(now, self.plan.limit_of_each_call())
     }
 
     /// The attempt failed; `called` says whether the block was called at all, or only its inputs asked for.

@@ -52,9 +52,11 @@ impl Limit {
             Self::RetryBudget { limit_ms } => {
                 named(Failure::timeout("the retry budget"), "retry_budget", limit_ms)
             }
-            Self::TotalTime { limit_ms } => {
-                named(Failure::timeout("the total time limit"), "total_timeout", limit_ms)
-            }
+            Self::TotalTime { limit_ms } => named(
+                Failure::timeout("the total time limit"),
+                "total_timeout",
+                limit_ms,
+            ),
             Self::TotalTimeOfOneCall { limit_ms } => {
                 let text = "the total time limit of one attempt has passed";
                 let failure = Failure::new(ErrorCode::ConnectionTimeout, text);
