@@ -113,9 +113,23 @@ mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
     '_ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,' \
     '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
 # A pool has bounds.
-mutant pools-have-no-bound actors/src/pool.rs \
-    '(taken < bound).then_some(taken + 1)' \
-    '(taken <= bound).then_some(taken + 1)'
+mutant pools-have-no-bound actors/src/pool/policy.rs \
+    'depth >= self.size || self.status(depth) == OverloadStatus::Critical' \
+    'depth > self.size && self.status(depth) == OverloadStatus::Critical'
+# A job that leaves for another takes the debt with it.
+mutant debts-stay actors/src/pool/places.rs \
+    '            self.owes = true;' \
+    '            self.owes = false;'
+# A deferral is nobody's attempt.
+mutant deferrals-are-attempts actors/src/claims/record.rs \
+    '    pub fn defer(&mut self) {
+        self.state = ClaimState::Interrupted;' \
+    '    pub fn defer(&mut self) {
+        self.state = ClaimState::Running;'
+# Who waits asks for no more than fits.
+mutant waiting-asks-for-too-much actors/src/pool/room.rs \
+    'least.saturating_sub(unplaced)' \
+    'least.saturating_sub(unplaced / 2)'
 
 [[ "$count" -gt 0 ]] || die "no mutant has such a name"
 [[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"

@@ -30,7 +30,7 @@ use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, Referenced, SentAck, Work, elapsed_ms};
 use crate::pool::policy::Terms;
-use crate::pool::{Admitted, Deferral, Enqueue, PoolDoors, Refused, Taken};
+use crate::pool::{Admitted, Deferral, Enqueue, PoolDoors, Refused, TakenPlace};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
@@ -440,8 +440,8 @@ impl Intake {
     }
 
     /// Rows 6 to 9 follow. Here the job has its place, so the acknowledgement may go.
-    fn accept(&self, mut case: Case, taken: Taken) {
-        let Taken { place, load, terms } = taken;
+    fn accept(&self, mut case: Case, taken: TakenPlace) {
+        let TakenPlace { place, load, terms } = taken;
         case.holdings.permit.placed();
         let message = self.ack(&case, None, load);
         let record = case.known.record.as_ref();

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use self::line::{Line, Waiting};
 pub use self::deferrals::{Deferral, Deferrals};
-pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, Taken};
+pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, TakenPlace};
 pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
