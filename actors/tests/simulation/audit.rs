@@ -250,6 +250,9 @@ impl World {
         if before.state == ClaimState::Finished && before != after {
             return self.fail(format!("the claim on finished assignment {spec} is changed"));
         }
+        if before.ack.is_none() && before.attempt != after.attempt {
+            return self.fail(format!("a deferral of assignment {spec} counts as an attempt"));
+        }
         if before.ack.is_some() && before.ack != after.ack {
             return self.fail(format!(
                 "the fixed acknowledgement of assignment {spec} is changed"
