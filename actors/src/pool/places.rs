@@ -243,6 +243,11 @@ impl Shared {
 }
 
 impl Place {
+    /// Whether its job was let in on the condition that another leaves, and carries that debt.
+    pub fn owes(&self) -> bool {
+        self.owes
+    }
+
     /// The debt that its job was let in with, if it was. From now on it is somebody else's.
     pub fn take_debt(&mut self) -> Option<Debt> {
         std::mem::take(&mut self.owes).then(|| Debt(Some(Arc::clone(&self.shared))))
