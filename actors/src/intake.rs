@@ -234,7 +234,11 @@ impl Intake {
         decide_with_place(facts, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
-            let deferrable = case.holdings.lease.as_ref().map(|_| (left, self.parts.status.deferrals()));
+            let deferrable = case
+                .holdings
+                .lease
+                .as_ref()
+                .map(|_| (left, self.parts.status.deferrals()));
             Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
         })
     }

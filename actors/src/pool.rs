@@ -22,8 +22,8 @@ use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::time::Instant;
 
-use self::line::{Line, Waiting};
 pub use self::deferrals::{Deferral, Deferrals};
+use self::line::{Line, Waiting};
 pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, TakenPlace};
 pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;

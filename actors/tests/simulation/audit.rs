@@ -398,10 +398,7 @@ impl World {
 
     pub(crate) fn check_pool(&mut self, process: usize, waiting: usize, running: usize) {
         let scenario = &self.scenario;
-        let is_over = scenario
-            .queue
-            .as_ref()
-            .is_some_and(|queue| waiting > queue.size);
+        let is_over = scenario.queue.as_ref().is_some_and(|queue| waiting > queue.size);
         if running > scenario.slots || is_over {
             self.fail(format!(
                 "the pool of process {process} has {running} running and {waiting} waiting"
@@ -496,11 +493,14 @@ impl World {
             "row 4" => match &self.scenario.queue {
                 // Who waits asks for no more than fits, and refuses only what should come again and cannot.
                 Some(queue) => {
-                    self.scenario.admission == Admission::Refuse || matches!(queue.policy, Policy::Defer { .. })
+                    self.scenario.admission == Admission::Refuse
+                        || matches!(queue.policy, Policy::Defer { .. })
                 }
                 None => false,
             },
-            "row 16" => matches!(&self.scenario.queue, Some(queue) if matches!(queue.policy, Policy::DropOldest { .. })),
+            "row 16" => {
+                matches!(&self.scenario.queue, Some(queue) if matches!(queue.policy, Policy::DropOldest { .. }))
+            }
             "row 6" => matches!(spec.kind, Kind::Works { .. }),
             "row 7" => matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. }),
             "row 8" | "row 8b" => spec.deadline_ms < MAX_DEADLINE_MS,

@@ -89,7 +89,13 @@ impl Driven {
     fn new(slots: usize, rules: QueueRules) -> Self {
         let size = rules.size;
         Self {
-            places: Places::new(ResourceClass::Cpu, slots, Some(rules), Arc::default(), Log::discard()),
+            places: Places::new(
+                ResourceClass::Cpu,
+                slots,
+                Some(rules),
+                Arc::default(),
+                Log::discard(),
+            ),
             deferrals: Deferrals::new(1_000),
             slots,
             size,
@@ -176,9 +182,16 @@ impl Driven {
         prop_assert!(self.line.len() <= self.size, "{} wait", self.line.len());
         prop_assert!(self.running.len() <= self.slots);
         let held = self.admitted.len() + self.line.len() + self.running.len();
-        prop_assert_eq!(self.accepted, self.finished + held + self.dropped + self.elsewhere);
+        prop_assert_eq!(
+            self.accepted,
+            self.finished + held + self.dropped + self.elsewhere
+        );
         prop_assert!(self.places.queue().0 <= self.size);
-        prop_assert!(self.places.free().is_some_and(|free| free <= self.slots + self.size));
+        prop_assert!(
+            self.places
+                .free()
+                .is_some_and(|free| free <= self.slots + self.size)
+        );
         Ok(())
     }
 }
@@ -336,16 +349,25 @@ fn a_job_that_finds_a_slot_free_is_let_in_on_full_terms_whatever_the_policy() {
             panic!("a slot is free")
         };
         assert_eq!(taken.terms, Terms::FULL);
-        assert_eq!(taken.load.map(|load| (load.depth, load.status)), Some((0, OverloadStatus::Healthy)));
+        assert_eq!(
+            taken.load.map(|load| (load.depth, load.status)),
+            Some((0, OverloadStatus::Healthy))
+        );
         pool.admit(taken, 1);
     }
-    assert!(matches!(pool.submit(1), Admitted::Taken(taken) if taken.load.is_some_and(|load| load.depth == 1)));
+    assert!(
+        matches!(pool.submit(1), Admitted::Taken(taken) if taken.load.is_some_and(|load| load.depth == 1))
+    );
 }
 
 #[test]
 fn without_a_bound_there_is_always_a_place_and_no_load() {
     let places = Places::unbounded(ResourceClass::Io, 1);
     let taken: Vec<_> = (0..10_000).map(|_| places.admit(Instant::now(), None)).collect();
-    assert!(taken.iter().all(|admitted| matches!(admitted, Admitted::Taken(taken) if taken.load.is_none())));
+    assert!(
+        taken
+            .iter()
+            .all(|admitted| matches!(admitted, Admitted::Taken(taken) if taken.load.is_none()))
+    );
     assert_eq!((places.free(), places.queue()), (None, (9_999, usize::MAX)));
 }

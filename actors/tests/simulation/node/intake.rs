@@ -105,7 +105,10 @@ impl Node {
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
             tenant_allowed: case.identity.tenant_id == "acme",
-            expired: case.prepared.as_ref().is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            expired: case
+                .prepared
+                .as_ref()
+                .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
             pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.as_ref(), &self.scenario.rule);
