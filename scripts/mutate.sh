@@ -112,10 +112,6 @@ mutant finished-runs-again actors/src/intake/decision.rs \
 mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
     '_ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,' \
     '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
-# A pool has bounds.
-mutant pools-have-no-bound actors/src/pool.rs \
-    '(taken < bound).then_some(taken + 1)' \
-    '(taken <= bound).then_some(taken + 1)'
 # Calls are counted.
 mutant one-call-too-many actors/src/block_worker/retry.rs \
     'if attempt.saturating_add(1) >= self.max_attempts(failure) {' \
@@ -124,6 +120,24 @@ mutant one-call-too-many actors/src/block_worker/retry.rs \
 mutant waits-outlast-the-budget actors/src/block_worker/retry.rs \
     'if wait >= length.saturating_sub(spent) =>' \
     'if wait > length * 100 =>'
+# A pool has bounds.
+mutant pools-have-no-bound actors/src/pool/policy.rs \
+    'depth >= self.size || self.status(depth) == OverloadStatus::Critical' \
+    'depth > self.size && self.status(depth) == OverloadStatus::Critical'
+# A job that leaves for another takes the debt with it.
+mutant debts-stay actors/src/pool/places.rs \
+    '            self.owes = true;' \
+    '            self.owes = false;'
+# A deferral is nobody's attempt.
+mutant deferrals-are-attempts actors/src/claims/record.rs \
+    '    pub fn defer(&mut self) {
+        self.state = ClaimState::Interrupted;' \
+    '    pub fn defer(&mut self) {
+        self.state = ClaimState::Running;'
+# Who waits asks for no more than fits.
+mutant waiting-asks-for-too-much actors/src/pool/room.rs \
+    'least.saturating_sub(unplaced)' \
+    'least.saturating_sub(unplaced / 2)'
 
 [[ "$count" -gt 0 ]] || die "no mutant has such a name"
 [[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"

@@ -147,7 +147,7 @@ pub struct WorkerQueueSettings {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueSettings {
-    /// What happens while pools are full; without it `refuse` with the queue flag, else `wait`. Not in effect yet.
+    /// What happens while pools are full; without it `refuse` with the queue flag. Without the flag pools are never full.
     pub admission: Option<Admission>,
 }
 

@@ -20,12 +20,17 @@ mod kubernetes;
 mod large;
 #[path = "node/life.rs"]
 mod life;
+#[path = "node/queue.rs"]
+mod queue;
 #[path = "node/retries.rs"]
 mod retries;
 #[path = "node/scripts.rs"]
 mod scripts;
 #[path = "node/seen_from_outside.rs"]
 mod seen_from_outside;
+#[path = "faults/side_effects.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod side_effects;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;

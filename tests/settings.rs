@@ -245,13 +245,13 @@ fn secrets_are_shown_nowhere() -> Result<()> {
 #[test]
 fn keys_without_effect_are_warned_about() -> Result<()> {
     let ran = Place::new()?.run(
-        "config check --set queue.admission=wait --set http.metrics_addr=0.0.0.0:9092",
+        "config check --set nats.subjects.cancel=caf.cancel --set http.metrics_addr=0.0.0.0:9092",
         &[],
     )?;
     assert_eq!((ran.code, ran.answer.as_str()), (0, "OK\n"));
     assert!(
         ran.complaint
-            .starts_with("warning: queue.admission (command line) has no effect"),
+            .starts_with("warning: nats.subjects.cancel (command line) has no effect"),
         "{ran:?}"
     );
     assert_eq!(ran.complaint.lines().count(), 1);

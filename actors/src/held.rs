@@ -313,10 +313,16 @@ mod tests {
         });
         let mut reservation = held.reserve(10).await;
         assert_eq!(reservation.remaining(), 3);
-        assert!(held.reserve(1).now_or_never().is_none(), "as many are on their way");
+        assert!(
+            held.reserve(1).now_or_never().is_none(),
+            "as many are on their way"
+        );
         let mut jobs: Vec<_> = (0..3).filter_map(|_| reservation.take(1)).collect();
         assert!(!held.is_full());
-        let mut taken: Vec<_> = jobs.iter_mut().map(|job| (take(&places), job.placed()).0).collect();
+        let mut taken: Vec<_> = jobs
+            .iter_mut()
+            .map(|job| (take(&places), job.placed()).0)
+            .collect();
         assert!(held.is_full());
         let mut waiting = std::pin::pin!(held.reserve(10));
         assert!((&mut waiting).now_or_never().is_none(), "the pool is full");

@@ -28,7 +28,7 @@ use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
 use crate::pool::policy::Terms;
-use crate::pool::{Admitted, Deferral, Enqueue, PoolDoors, Refused, Taken};
+use crate::pool::{Admitted, Deferral, Enqueue, PoolDoors, Refused, TakenPlace};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
@@ -98,7 +98,6 @@ struct Known {
     record: Option<ClaimRecord>,
     revision: Revision,
 }
-
 
 impl Case {
     /// When a job must be over that is let in on these terms.
@@ -180,7 +179,11 @@ impl Intake {
         decide_with_place(facts, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
-            let deferrable = case.holdings.lease.as_ref().map(|_| (left, self.parts.status.deferrals()));
+            let deferrable = case
+                .holdings
+                .lease
+                .as_ref()
+                .map(|_| (left, self.parts.status.deferrals()));
             Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
         })
     }
@@ -386,8 +389,8 @@ impl Intake {
     }
 
     /// Rows 6 to 9 follow. Here the job has its place, so the acknowledgement may go.
-    fn accept(&self, mut case: Case, taken: Taken) {
-        let Taken { place, load, terms } = taken;
+    fn accept(&self, mut case: Case, taken: TakenPlace) {
+        let TakenPlace { place, load, terms } = taken;
         case.holdings.permit.placed();
         let message = self.ack(&case, None, load);
         let record = case.known.record.as_ref();

@@ -22,9 +22,9 @@ use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::time::Instant;
 
-use self::line::{Line, Waiting};
 pub use self::deferrals::{Deferral, Deferrals};
-pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, Taken};
+use self::line::{Line, Waiting};
+pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, TakenPlace};
 pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
@@ -172,28 +172,31 @@ impl Pool {
                 ));
             }
             let now = Instant::now();
-            let queued_ms = crate::job::elapsed_ms(job.arrival.received, now);
-            let started = events::step_started(&job.identity, self.class.as_str(), queued_ms);
+            self.log_started(&job, since, now);
             let run = Run { job, slot };
-            match self.workers[slot_index(&run)].tell(run) {
-                Ok(()) if self.places.is_bounded() => {
-                    let waited = now.saturating_duration_since(since);
-                    self.log.emit(events::queue::left(started, self.class, waited));
-                }
-                Ok(()) => self.log.emit(started),
-                Err(Undelivered(Run { job: item, slot })) => {
-                    // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
-                    self.line.push_front(Waiting {
-                        since,
-                        deadline,
-                        item,
-                    });
-                    context.run_later(WORKER_RESTART_WAIT, move |_, _| drop(slot));
-                }
+            if let Err(Undelivered(Run { job: item, slot })) = self.workers[slot_index(&run)].tell(run) {
+                // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
+                self.line.push_front(Waiting {
+                    since,
+                    deadline,
+                    item,
+                });
+                context.run_later(WORKER_RESTART_WAIT, move |_, _| drop(slot));
             }
         }
         self.places.note_oldest(self.line.oldest());
         self.set_alarm(context);
+    }
+
+    fn log_started(&self, job: &Job, since: Instant, now: Instant) {
+        let queued_ms = crate::job::elapsed_ms(job.arrival.received, now);
+        let started = events::step_started(&job.identity, self.class.as_str(), queued_ms);
+        self.log.emit(if self.places.is_bounded() {
+            let waited = now.saturating_duration_since(since);
+            events::queue::left(started, self.class, waited)
+        } else {
+            started
+        });
     }
 
     /// Row 16: lets the jobs that wait longest leave for those that were let in for them. The last one in the line is

@@ -10,11 +10,10 @@ use super::environment::split;
 use super::load::Loaded;
 
 /// Keys without effect, and why.
-pub const NOT_YET_IN_EFFECT: [(&str, &str); 4] = [
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 3] = [
     ("http.metrics_addr", "there is no metrics endpoint"),
     ("http.admin_addr", "there is no admin endpoint"),
     ("nats.subjects.cancel", "requests to cancel are not read"),
-    ("queue.admission", "pools follow their built-in admission"),
 ];
 
 /// One sentence for each key without effect that is not at its default, and for each flag that was set in vain.

@@ -1,6 +1,6 @@
 //! A tree with fake edges: deliveries go in by hand, publications and verdicts are collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use caf_actors::claims::Claims;
 use caf_actors::events::Log;
 use caf_actors::job::{Arrival, Delivery};
 use caf_actors::lease::LeaseToken;
-use caf_actors::metrics::Meter;
+use caf_actors::metrics::{Meter, Sample};
 use caf_actors::pool::{EmptyLine, LookAtPool};
 use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Undelivered;
@@ -251,15 +251,34 @@ impl slog::Drain for SaboteurDrain {
     }
 }
 
+// ---- The fake meter ----
+
+/// Keeps samples as they come, and in the real registry.
+#[derive(Default)]
+struct FakeMeter {
+    samples: Mutex<Vec<Sample>>,
+    registry: Metrics,
+}
+
+impl Meter for FakeMeter {
+    fn record(&self, sample: &Sample) {
+        self.samples
+            .lock()
+            .expect("no panic holds it")
+            .push(sample.clone());
+        self.registry.record(sample);
+    }
+}
+
 // ---- The rig ----
 
 pub(crate) struct Rig {
+    meter: Arc<FakeMeter>,
     tree: Tree,
     pub(crate) sink: Arc<FakeSink>,
     runs: Arc<AtomicUsize>,
     released: watch::Sender<bool>,
     log: Arc<Saboteur>,
-    metrics: Arc<Metrics>,
 }
 
 impl Rig {
@@ -308,8 +327,8 @@ impl Rig {
             max_message_bytes: AtomicUsize::new(1024 * 1024),
         });
         let log = Arc::new(Saboteur::default());
-        let metrics = Arc::new(Metrics::default());
         let logger = slog::Logger::root(SaboteurDrain(Arc::clone(&log)), slog::o!());
+        let meter = Arc::new(FakeMeter::default());
         let status = new_status(&settings);
         let mut blocks = Blocks::from(registry);
         blocks.fetchers = fetchers;
@@ -327,16 +346,16 @@ impl Rig {
             },
             EventLoops::start(&settings),
             status,
-            &Log::new(logger, "worker-under-test").with_meter(Arc::clone(&metrics) as Arc<dyn Meter>),
+            &Log::new(logger, "worker-under-test").with_meter(Arc::clone(&meter) as Arc<dyn Meter>),
         )
         .await;
         Self {
+            meter,
             tree,
             sink,
             runs,
             released,
             log,
-            metrics,
         }
     }
 
@@ -444,7 +463,7 @@ impl Rig {
 
     /// Everything measured so far, as a scrape would show it.
     pub(crate) fn scrape(&self) -> String {
-        self.metrics.encode()
+        self.meter.registry.encode()
     }
 
     pub(crate) fn restarts(&self) -> usize {
@@ -578,6 +597,21 @@ impl Rig {
 
     pub(crate) fn verdicts(&self) -> Vec<(String, Verdict)> {
         self.sink.verdicts.lock().expect("no panic holds it").clone()
+    }
+
+    /// Samples of a metric: values of its labels, and the value.
+    pub(crate) fn samples(&self, metric: &str) -> Vec<(Vec<String>, f64)> {
+        let samples = self.meter.samples.lock().expect("no panic holds it");
+        let wanted = samples.iter().filter(|sample| sample.metric.name == metric);
+        wanted
+            .map(|sample| (sample.labels.clone(), sample.value))
+            .collect()
+    }
+
+    /// Every metric that was recorded.
+    pub(crate) fn metrics(&self) -> BTreeSet<&'static str> {
+        let samples = self.meter.samples.lock().expect("no panic holds it");
+        samples.iter().map(|sample| sample.metric.name).collect()
     }
 
     pub(crate) fn runs(&self) -> usize {

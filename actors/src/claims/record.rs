@@ -179,6 +179,11 @@ impl ClaimRecord {
         self.refused = row.rejection().is_some();
     }
 
+    /// Row 5: whoever gets it next takes it on. That it was here counts for its deadline, and for nothing else.
+    pub fn defer(&mut self) {
+        self.state = ClaimState::Interrupted;
+    }
+
     /// Whether the acknowledgement that is fixed is a rejection.
     pub fn was_refused(&self) -> bool {
         self.ack.is_some() && self.refused

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::decision::Row;
 use super::{Case, HAND_BACK_DELAY_MS, Intake, Known};
 use crate::claims::fleet::{Fleet, Found, Learnt, STORE_RETRY, StoreError, Taken};
-use crate::claims::record::{ClaimRecord, ClaimState, Claimant, StoredMessage};
+use crate::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use crate::claims::{Claim, Standing};
 use crate::clock;
 use crate::events;
@@ -84,8 +84,7 @@ impl Intake {
         });
         record.name(&case.identity);
         if let Row::Defer { .. } = row {
-            // Whoever gets it next takes it on; that it was here counts for its deadline, and for nothing else.
-            record.state = ClaimState::Interrupted;
+            record.defer();
             return (record, None);
         }
         if record.ack.is_some() {

@@ -105,8 +105,9 @@ pub async fn run_watchdog(mut parts: WatchdogParts) {
             _ = looks.tick() => {}
         }
         let look = async {
+            let held = parts.status.held().held_jobs();
             let (server, acknowledged) = parts.ask().await;
-            parts.note_deferrals(&server);
+            parts.note_deferrals(&server, held);
             let seen = parts.observe(began, server);
             let action = judge.decide(&seen);
             parts.carry_out(action, &seen).await;
@@ -156,10 +157,11 @@ impl WatchdogParts {
         }
     }
 
-    /// What is on its way to others bounds what may be deferred here.
-    fn note_deferrals(&self, server: &ServerView) {
+    /// What is on its way to others bounds what may be deferred here. `held_before` the broker was asked: what has left
+    /// since is in its answer all the same.
+    fn note_deferrals(&self, server: &ServerView, held_before: usize) {
         if let ServerView::Consumer(view) = server {
-            let held = self.status.held().held_jobs();
+            let held = self.status.held().held_jobs().max(held_before);
             let deferrals = self.status.deferrals();
             deferrals.saw(Instant::now(), view.ack_pending, view.max_ack_pending, held);
         }

@@ -131,7 +131,10 @@ mod tests {
         let fourth = deferrals.try_take(later, 100).expect("one is over");
         assert!(deferrals.try_take(later, 100).is_none());
         drop(fourth);
-        assert!(deferrals.try_take(later, 100).is_some(), "the broker was never told of the fourth");
+        assert!(
+            deferrals.try_take(later, 100).is_some(),
+            "the broker was never told of the fourth"
+        );
     }
 
     #[test]

@@ -84,6 +84,12 @@ impl<T> Line<T> {
         self.items.is_empty()
     }
 
+    /// Since when each waits, and when it gives up.
+    #[cfg(test)]
+    pub(super) fn waits(&self) -> impl Iterator<Item = (Instant, Instant)> {
+        self.items.iter().map(|waiting| (waiting.since, waiting.deadline))
+    }
+
     fn uncount(&mut self, deadline: Instant) {
         if let Some(count) = self.deadlines.get_mut(&deadline) {
             *count -= 1;

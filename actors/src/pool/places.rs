@@ -59,7 +59,7 @@ pub struct Debt(Option<Arc<Shared>>);
 /// What became of a job that wants in.
 pub enum Admitted {
     /// It has its place.
-    Taken(Taken),
+    Taken(TakenPlace),
     /// Row 5: it goes back to the broker.
     Deferred(Deferral),
     /// Row 4.
@@ -67,7 +67,7 @@ pub enum Admitted {
 }
 
 /// A place, and what goes with it.
-pub struct Taken {
+pub struct TakenPlace {
     /// The place.
     pub place: Place,
     /// How loaded a bounded queue is with this job in it.
@@ -216,7 +216,7 @@ impl Shared {
             shared: Arc::clone(self),
             owes,
         };
-        Admitted::Taken(Taken { place, load, terms })
+        Admitted::Taken(TakenPlace { place, load, terms })
     }
 
     /// Called with the lock held, so that lines come in the order of the changes.
@@ -243,6 +243,11 @@ impl Shared {
 }
 
 impl Place {
+    /// Whether its job was let in on the condition that another leaves, and carries that debt.
+    pub fn owes(&self) -> bool {
+        self.owes
+    }
+
     /// The debt that its job was let in with, if it was. From now on it is somebody else's.
     pub fn take_debt(&mut self) -> Option<Debt> {
         std::mem::take(&mut self.owes).then(|| Debt(Some(Arc::clone(&self.shared))))

@@ -31,11 +31,7 @@ impl Room {
 }
 
 /// `free`: places of each pool; nothing for a pool without a bound.
-pub fn left(
-    admission: Admission,
-    mut free: impl Iterator<Item = Option<usize>>,
-    unplaced: usize,
-) -> usize {
+pub fn left(admission: Admission, mut free: impl Iterator<Item = Option<usize>>, unplaced: usize) -> usize {
     match admission {
         Admission::Refuse if free.any(|free| free != Some(0)) => usize::MAX,
         Admission::Refuse => 0,

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caf_actors::claims::record::{ClaimRecord, ClaimState};
+use caf_actors::pool::policy::Policy;
+use caf_actors::pool::room::Admission;
 use caf_actors::settings::SubjectSettings;
 use caf_actors::sink::Outgoing;
 use caf_protocol::assignment::{MAX_DEADLINE_MS, Reading};
@@ -43,6 +45,8 @@ struct Ledger {
     /// In whose term each result was decided on; nothing where a race let it through.
     decided: BTreeMap<Bytes, Option<u64>>,
     answered: bool,
+    /// A result came from a process that had been stopped since it was last certain of its claim.
+    stopped: bool,
     /// The row that each result was written for, and by whom.
     written: BTreeMap<Bytes, &'static str>,
     deaths: u32,
@@ -151,6 +155,17 @@ impl World {
         self.fail(why);
     }
 
+    /// A process that was stopped since its last proof may have lost the claim by now, and never tells it of its answer.
+    pub(crate) fn note_stopped(&mut self, process: usize, id: &str) {
+        let Some(spec) = self.audit.by_message_id.get(id).copied() else {
+            return;
+        };
+        let thawed = self.processes[process].thawed_at;
+        let ledger = &mut self.audit.ledgers[spec];
+        let proof = ledger.last_write.get(&process).copied().unwrap_or(0);
+        ledger.stopped |= id == result_id(spec) && thawed.is_some_and(|at| at >= proof);
+    }
+
     /// Something was published: this is what a plain subscriber sees.
     pub(crate) fn check_published(&mut self, id: &str, message: &Outgoing) {
         let Some(spec) = self.audit.by_message_id.get(id).copied() else {
@@ -235,6 +250,9 @@ impl World {
         self.audit.ledgers[spec].terms_of_owners += u64::from(!is_same_term);
         if before.state == ClaimState::Finished && before != after {
             return self.fail(format!("the claim on finished assignment {spec} is changed"));
+        }
+        if before.ack.is_none() && before.attempt != after.attempt {
+            return self.fail(format!("a deferral of assignment {spec} counts as an attempt"));
         }
         if before.ack.is_some() && before.ack != after.ack {
             return self.fail(format!(
@@ -381,9 +399,7 @@ impl World {
 
     pub(crate) fn check_pool(&mut self, process: usize, waiting: usize, running: usize) {
         let scenario = &self.scenario;
-        let is_over = scenario
-            .queue
-            .is_some_and(|queue| waiting + running > queue + scenario.slots);
+        let is_over = scenario.queue.as_ref().is_some_and(|queue| waiting > queue.size);
         if running > scenario.slots || is_over {
             self.fail(format!(
                 "the pool of process {process} has {running} running and {waiting} waiting"
@@ -459,15 +475,13 @@ impl World {
             .filter_map(|process| process.node.clone())
             .collect();
         for node in nodes {
-            let places = node.places.queue().0;
-            let mut taken = Vec::new();
-            let all = self.scenario.queue.map_or(0, |queue| queue + self.scenario.slots);
-            taken.extend(std::iter::from_fn(|| node.places.try_take()).take(all));
-            if places != 0 || taken.len() != all {
+            let all = self.scenario.queue.as_ref();
+            let all = all.map(|queue| queue.most() + self.scenario.slots);
+            let free = node.places.free();
+            if free != all {
                 self.fail(format!(
-                    "process {} has lost a place: {} of {all} are free",
-                    node.id,
-                    taken.len()
+                    "process {} has lost a place: {free:?} of {all:?} are free",
+                    node.id
                 ));
             }
             if !node.leases.renewable(self.instant()).is_empty() || !node.claims.held_in_fleet().is_empty() {
@@ -493,6 +507,7 @@ impl World {
         let never_told = match record {
             Some(record) if record.state == ClaimState::Finished => false,
             Some(record) if self.is_deceived(Some(record.sequence)) => true,
+            Some(_) if ledger.stopped => true,
             _ => return Err(format!("answered, but its claim says {record:?}")),
         };
         let Some(row) = ledger.written.get(&stored.payload).copied() else {
@@ -501,7 +516,17 @@ impl World {
         let fits = match row {
             "row 2" => spec.kind == Kind::Invalid,
             "row 3" => spec.kind == Kind::Foreign,
-            "row 4" => self.scenario.queue.is_some(),
+            "row 4" => match &self.scenario.queue {
+                // Who waits asks for no more than fits, and refuses only what should come again and cannot.
+                Some(queue) => {
+                    self.scenario.admission == Admission::Refuse
+                        || matches!(queue.policy, Policy::Defer { .. })
+                }
+                None => false,
+            },
+            "row 16" => {
+                matches!(&self.scenario.queue, Some(queue) if matches!(queue.policy, Policy::DropOldest { .. }))
+            }
             "row 6" => matches!(spec.kind, Kind::Works { .. }),
             "row 7" => {
                 matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. })
@@ -530,7 +555,7 @@ impl World {
         }
         if never_told {
             self.audit.count(
-                "race: answered under a lease that an earlier holder had ended, so its claim never heard",
+                "race: answered under a lease that an earlier holder had ended, or after a stop, so its claim never heard",
             );
         }
         self.audit.count("assignments");

@@ -292,6 +292,7 @@ impl World {
             .get(MESSAGE_ID)
             .expect("everything has an id")
             .to_owned();
+        self.note_stopped(from, &id);
         self.check_published(&id, &message);
         if let Some(at) = self.broker.ids.get(&id) {
             return Published {

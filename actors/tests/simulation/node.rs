@@ -20,13 +20,15 @@ use std::sync::{Arc, Mutex};
 use caf_actors::answers::Answers;
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
+use caf_actors::events::Log;
 use caf_actors::held::HeldPermits;
 use caf_actors::job::Holdings;
 use caf_actors::lease::LeaseTable;
-use caf_actors::pool::{Place, Places};
+use caf_actors::pool::room::Room;
+use caf_actors::pool::{Debt, Deferrals, Places};
 use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings};
 use caf_actors::sink::{Outgoing, Verdict};
-use caf_protocol::block::CancellationToken;
+use caf_protocol::block::{CancellationToken, ResourceClass};
 use tokio::sync::{RwLock, oneshot, watch};
 use tokio::time::Instant;
 
@@ -34,7 +36,7 @@ use super::edge::Edge;
 use super::kernel::{MS, Micros, SECOND};
 use super::scenario::{Scenario, Spec};
 use super::world::{KEEPER, MAIN, Sim, World};
-use running::Job;
+use running::Waiting;
 
 /// Largest message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -53,13 +55,16 @@ pub(crate) struct Node {
     pub leases: LeaseTable,
     pub held: HeldPermits,
     pub places: Places,
+    deferrals: Deferrals,
+    /// As in the pool.
+    debts: Mutex<Vec<Debt>>,
     answers: Answers,
     subjects: SubjectSettings,
     cancel: CancellationToken,
     draining: AtomicBool,
     /// Whether the source still asks for messages.
     pulling: watch::Sender<bool>,
-    line: Mutex<VecDeque<Job>>,
+    line: Mutex<VecDeque<Waiting>>,
     pub running: AtomicUsize,
     floor: Arc<RwLock<()>>,
 }
@@ -77,6 +82,22 @@ impl Node {
         };
         let leases = LeaseTable::default();
         leases.set_ack_wait(std::time::Duration::from_micros(scenario.ack_wait));
+        let held = HeldPermits::new(&LimitSettings {
+            max_held: scenario.max_held,
+            ..LimitSettings::default()
+        });
+        let rules = scenario.queue.clone();
+        let places = Places::new(
+            ResourceClass::Cpu,
+            scenario.slots,
+            rules,
+            held.returned(),
+            Log::discard(),
+        );
+        held.mind(Room {
+            admission: scenario.admission,
+            pools: vec![places.clone()],
+        });
         Self {
             sim: sim.clone(),
             id,
@@ -84,11 +105,10 @@ impl Node {
             claims: Claims::new(&idempotency, Some(fleet.clone())),
             fleet,
             leases,
-            held: HeldPermits::new(&LimitSettings {
-                max_held: scenario.max_held,
-                ..LimitSettings::default()
-            }),
-            places: Places::new(scenario.slots, scenario.queue),
+            held,
+            places,
+            deferrals: Deferrals::new(scenario.max_ack_pending),
+            debts: Mutex::default(),
             answers: Answers::new(&subjects, &format!("w{worker}")),
             subjects,
             cancel: CancellationToken::new(),
@@ -281,7 +301,5 @@ impl Node {
     }
 }
 
-/// A place, with what goes into the acknowledgement.
-type TakenPlace = (Place, Option<caf_actors::job::PoolLoad>);
 /// A message that is shared between those who send it.
 type Message = Arc<Outgoing>;

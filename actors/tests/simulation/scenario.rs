@@ -5,7 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caf_actors::block_worker::retry::RetryRules;
 use caf_actors::claims::record::QuarantineRule;
-use caf_actors::settings::policies::{RetryPolicySettings, TotalLimit};
+use caf_actors::pool::policy::{Policy, QueueRules};
+use caf_actors::pool::room::Admission;
+use caf_actors::settings::policies::{
+    DegradationLevels, OverloadThresholds, RetryPolicySettings, TotalLimit,
+};
 use caf_protocol::assignment::{MAX_DEADLINE_MS, Reading, read};
 use caf_protocol::headers::Headers;
 use caf_protocol::ids::AssignmentKey;
@@ -92,7 +96,10 @@ pub(crate) struct Scenario {
     pub ack_wait: Micros,
     pub request_limit: Micros,
     pub slots: usize,
-    pub queue: Option<usize>,
+    pub queue: Option<QueueRules>,
+    pub admission: Admission,
+    /// Of the consumer: at most half of it may be deferred.
+    pub max_ack_pending: u64,
     pub max_held: usize,
     pub rule: QuarantineRule,
     pub soft_limit: Micros,
@@ -134,7 +141,13 @@ impl Scenario {
             ack_wait,
             request_limit: dice.range(1, 3) * SECOND,
             slots: 1 + dice.index(3),
-            queue: dice.percent(40).then(|| dice.index(4)),
+            queue: dice.percent(50).then(|| queue(dice)),
+            admission: if dice.percent(25) {
+                Admission::Wait
+            } else {
+                Admission::Refuse
+            },
+            max_ack_pending: dice.range(4, 20),
             max_held: 2 + dice.index(7),
             rule: QuarantineRule {
                 max_deaths: 1 + u32::try_from(dice.index(3)).expect("small"),
@@ -249,6 +262,35 @@ fn retry_rules(dice: &mut Dice) -> RetryRules {
         default_attempts: 4,
         policy,
         total,
+    }
+}
+
+/// Short queues with early thresholds, so that a dozen assignments are enough to fill them.
+fn queue(dice: &mut Dice) -> QueueRules {
+    let levels = DegradationLevels::default();
+    QueueRules {
+        size: 1 + dice.index(5),
+        thresholds: [
+            OverloadThresholds::default(),
+            OverloadThresholds {
+                degraded: 0.2,
+                overloaded: 0.4,
+                critical: 1.0,
+            },
+        ][dice.index(2)],
+        policy: match dice.index(5) {
+            0 => Policy::RejectNew,
+            1..=2 => Policy::DropOldest {
+                max_age: std::time::Duration::from_millis(dice.range(500, 60_000)),
+            },
+            3 => Policy::Defer {
+                max_ms: dice.range(100, 30_000),
+            },
+            _ => Policy::Degrade {
+                light: levels.light,
+                medium: levels.medium,
+            },
+        },
     }
 }
 

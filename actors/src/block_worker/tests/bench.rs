@@ -16,7 +16,7 @@ use crate::block_worker::retry::numbers::Asked;
 use crate::held::HeldPermits;
 use crate::job::{Arrival, Holdings, SentAck};
 use crate::metrics::{Meter, Sample};
-use crate::pool::Places;
+use crate::pool::{Admitted, Places, TakenPlace};
 use crate::settings::LimitSettings;
 use crate::settings::policies::{Jitter, RetryPolicySettings};
 use crate::sink::Outgoing;
@@ -207,7 +207,11 @@ impl Bench {
     async fn job(&self, task: Arc<dyn Task>, received: Instant, cancel: CancellationToken) -> Job {
         let permits = HeldPermits::new(&LimitSettings::default());
         let permit = permits.reserve(1).await.take(1).expect("just reserved");
-        let (place, _) = Places::new(1, None).try_take().expect("there is room");
+        let Admitted::Taken(TakenPlace { place, .. }) =
+            Places::unbounded(ResourceClass::Cpu, 1).admit(received, None)
+        else {
+            panic!("there is room");
+        };
         let (_, confirmed) = oneshot::channel();
         Job {
             arrival: Arrival {

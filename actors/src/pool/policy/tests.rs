@@ -26,12 +26,17 @@ fn the_overload_word_changes_at_the_thresholds_of_the_contract() {
     for (size, depths) in [
         (100, [0, 49, 50, 79, 80, 99, 100]),
         (10, [0, 4, 5, 7, 8, 9, 10]),
-        (1_000_000, [0, 499_999, 500_000, 799_999, 800_000, 999_999, 1_000_000]),
+        (
+            1_000_000,
+            [0, 499_999, 500_000, 799_999, 800_000, 999_999, 1_000_000],
+        ),
     ] {
         let words = depths.map(|depth| rules(Policy::RejectNew, size).status(depth));
         assert_eq!(
             words,
-            [Healthy, Healthy, Degraded, Degraded, Overloaded, Overloaded, Critical],
+            [
+                Healthy, Healthy, Degraded, Degraded, Overloaded, Overloaded, Critical
+            ],
             "{size}"
         );
     }
@@ -81,7 +86,11 @@ fn a_named_policy_counts_and_otherwise_the_first_that_is_enabled() {
         policies.defer.enabled = true;
         policies.degrade.enabled = true;
     };
-    assert_eq!(Policy::chosen(&enabled(all)), Policy::RejectNew, "the default comes first");
+    assert_eq!(
+        Policy::chosen(&enabled(all)),
+        Policy::RejectNew,
+        "the default comes first"
+    );
     let chosen = |change: &dyn Fn(&mut RejectionPolicies)| {
         Policy::chosen(&enabled(|policies| {
             all(policies);
@@ -118,9 +127,21 @@ fn a_full_queue_rejects_whatever_the_policy() {
         RejectionPolicy::Degrade,
     ] {
         let rules = QueueRules::of(&settings(policy), 10);
-        assert_eq!(rules.judge(10, BACK_WITHIN_A_MINUTE), Judgement::Full, "{policy:?}");
-        assert_eq!(rules.judge(4, BACK_WITHIN_A_MINUTE), Judgement::LetIn(Terms::FULL), "{policy:?}");
-        assert_ne!(rules.judge(9, BACK_WITHIN_A_MINUTE), Judgement::Full, "{policy:?}");
+        assert_eq!(
+            rules.judge(10, BACK_WITHIN_A_MINUTE),
+            Judgement::Full,
+            "{policy:?}"
+        );
+        assert_eq!(
+            rules.judge(4, BACK_WITHIN_A_MINUTE),
+            Judgement::LetIn(Terms::FULL),
+            "{policy:?}"
+        );
+        assert_ne!(
+            rules.judge(9, BACK_WITHIN_A_MINUTE),
+            Judgement::Full,
+            "{policy:?}"
+        );
     }
 }
 
@@ -163,7 +184,10 @@ fn deferrals_grow_with_the_queue_and_end_with_the_deadline() {
     assert_eq!(delay(5, 99), Judgement::CannotDefer);
     assert_eq!(delay(4, 99), Judgement::LetIn(Terms::FULL));
     let nobody_delivers_again = Newcomer::default();
-    assert_eq!(rules.judge(9, nobody_delivers_again), Judgement::LetIn(Terms::FULL));
+    assert_eq!(
+        rules.judge(9, nobody_delivers_again),
+        Judgement::LetIn(Terms::FULL)
+    );
 }
 
 #[test]

@@ -8,8 +8,10 @@ use caf_actors::claims::fleet::{Found, Learnt, Revision, StoreError, Taken};
 use caf_actors::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use caf_actors::claims::{Claim, Standing};
 use caf_actors::intake::HAND_BACK_DELAY_MS;
-use caf_actors::intake::decision::{Facts, Row, StandingFact, decide_with_place};
+use caf_actors::intake::decision::{Facts, PoolFact, Row, StandingFact, decide_with_place};
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
+use caf_actors::pool::policy::Terms;
+use caf_actors::pool::{Admitted, Deferral, TakenPlace};
 use caf_actors::publisher::AckState;
 use caf_actors::sink::{Outgoing, Verdict};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
@@ -22,7 +24,7 @@ use tokio::time::Instant;
 
 use super::answering::Written;
 use super::running::Job;
-use super::{MAX_MESSAGE_BYTES, Message, Node, TakenPlace};
+use super::{MAX_MESSAGE_BYTES, Message, Node};
 use crate::broker::STREAM;
 use crate::kernel::MS;
 
@@ -45,8 +47,8 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    fn deadline(&self, assignment: &Assignment) -> Instant {
-        self.first_start + Duration::from_millis(assignment.deadline_ms)
+    fn deadline(&self, assignment: &Assignment, terms: Terms) -> Instant {
+        self.first_start + Duration::from_millis(assignment.deadline_ms).mul_f64(terms.time_factor)
     }
 }
 
@@ -81,16 +83,16 @@ impl Node {
             fixed_ack: None,
             holdings,
         };
-        let (row, place) = self.choose_row(&case);
+        let (row, admitted) = self.choose_row(&case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, case.standing, case.spec, case.holdings);
         }
         let (key, lease) = (case.identity.key(), case.holdings.lease.as_ref());
         case.holdings.claim = Some(self.claims.take(key, lease, case.first_start));
-        self.admit(case, row, place).await;
+        self.admit(case, row, admitted).await;
     }
 
-    fn choose_row(&self, case: &Case) -> (Row, Option<TakenPlace>) {
+    fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
         let now = self.now();
         let facts = Facts {
             unanswerable: false,
@@ -104,30 +106,38 @@ impl Node {
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
             tenant_allowed: case.identity.tenant_id == "acme",
-            expired: case.prepared.as_ref().is_ok_and(|job| case.deadline(job) <= now),
-            pool_has_room: true,
+            expired: case
+                .prepared
+                .as_ref()
+                .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.as_ref(), &self.scenario.rule);
-        decide_with_place(facts, || self.places.try_take())
+        decide_with_place(facts, || {
+            let job = case.prepared.as_ref().ok()?;
+            let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
+            let deferrable = case.holdings.lease.as_ref().map(|_| (left, &self.deferrals));
+            Some(self.places.admit(now, deferrable))
+        })
     }
 
-    async fn admit(self: Arc<Self>, mut case: Case, mut row: Row, mut place: Option<TakenPlace>) {
+    async fn admit(self: Arc<Self>, mut case: Case, mut row: Row, mut admitted: Option<Admitted>) {
         let claimant = self.fleet.claimant(STREAM, case.sequence);
         let key = case.identity.key();
         loop {
-            let (record, ack) = self.proposal(&case, &row, place.as_ref(), &claimant);
+            let (record, ack) = self.proposal(&case, &row, admitted.as_ref(), &claimant);
             let found = match self.fleet.take(&key, record, case.revision).await {
                 Ok(Taken::Ours(claim)) => {
                     if let Some(own) = &mut case.holdings.claim {
                         own.grant(claim);
                     }
                     case.fixed_ack = ack;
-                    return self.granted(case, row, place).await;
+                    return self.granted(case, row, admitted).await;
                 }
                 Ok(Taken::Exists(found)) => Ok(found),
                 Err(error) => Err(error),
             };
-            drop(place.take());
+            drop(admitted.take());
             let learnt = match found {
                 Ok(found) => self.learn(&claimant, found, &mut case).await,
                 Err(error) => Err(error),
@@ -141,7 +151,7 @@ impl Node {
                 }
                 return;
             }
-            (row, place) = self.choose_row(&case);
+            (row, admitted) = self.choose_row(&case);
             if !row.needs_claim() {
                 return self.leave(case, &row);
             }
@@ -152,7 +162,7 @@ impl Node {
         &self,
         case: &Case,
         row: &Row,
-        place: Option<&TakenPlace>,
+        admitted: Option<&Admitted>,
         claimant: &Claimant,
     ) -> (ClaimRecord, Option<Message>) {
         let mut record = case.known.clone().unwrap_or_else(|| {
@@ -160,10 +170,17 @@ impl Node {
             ClaimRecord::first(claimant, self.epoch_ms().saturating_sub(waited_ms))
         });
         record.name(&case.identity);
+        if let Row::Defer { .. } = row {
+            record.defer();
+            return (record, None);
+        }
         if record.ack.is_some() {
             return (record, None);
         }
-        let load = place.and_then(|(_, load)| *load);
+        let load = match admitted {
+            Some(Admitted::Taken(taken)) => taken.load,
+            _ => None,
+        };
         let ack = self.ack(case, row.rejection(), load);
         record.fix_ack(StoredMessage::from(&*ack), row);
         (record, Some(ack))
@@ -187,7 +204,7 @@ impl Node {
         Ok(())
     }
 
-    async fn granted(self: Arc<Self>, case: Case, row: Row, place: Option<TakenPlace>) {
+    async fn granted(self: Arc<Self>, case: Case, row: Row, admitted: Option<Admitted>) {
         if self.is_draining() && row == Row::Run {
             self.row("row 12", case.spec);
             let verdict = Verdict::Nak {
@@ -195,8 +212,9 @@ impl Node {
             };
             return self.settle(case.holdings, verdict).await;
         }
-        match (row, place) {
-            (Row::Run, Some((place, load))) => self.accept(case, place, load),
+        match (row, admitted) {
+            (Row::Run, Some(Admitted::Taken(taken))) => self.accept(case, taken),
+            (row @ Row::Defer { .. }, Some(Admitted::Deferred(deferral))) => self.defer(case, &row, deferral),
             (
                 Row::Reject {
                     reason,
@@ -235,6 +253,14 @@ impl Node {
         }
     }
 
+    fn defer(self: Arc<Self>, mut case: Case, row: &Row, deferral: Deferral) {
+        self.row("row 5", case.spec);
+        deferral.keep();
+        case.holdings.permit.placed();
+        let (node, verdict) = (Arc::clone(&self), row.verdict_without_answer());
+        self.spawn(async move { node.settle(case.holdings, verdict).await });
+    }
+
     fn leave(self: Arc<Self>, mut case: Case, row: &Row) {
         if let Some(claim) = case.holdings.claim.take() {
             match &case.standing {
@@ -250,8 +276,9 @@ impl Node {
         row: &Row,
         standing: Standing,
         spec: usize,
-        holdings: Holdings,
+        mut holdings: Holdings,
     ) {
+        holdings.permit.placed();
         let name = match row {
             Row::Repeat => "row 11",
             Row::Renew => "row 10",
@@ -279,7 +306,8 @@ impl Node {
         self.spawn(async move { node.settle(holdings, verdict).await });
     }
 
-    fn bury(self: Arc<Self>, spec: usize, sequence: u64, failure: &Failure, holdings: Holdings) {
+    fn bury(self: Arc<Self>, spec: usize, sequence: u64, failure: &Failure, mut holdings: Holdings) {
+        holdings.permit.placed();
         self.row("row 1", spec);
         let letter = self.letter(spec, sequence, None, failure, "unreadable");
         let written = Written::repeated(spec, vec![letter]);
@@ -316,7 +344,9 @@ impl Node {
         letter
     }
 
-    fn accept(self: Arc<Self>, case: Case, place: caf_actors::pool::Place, load: Option<PoolLoad>) {
+    fn accept(self: Arc<Self>, mut case: Case, taken: TakenPlace) {
+        let TakenPlace { place, load, terms } = taken;
+        case.holdings.permit.placed();
         let message = self.ack(&case, None, load);
         let alone = case
             .known
@@ -331,18 +361,23 @@ impl Node {
             node.send_until_confirmed(&sending).await;
             let _ = confirmed.send(());
         });
-        let deadline = case.deadline(&assignment);
+        let deadline = case.deadline(&assignment, terms);
         let asked = Asked {
             max_attempts: assignment.max_attempts,
             backoff_ms: assignment.backoff_ms,
         };
+        let plan = self.scenario.retry.plan(&assignment.job_type, asked);
         let job = Job {
             spec: case.spec,
             sequence: case.sequence,
             identity: case.identity,
             started: case.first_start,
             deadline,
-            retry: self.scenario.retry.plan(&assignment.job_type, asked),
+            retry: if terms.skip_retries {
+                plan.without_retries()
+            } else {
+                plan
+            },
             repeatable: self.spec(case.spec).repeatable,
             alone,
             cancel: self.cancel.child_token(),
@@ -351,7 +386,7 @@ impl Node {
                 message,
                 confirmed: is_confirmed,
             }),
-            _place: place,
+            place,
             holdings: case.holdings,
         };
         self.enqueue(job);
@@ -379,12 +414,13 @@ impl Node {
     /// The last word on a case that does not run.
     fn answer(
         self: Arc<Self>,
-        case: Case,
+        mut case: Case,
         row: &'static str,
         ack: AckState,
         outcome: Outcome,
         dead_letter: Option<&'static str>,
     ) {
+        case.holdings.permit.placed();
         let step = StepResult {
             outcome,
             latency_ms: 0,

@@ -21,6 +21,9 @@ use tokio::time::Instant;
 use super::Node;
 use crate::scenario::Kind;
 
+/// Why no lock is ever poisoned.
+const UNBROKEN: &str = "no step panics and goes on";
+
 /// An accepted assignment.
 pub(crate) struct Job {
     pub spec: usize,
@@ -34,8 +37,14 @@ pub(crate) struct Job {
     pub cancel: CancellationToken,
     pub load: Option<PoolLoad>,
     pub ack: AckState,
-    pub _place: Place,
+    pub place: Place,
     pub holdings: Holdings,
+}
+
+/// A job in the line.
+pub(crate) struct Waiting {
+    since: Instant,
+    job: Job,
 }
 
 enum Ended {
@@ -53,12 +62,13 @@ enum Attempt {
 impl Node {
     // ---- The pool ----
 
-    pub(super) fn enqueue(self: &Arc<Self>, job: Job) {
-        let deadline = job.deadline;
+    pub(super) fn enqueue(self: &Arc<Self>, mut job: Job) {
+        let (since, deadline) = (self.now(), job.deadline);
+        self.debts.lock().expect(UNBROKEN).extend(job.place.take_debt());
         self.line
             .lock()
-            .expect("no step panics and goes on")
-            .push_back(job);
+            .expect(UNBROKEN)
+            .push_back(Waiting { since, job });
         let node = Arc::clone(self);
         self.spawn(async move {
             node.sim.sleep_until(deadline).await;
@@ -69,39 +79,64 @@ impl Node {
 
     fn pump(self: &Arc<Self>) {
         let now = self.now();
-        let mut started = Vec::new();
-        let expired: Vec<Job> = {
-            let mut line = self.line.lock().expect("no step panics and goes on");
-            let (expired, waiting): (Vec<Job>, Vec<Job>) =
-                line.drain(..).partition(|job| job.deadline <= now);
+        let expired: Vec<Waiting> = {
+            let mut line = self.line.lock().expect(UNBROKEN);
+            let (expired, waiting): (Vec<Waiting>, Vec<Waiting>) =
+                line.drain(..).partition(|waiting| waiting.job.deadline <= now);
             *line = waiting.into();
+            expired
+        };
+        for Waiting { job, .. } in expired {
+            let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
+            self.conclude_job(job, "row 8", outcome, 0);
+        }
+        self.pay_debts();
+        let mut started = Vec::new();
+        {
+            let mut line = self.line.lock().expect(UNBROKEN);
             while self.running.load(SeqCst) < self.scenario.slots {
-                let Some(job) = line.pop_front() else { break };
+                let Some(Waiting { job, .. }) = line.pop_front() else {
+                    break;
+                };
                 self.running.fetch_add(1, SeqCst);
                 started.push(job);
             }
+            self.places.note_oldest(line.front().map(|first| first.since));
             let (waiting, running) = (line.len(), self.running.load(SeqCst));
             drop(line);
             self.sim.with(|world| world.check_pool(self.id, waiting, running));
-            expired
-        };
-        for job in expired {
-            let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
-            self.conclude_job(job, outcome, 0);
         }
         for job in started {
             self.spawn(Arc::clone(self).run(job));
         }
     }
 
+    fn pay_debts(self: &Arc<Self>) {
+        loop {
+            let mut debts = self.debts.lock().expect(UNBROKEN);
+            if debts.is_empty() {
+                return;
+            }
+            if !self.places.is_due() {
+                return debts.clear();
+            }
+            let mut line = self.line.lock().expect(UNBROKEN);
+            if line.len() < 2 {
+                return;
+            }
+            let (debt, oldest) = (debts.pop(), line.pop_front());
+            drop((line, debts));
+            if let (Some(debt), Some(Waiting { mut job, .. })) = (debt, oldest) {
+                job.place.pay(debt);
+                let failure = Failure::new(ErrorCode::SystemOverload, "dropped");
+                self.conclude_job(job, "row 16", Outcome::from(failure), 0);
+            }
+        }
+    }
+
     pub(super) fn hand_line_back(self: &Arc<Self>) {
-        let waiting: Vec<Job> = self
-            .line
-            .lock()
-            .expect("no step panics and goes on")
-            .drain(..)
-            .collect();
-        for job in waiting {
+        let waiting: Vec<Waiting> = self.line.lock().expect(UNBROKEN).drain(..).collect();
+        for Waiting { job, .. } in waiting {
             self.row("row 12", job.spec);
             self.hand_back(job.holdings);
         }
@@ -115,13 +150,7 @@ impl Node {
         self.spawn(async move { node.settle(holdings, verdict).await });
     }
 
-    fn conclude_job(self: &Arc<Self>, job: Job, outcome: Outcome, retries_used: u32) {
-        let row = match &outcome {
-            Outcome::Success(_) => "row 6",
-            Outcome::Error(_) => "row 7",
-            Outcome::Timeout(_) => "row 8",
-            Outcome::Cancelled(_) => "row 9",
-        };
+    fn conclude_job(self: &Arc<Self>, job: Job, row: &'static str, outcome: Outcome, retries_used: u32) {
         let step = StepResult {
             latency_ms: elapsed_ms(job.started, self.now()),
             outcome,
@@ -139,6 +168,7 @@ impl Node {
             letter,
             &job.holdings,
         );
+        drop(job.place);
         self.spawn(Arc::clone(self).conclude(written, job.holdings));
     }
 
@@ -149,7 +179,15 @@ impl Node {
         self.running.fetch_sub(1, SeqCst);
         self.pump();
         match ended {
-            Ended::Outcome(outcome, retries_used) => self.conclude_job(job, outcome, retries_used),
+            Ended::Outcome(outcome, retries_used) => {
+                let row = match &outcome {
+                    Outcome::Success(_) => "row 6",
+                    Outcome::Error(_) => "row 7",
+                    Outcome::Timeout(_) => "row 8",
+                    Outcome::Cancelled(_) => "row 9",
+                };
+                self.conclude_job(job, row, outcome, retries_used);
+            }
             Ended::Interrupted => {
                 self.row("row 12", job.spec);
                 self.hand_back(job.holdings);
