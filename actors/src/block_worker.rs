@@ -16,13 +16,14 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::block::{BlockContext, Outputs, RunMode, Task};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::{Operation, RanOut};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
 use self::retry::{NextStep, RetryPlan};
-use self::threads::Threads;
+use self::threads::{Threads, within};
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::events::{self, Log};
@@ -56,6 +57,7 @@ pub struct BlockWorker {
     /// Shared by all jobs that run; one that must run alone has it to itself.
     floor: Arc<RwLock<()>>,
     max_payload_ref_bytes: u64,
+    tells_timeouts: bool,
     log: Log,
 }
 
@@ -107,7 +109,33 @@ impl BlockWorker {
             max_payload_ref_bytes,
             marks,
             floor: Arc::default(),
+            tells_timeouts: false,
             log,
+        }
+    }
+
+    /// Whether it tells which limits run out: while their policy is in force.
+    #[must_use]
+    pub fn telling_timeouts(mut self, tells: bool) -> Self {
+        self.tells_timeouts = tells;
+        self
+    }
+
+    fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
+        if self.tells_timeouts {
+            for event in events::timeouts::of_attempt(&job.identity, operations, failure) {
+                self.log.emit(event);
+            }
+        }
+    }
+
+    fn tell_limits_of_job(&self, job: &Job, outcome: &Outcome) {
+        if self.tells_timeouts {
+            let since_start = |end: Instant| end.saturating_duration_since(job.started);
+            let deadline = (since_start(job.deadline), since_start(Instant::now()));
+            for event in events::timeouts::of_job(&job.identity, outcome.failure(), deadline) {
+                self.log.emit(event);
+            }
         }
     }
 }
@@ -116,6 +144,9 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
     let running = slot.occupy();
     let ended = on_the_floor(&mut job, &worker).await;
     drop(running);
+    if let Ended::Outcome(outcome, _) = &ended {
+        worker.tell_limits_of_job(&job, outcome);
+    }
     let BlockWorker { publisher, log, .. } = worker;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
@@ -252,7 +283,7 @@ async fn clearance(job: &Job) -> Cleared {
 
 fn out_of_time(attempt: u32) -> Ended {
     Ended::Outcome(
-        Outcome::from(Failure::timeout("the deadline of the assignment")),
+        Outcome::from(Failure::timeout("the deadline of the assignment").by(RanOut::Deadline)),
         attempt,
     )
 }
@@ -264,7 +295,10 @@ pub fn is_handed_back(repeatable: bool, has_lease: bool) -> bool {
 }
 
 fn cancelled(job: &Job, attempt: u32, worker: &BlockWorker) -> Ended {
-    let may_run_twice = job.repeatable || !matches!(job.work, Work::Ready(_));
+    let may_run_twice = match &job.work {
+        Work::Ready(task) => task.is_repeatable().unwrap_or(job.repeatable),
+        Work::Referenced(_) => true,
+    };
     let handed_back = is_handed_back(may_run_twice, job.holdings.lease.is_some());
     worker.log.emit(events::cut_off(&job.identity, handed_back));
     if handed_back {
@@ -285,6 +319,15 @@ enum Attempt {
     Cancelled,
 }
 
+impl Attempt {
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Done(Err(failure)) | Self::NoInputs(failure) => Some(failure),
+            Self::Done(Ok(_)) | Self::OutOfTime | Self::Cancelled => None,
+        }
+    }
+}
+
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
 async fn one_attempt(job: &mut Job, attempt: u32, worker: &BlockWorker) -> Attempt {
     let mut context = BlockContext {
@@ -299,16 +342,24 @@ async fn one_attempt(job: &mut Job, attempt: u32, worker: &BlockWorker) -> Attem
     let _stop_when_over = context.cancel.clone().drop_guard();
     let task = match take_task(job, &context, worker).await {
         Ok(task) => task,
-        Err(ended) => return ended,
+        Err(ended) => {
+            worker.tell_limits(job, &[], ended.failure());
+            return ended;
+        }
     };
     context.deadline = job.deadline;
+    let (limit, operations) = (task.limit(), task.operations());
     let work = async {
         match task.mode() {
             RunMode::Async => on_this_loop(task, context).await,
             RunMode::Thread => on_a_thread(task, context, &worker.threads).await,
         }
     };
-    in_time(job, work).await.map_or_else(|ended| ended, Attempt::Done)
+    let ended = in_time(job, within(limit, work))
+        .await
+        .map_or_else(|ended| ended, Attempt::Done);
+    worker.tell_limits(job, operations, ended.failure());
+    ended
 }
 
 /// The job's task. Inputs that are elsewhere are fetched now, and stay with the job.

@@ -4,6 +4,8 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod timeouts;
+
 use std::sync::Arc;
 
 use caf_protocol::ack::RejectReason;

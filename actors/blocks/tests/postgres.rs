@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_blocks::settings::{BlockSettings, SqlConnectionSettings};
-use caf_blocks::{Extras, build};
+use caf_blocks::{Extras, OperationLimits, build};
 use caf_protocol::block::{BlockContext, CancellationToken, Outputs, Registry, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::Correlation;
@@ -27,7 +27,9 @@ fn blocks(url: &str, adjust: impl Fn(&mut SqlConnectionSettings)) -> Registry {
         adjust(&mut connection);
         settings.sql.connections.insert(name.to_owned(), connection);
     }
-    build(&settings, Extras::default()).expect("builds").registry
+    build(&settings, OperationLimits::default(), Extras::default())
+        .expect("builds")
+        .registry
 }
 
 fn context(left: Duration) -> BlockContext {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::block::Outputs;
 use crate::error_code::{ErrorCode, NONE};
+use crate::limit::RanOut;
 
 /// Why a job, or one attempt of it, did not succeed. External and internal text are two fields: what travels to the
 /// caller names fields and rules; hosts, paths outside the caller's view and library errors stay in the log.
@@ -25,6 +26,8 @@ pub struct Failure {
     pub internal: Option<String>,
     /// Whether a total limit ran out: the job's status is then `timeout`, not `error`.
     pub total_limit: bool,
+    /// Which limit ran out, when one did. For log and metrics; never travels.
+    pub ran_out: Option<RanOut>,
 }
 
 impl Failure {
@@ -37,6 +40,7 @@ impl Failure {
             outputs: Map::new(),
             internal: None,
             total_limit: false,
+            ran_out: None,
         }
     }
 
@@ -55,6 +59,18 @@ impl Failure {
         let mut failure = Self::new(ErrorCode::CancelledByTimeout, format!("{limit} has passed"));
         failure.total_limit = true;
         failure
+    }
+
+    /// The deadline of the assignment passed.
+    pub fn deadline() -> Self {
+        Self::timeout("deadline").by(RanOut::Deadline)
+    }
+
+    /// Says which limit ran out.
+    #[must_use]
+    pub fn by(mut self, ran_out: RanOut) -> Self {
+        self.ran_out = Some(ran_out);
+        self
     }
 
     /// Adds a fact for the caller.
