@@ -5,6 +5,8 @@
 mod consumption;
 #[path = "faults/drain.rs"]
 mod drain;
+#[path = "faults/hangs.rs"]
+mod hangs;
 #[path = "faults/kills.rs"]
 mod kills;
 #[path = "faults/outages.rs"]
