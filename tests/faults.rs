@@ -1,6 +1,8 @@
 //! Faults at named points: the broker ends, freezes or forgets, the worker is asked to leave or dies. Afterwards every
 //! assignment is counted.
 
+#[path = "faults/chaos.rs"]
+mod chaos;
 #[path = "faults/consumption.rs"]
 mod consumption;
 #[path = "faults/drain.rs"]

@@ -3,8 +3,8 @@
  *   stall DIRECTORY SWITCHES PROGRAM ARGUMENT...
  *
  * A call is held while SWITCHES has a file named after it (open, read, write, sync, rename, link, unlink): until that
- * file is gone, or, when the file holds a number, for so many milliseconds. Each held call is noted as a line of
- * SWITCHES/held. What counts is the descriptor that the call begins with: a file or directory below DIRECTORY. So
+ * file is gone, or, when the file holds a number, for so many milliseconds; a negative number is the errno that the call
+ * fails with at once. Each such call is noted as a line of SWITCHES/held. What counts is the descriptor that the call begins with: a file or directory below DIRECTORY. So
  * nothing else of the program is ever held, be it below or outside of DIRECTORY by another way.
  *
  * How: the program runs under a seccomp filter that asks a listener about these calls, and about no others. The
@@ -59,15 +59,16 @@ static long long now_ms(void) {
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
 }
 
-/* Negative: not held. 0: until the switch is gone. Else so many milliseconds. */
-static long long switch_of(const char *name) {
+/* 0: not there. What it holds is 0 (until it is gone), milliseconds, or a negative errno. */
+static int switch_of(const char *name, long long *what) {
     char path[4096], text[32] = "";
     snprintf(path, sizeof path, "%s/%s", switches, name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return -1;
+    if (fd < 0) return 0;
     ssize_t length = read(fd, text, sizeof text - 1);
     close(fd);
-    return length > 0 ? atoll(text) : 0;
+    *what = length > 0 ? atoll(text) : 0;
+    return 1;
 }
 
 static int is_below(const struct seccomp_notif *call) {
@@ -80,8 +81,9 @@ static int is_below(const struct seccomp_notif *call) {
     return strncmp(path, directory, prefix) == 0 && (path[prefix] == 0 || path[prefix] == '/');
 }
 
-static void carry_out(int listener, __u64 id) {
-    struct seccomp_notif_resp answer = {.id = id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+/* Lets the kernel carry the call out, or fails it. */
+static void answer(int listener, __u64 id, int error) {
+    struct seccomp_notif_resp answer = {.id = id, .error = error, .flags = error ? 0 : SECCOMP_USER_NOTIF_FLAG_CONTINUE};
     ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer); /* Fails only when the thread is gone. */
 }
 
@@ -100,15 +102,16 @@ static void take(int listener) {
     const char *name = "";
     for (size_t i = 0; i < CALL_COUNT; i++)
         if (CALLS[i].number == call.data.nr) name = CALLS[i].name;
-    long long wait_ms = switch_of(name);
-    if (wait_ms < 0 || held_count == MAX_HELD || !is_below(&call)) {
-        carry_out(listener, call.id);
+    long long what = 0;
+    int found = switch_of(name, &what) && held_count < MAX_HELD && is_below(&call);
+    if (found) note(name);
+    if (!found || what < 0) {
+        answer(listener, call.id, found ? (int)what : 0);
         return;
     }
     held[held_count].id = call.id;
     held[held_count].name = name;
-    held[held_count++].due_ms = wait_ms ? now_ms() + wait_ms : 0;
-    note(name);
+    held[held_count++].due_ms = what ? now_ms() + what : 0;
 }
 
 static void listen_to(int listener) {
@@ -119,9 +122,10 @@ static void listen_to(int listener) {
         if (count > 0 && ready.revents & POLLHUP) exit(0); /* The program is gone. */
         if (count > 0 && ready.revents & POLLIN) take(listener);
         for (int i = 0; i < held_count;) {
-            int over = held[i].due_ms ? now_ms() >= held[i].due_ms : switch_of(held[i].name) < 0;
+            long long what;
+            int over = held[i].due_ms ? now_ms() >= held[i].due_ms : !switch_of(held[i].name, &what);
             if (!over) { i++; continue; }
-            carry_out(listener, held[i].id);
+            answer(listener, held[i].id, 0);
             held[i] = held[--held_count];
         }
     }

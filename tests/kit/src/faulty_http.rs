@@ -2,14 +2,14 @@
 //!
 //! Neighbours: tests of `http.request` and of the whole node. What happens to a call is decided by its path and its number
 //! on that path, never by the order in which calls of different paths arrive: so a share drawn from a seed
-//! ([`is_drawn`]) is exact, and so is the count of retries ([`FaultyHttp::calls`]).
+//! ([`draw`]) is exact, and so is the count of retries ([`FaultyHttp::calls`]).
 //!
 //! - Refused connections: [`FaultyHttp::refusing`] holds a port on which nobody listens (bound, never listened on, so that
 //!   nobody else can take it) until [`FaultyHttp::recover`].
 //! - Connections that are never established: [`Silent`], a listener whose backlog is full, so that the kernel drops every
 //!   further SYN, as a router does that drops packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -236,15 +236,20 @@ fn bound_socket() -> Result<(OwnedFd, SocketAddr)> {
     Ok((bound, address))
 }
 
-/// Whether a call of this path is among the `percent` that `seed` draws: the same for the same arguments.
-pub fn is_drawn(seed: u64, call: Call<'_>, percent: u64) -> bool {
-    // FNV-1a, then a finaliser that spreads the last bytes over all bits.
-    let bytes = call.path.bytes().chain(call.number.to_le_bytes());
-    let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    (hash ^ (hash >> 33)) % 100 < percent
+/// Just `percent` of the numbers below `count` (rounded down): which ones, `seed` says.
+pub fn draw(seed: u64, count: usize, percent: usize) -> BTreeSet<usize> {
+    let mut numbers: Vec<_> = (0..count).collect();
+    numbers.sort_by_key(|number| mixed(seed ^ mixed(*number as u64)));
+    numbers.truncate(count * percent / 100);
+    numbers.into_iter().collect()
+}
+
+/// A number that shares no pattern with this one (the finaliser of SplitMix64).
+const fn mixed(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// A port that takes no connection and refuses none: connecting hangs.
@@ -333,13 +338,12 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_close_to_what_was_asked_and_the_same_each_time() {
-        let drawn = |seed| {
-            let paths: Vec<_> = (0..1_000).map(|n| format!("/{n}")).collect();
-            let is_hit = |path: &&String| is_drawn(seed, Call { path, number: 0 }, 30);
-            paths.iter().filter(is_hit).count()
-        };
-        assert!((250..350).contains(&drawn(1)), "{}", drawn(1));
-        assert_eq!(drawn(7), drawn(7));
+    fn a_share_is_exact_the_same_each_time_and_spread() {
+        let drawn = draw(7, 1_000, 30);
+        assert_eq!((drawn.len(), &drawn), (300, &draw(7, 1_000, 30)));
+        let early = drawn.range(..500).count();
+        assert!((100..200).contains(&early), "{early}");
+        assert_ne!(drawn, draw(8, 1_000, 30));
+        assert_eq!((draw(7, 10, 0).len(), draw(7, 10, 100).len()), (0, 10));
     }
 }

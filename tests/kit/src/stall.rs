@@ -110,6 +110,16 @@ impl Stall {
         self.switch(call, &by.as_millis().max(1).to_string())
     }
 
+    /// Fails each of these calls from now on, as a system does that does not permit them: also to a user who may do
+    /// everything.
+    ///
+    /// # Errors
+    /// When the switch cannot be made.
+    pub fn refuse(&self, call: HeldCall) -> Result<()> {
+        let code = rustix::io::Errno::ACCESS.raw_os_error();
+        self.switch(call, &format!("-{code}"))
+    }
+
     fn switch(&self, call: HeldCall, content: &str) -> Result<()> {
         // Whole at once: a half written number would be another delay.
         let draft = self.home.path().join("draft");
@@ -127,7 +137,7 @@ impl Stall {
         Ok(())
     }
 
-    /// How many of these calls have been held so far.
+    /// How many of these calls have been held, delayed or refused so far.
     pub fn held(&self, call: HeldCall) -> usize {
         let noted = std::fs::read_to_string(self.switches().join("held")).unwrap_or_default();
         noted.lines().filter(|line| *line == call.as_str()).count()
@@ -167,5 +177,25 @@ mod tests {
             std::fs::read(stall.directory().join("file")).expect("is there"),
             b"inside\n"
         );
+    }
+
+    #[test]
+    fn calls_can_be_refused() {
+        let stall = Stall::new().expect("is made");
+        stall.refuse(HeldCall::Unlink).expect("is switched");
+        let file = stall.directory().join("file");
+        std::fs::write(&file, "").expect("is written");
+        // Removing a directory goes through a handle of it, so that the call begins with a descriptor below.
+        let finished = Worker::builder("/bin/sh")
+            .args(["-c", "rm -r \"$SLOW\" 2> /dev/null || echo refused"])
+            .env("SLOW", stall.directory().display())
+            .under(&stall)
+            .run(PATIENCE)
+            .expect("ends");
+        assert_eq!(
+            (finished.stdout().as_str(), stall.held(HeldCall::Unlink)),
+            ("refused", 1)
+        );
+        assert!(file.exists());
     }
 }
