@@ -194,7 +194,7 @@ pub async fn build(
         status: status.clone(),
         answers,
         allowed_tenants: settings.tenants.allowed.clone().into(),
-        default_attempts: settings.retry.max_attempts,
+        retry: in_force.retry_rules(settings),
         quarantine: QuarantineRule {
             max_deaths: settings.worker.supervision.max_deaths,
             max_attempts: settings.nats.max_deliver,

@@ -22,7 +22,9 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
-use self::retry::{NextStep, RetryPlan};
+use self::retry::backoff::chance;
+use self::retry::limit::{End, Limit};
+use self::retry::{Course, NextStep};
 use self::threads::{Threads, within};
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
@@ -196,7 +198,7 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
         () = job.cancel.cancelled() => return cancelled(job, 0, worker),
         entered = timeout_at(job.deadline, entered) => match entered {
             Ok(floor) => floor,
-            Err(_) => return out_of_time(0),
+            Err(_) => return Ended::Outcome(Outcome::from(Limit::Deadline.failure().by(RanOut::Deadline)), 0),
         },
     };
     // Only the fleet asks who died with what.
@@ -223,69 +225,87 @@ enum Floor {
 
 /// Calls the block until it succeeds, the plan says stop, time runs out or somebody cancels.
 async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
-    let plan = RetryPlan::cp1(job.max_attempts);
-    let mut attempt = 0;
+    let plan = job.retry.clone();
+    let mut course = Course::new(if job.skip_retries {
+        plan.without_retries()
+    } else {
+        plan
+    });
+    let ended = follow(&mut course, job, worker).await;
+    if let (true, Ended::Outcome(outcome, _)) = (course.plan().is_by_policy(), &ended) {
+        let spent = course.spent(Instant::now());
+        let events = events::retry::ended(&job.identity, &course, outcome, spent);
+        events.into_iter().for_each(|event| worker.log.emit(event));
+    }
+    ended
+}
+
+async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> Ended {
     loop {
-        match clearance(job).await {
+        match clearance(job, course.end(job.deadline)).await {
             Cleared::Go => {}
-            Cleared::Cancelled => return cancelled(job, attempt, worker),
-            Cleared::OutOfTime => return out_of_time(attempt),
+            Cleared::Cancelled => return cancelled(job, course.retries(), worker),
+            Cleared::OutOfTime => return out_of_time(course, course.end(job.deadline).limit),
             Cleared::TakenOver => return Ended::TakenOver,
         }
-        let (failure, next) = match one_attempt(job, attempt, worker).await {
-            Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
-            Attempt::Done(Err(failure)) => {
-                let next = plan.after(&failure, attempt);
-                (failure, next)
+        course.begin(Instant::now());
+        if let (true, Some(pending)) = (course.plan().is_by_policy(), course.pending()) {
+            let started = events::retry::attempt_started(&job.identity, course.retries(), &pending);
+            worker.log.emit(started);
+        }
+        let (failure, called) = match one_attempt(job, course, worker).await {
+            Attempt::Done(Ok(outputs)) => {
+                return Ended::Outcome(Outcome::Success(outputs), course.retries());
             }
-            Attempt::NoInputs(failure) => {
-                let next = plan.before_the_first_call(&failure, attempt);
-                (failure, next)
+            Attempt::Done(Err(failure)) => (failure, true),
+            Attempt::NoInputs(failure) => (failure, false),
+            Attempt::OutOfTime(limit) => return out_of_time(course, limit),
+            Attempt::Cancelled => return cancelled(job, course.retries(), worker),
+        };
+        let delay = match course.failed(&failure, called, Instant::now(), chance()) {
+            NextStep::RetryAfter(delay) => delay,
+            NextStep::OutOfTime(limit) => return out_of_time(course, limit),
+            NextStep::GiveUp | NextStep::Exhausted => {
+                return Ended::Outcome(Outcome::from(failure), course.retries());
             }
-            Attempt::OutOfTime => return out_of_time(attempt),
-            Attempt::Cancelled => return cancelled(job, attempt, worker),
         };
-        let NextStep::RetryAfter(delay) = next else {
-            return Ended::Outcome(Outcome::from(failure), attempt);
-        };
-        let delay_ms = whole_ms(delay);
+        let (attempt, delay_ms) = (course.retries(), whole_ms(delay));
         worker
             .log
             .emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));
         tokio::select! {
             biased;
             () = job.cancel.cancelled() => return cancelled(job, attempt, worker),
-            () = tokio::time::sleep_until(job.deadline) => return out_of_time(attempt),
+            () = tokio::time::sleep_until(job.deadline) => return out_of_time(course, Limit::Deadline),
             () = tokio::time::sleep(delay) => {}
         }
-        attempt += 1;
+        course.waited();
     }
 }
 
 /// Asks until it is certain.
-async fn clearance(job: &Job) -> Cleared {
+async fn clearance(job: &Job, end: End) -> Cleared {
     loop {
         let proof = tokio::select! {
             biased;
             () = job.cancel.cancelled() => return Cleared::Cancelled,
-            proof = timeout_at(job.deadline, job.holdings.prove()) => proof,
+            proof = timeout_at(end.at, job.holdings.prove()) => proof,
         };
         let Ok(proof) = proof else {
             return Cleared::OutOfTime;
         };
         let now = Instant::now();
-        if let Some(cleared) = Cleared::by(&proof, now, job.deadline) {
+        if let Some(cleared) = Cleared::by(&proof, now, end.at) {
             return cleared;
         }
         tokio::time::sleep_until(now + PROOF_RETRY).await;
     }
 }
 
-fn out_of_time(attempt: u32) -> Ended {
-    Ended::Outcome(
-        Outcome::from(Failure::timeout("the deadline of the assignment").by(RanOut::Deadline)),
-        attempt,
-    )
+fn out_of_time(course: &mut Course, limit: Limit) -> Ended {
+    course.ran_out(limit);
+    let failure = limit.failure().by(limit.ran_out(course.spent(Instant::now())));
+    Ended::Outcome(Outcome::from(failure), course.retries())
 }
 
 /// Whether a job that is cut off is handed back instead of answered: where running it twice is harmless, and a broker
@@ -315,7 +335,7 @@ enum Attempt {
     Done(Result<Outputs, Failure>),
     /// The block was not called: its inputs could not be had.
     NoInputs(Failure),
-    OutOfTime,
+    OutOfTime(Limit),
     Cancelled,
 }
 
@@ -323,24 +343,25 @@ impl Attempt {
     fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Done(Err(failure)) | Self::NoInputs(failure) => Some(failure),
-            Self::Done(Ok(_)) | Self::OutOfTime | Self::Cancelled => None,
+            Self::Done(Ok(_)) | Self::OutOfTime(_) | Self::Cancelled => None,
         }
     }
 }
 
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
-async fn one_attempt(job: &mut Job, attempt: u32, worker: &BlockWorker) -> Attempt {
+async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker) -> Attempt {
+    let begun = Instant::now();
     let mut context = BlockContext {
         tenant_id: job.identity.tenant_id.clone(),
         assignment_id: job.identity.assignment_id.clone(),
         correlation: job.identity.correlation.clone(),
         deadline: job.deadline,
-        attempt,
+        attempt: course.retries(),
         cancel: job.cancel.child_token(),
     };
     // Tells a thread that outlives its attempt to stop at its next step.
     let _stop_when_over = context.cancel.clone().drop_guard();
-    let task = match take_task(job, &context, worker).await {
+    let task = match take_task(job, &context, course.end_of_call(job.deadline, begun), worker).await {
         Ok(task) => task,
         Err(ended) => {
             worker.tell_limits(job, &[], ended.failure());
@@ -355,7 +376,8 @@ async fn one_attempt(job: &mut Job, attempt: u32, worker: &BlockWorker) -> Attem
             RunMode::Thread => on_a_thread(task, context, &worker.threads).await,
         }
     };
-    let ended = in_time(job, within(limit, work))
+    let end = course.end_of_call(job.deadline, begun);
+    let ended = in_time(job, end, within(limit, work))
         .await
         .map_or_else(|ended| ended, Attempt::Done);
     worker.tell_limits(job, operations, ended.failure());
@@ -366,6 +388,7 @@ async fn one_attempt(job: &mut Job, attempt: u32, worker: &BlockWorker) -> Attem
 async fn take_task(
     job: &mut Job,
     context: &BlockContext,
+    end: End,
     worker: &BlockWorker,
 ) -> Result<Arc<dyn Task>, Attempt> {
     let prepared = match &job.work {
@@ -373,7 +396,7 @@ async fn take_task(
         Work::Referenced(referenced) => {
             let limit = worker.max_payload_ref_bytes;
             let prepare = payload::prepare(referenced, context.clone(), limit, &worker.threads);
-            in_time(job, prepare).await?.map_err(Attempt::NoInputs)?
+            in_time(job, end, prepare).await?.map_err(Attempt::NoInputs)?
         }
     };
     if let Some(timeout_ms) = prepared.timeout_ms {
@@ -384,12 +407,18 @@ async fn take_task(
     Ok(prepared.task)
 }
 
-/// Waits for `work`, but not beyond the deadline and cancellation of the job.
-async fn in_time<T>(job: &Job, work: impl Future<Output = T>) -> Result<T, Attempt> {
+/// Waits for `work`, but not beyond its end and the cancellation of the job. A limit on one call fails that call only.
+async fn in_time<T>(job: &Job, end: End, work: impl Future<Output = T>) -> Result<T, Attempt> {
     tokio::select! {
         biased;
         () = job.cancel.cancelled() => Err(Attempt::Cancelled),
-        done = timeout_at(job.deadline, work) => done.map_err(|_| Attempt::OutOfTime),
+        done = timeout_at(end.at, work) => done.map_err(|_| match end.limit {
+            limit @ Limit::TotalTimeOfOneCall { .. } => {
+                let taken = limit.length().unwrap_or_default() + end.at.elapsed();
+                Attempt::Done(Err(limit.failure().by(limit.ran_out(taken))))
+            }
+            limit => Attempt::OutOfTime(limit),
+        }),
     }
 }
 
@@ -425,3 +454,6 @@ impl Handler<Run> for BlockWorker {
         actix::spawn(run(job, slot, self.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod retry;
 pub mod timeouts;
 
 use std::sync::Arc;
@@ -244,7 +245,7 @@ pub fn processing_queued(identity: &Identity, class: &'static str, queue_depth: 
 
 /// An attempt failed and another follows.
 pub fn attempt_failed(identity: &Identity, failure: &Failure, attempt: u32, delay_ms: u64) -> Event {
-    Event::new(Level::Debug, "Retry attempt started")
+    Event::new(Level::Debug, "Attempt failed")
         .of(identity)
         .because(failure)
         .with("attempt", attempt)

@@ -23,6 +23,8 @@ use tokio::time::Instant;
 
 use self::decision::{Facts, Row, StandingFact, decide_with_place};
 use crate::answers::Answers;
+use crate::block_worker::retry::numbers::Asked;
+use crate::block_worker::retry::{RetryPlan, RetryRules};
 use crate::claims::fleet::Revision;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
@@ -63,8 +65,8 @@ pub struct IntakeParts {
     pub answers: Answers,
     /// Tenants that may send jobs; empty lets all.
     pub allowed_tenants: Arc<[String]>,
-    /// Total calls of a job whose assignment does not say.
-    pub default_attempts: u32,
+    /// What the node says of retries.
+    pub retry: RetryRules,
     /// What becomes of assignments that end their workers.
     pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
@@ -114,7 +116,7 @@ struct Runnable {
     repeatable: bool,
     /// How long it may take from the first start.
     time_limit: Duration,
-    max_attempts: u32,
+    retry: RetryPlan,
 }
 
 impl Case {
@@ -134,6 +136,10 @@ impl Intake {
 
     /// Looks up the block and lets it check the inputs.
     fn prepare(&self, assignment: Assignment) -> Result<Runnable, Refusal> {
+        let asked = Asked {
+            max_attempts: assignment.max_attempts,
+            backoff_ms: assignment.backoff_ms,
+        };
         let Some(block) = self.parts.registry.get(&assignment.job_type) else {
             let known = self.parts.registry.job_types();
             let failure = Failure::of_field(
@@ -156,7 +162,7 @@ impl Intake {
             class: assignment.resource_class.unwrap_or(block.spec().class),
             repeatable: block.spec().repeatable,
             time_limit: Duration::from_millis(assignment.deadline_ms),
-            max_attempts: assignment.max_attempts.unwrap_or(self.parts.default_attempts),
+            retry: self.parts.retry.plan(&assignment.job_type, asked),
         })
     }
 
@@ -423,7 +429,8 @@ impl Intake {
             repeatable: runnable.repeatable,
             started: case.first_start,
             deadline,
-            max_attempts: runnable.max_attempts,
+            retry: runnable.retry,
+            skip_retries: false,
             alone,
             cancel: self.parts.cancel_all.child_token(),
             load,

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::abandoned::GivenUp;
+use crate::block_worker::retry::RetryPlan;
 use crate::claims::Claim;
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
@@ -159,8 +160,10 @@ pub struct Job {
     pub started: Instant,
     /// When it must be over.
     pub deadline: Instant,
-    /// Total calls.
-    pub max_attempts: u32,
+    /// Whether, how often and when a failed attempt is followed by another.
+    pub retry: RetryPlan,
+    /// Whether the plan is cut down to a single call, as a full pool may ask for.
+    pub skip_retries: bool,
     /// Whether nothing may run beside it: it may have killed its worker before.
     pub alone: bool,
     /// Fires when it is to stop.

@@ -1,6 +1,7 @@
 //! `serve`, `exec`, `submit` and `dlq`: opens the log, starts the event loop, and turns what went wrong into an exit code.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use caf_actors::errors::chain;
@@ -17,6 +18,7 @@ use crate::settings::origin::Origin;
 use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
 use crate::signals::Signals;
 use crate::submit::Show;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Streams, logger};
 use crate::wiring::operation_limits;
 use crate::{dlq as dlq_command, exec as exec_command, serve as serve_command, submit as submit_command};
@@ -26,6 +28,8 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
     let settings = &loaded.settings;
     let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &settings.log, Streams::Split, |log| {
+        // Whatever the flags: samples come only from features that are in force.
+        let log = &log.clone().with_meter(Arc::new(Metrics::default()));
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }

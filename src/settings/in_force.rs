@@ -4,6 +4,9 @@
 //! Neighbours: made once from what [`super::load`] found; `serve`, `exec` and the dry run build the pipeline from it.
 //! Nothing else asks a flag.
 
+use std::sync::Arc;
+
+use caf_actors::block_worker::retry::RetryRules;
 use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
 use caf_protocol::block::ResourceClass;
 
@@ -77,6 +80,18 @@ impl InForce {
             queue,
             admission,
             warnings,
+        }
+    }
+
+    /// What follows from it for retries.
+    pub fn retry_rules(&self, settings: &Settings) -> RetryRules {
+        RetryRules {
+            default_attempts: settings.retry.max_attempts,
+            policy: self.retry.clone().map(Arc::new),
+            total: self
+                .timeouts
+                .as_ref()
+                .map(|timeouts| timeouts.retry_budget.clone()),
         }
     }
 

@@ -10,6 +10,7 @@ use caf_actors::claims::Claims;
 use caf_actors::events::Log;
 use caf_actors::job::{Arrival, Delivery};
 use caf_actors::lease::LeaseToken;
+use caf_actors::metrics::Meter;
 use caf_actors::pool::{EmptyLine, LookAtPool};
 use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Undelivered;
@@ -27,6 +28,7 @@ use caf_worker::settings::Settings;
 use caf_worker::settings::environment::split;
 use caf_worker::settings::in_force::InForce;
 use caf_worker::settings::load::Ranks;
+use caf_worker::telemetry::metrics::Metrics;
 use caf_worker::wiring::{Edges, EventLoops, Tree, build, new_status};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -128,7 +130,7 @@ impl Task for ProbeTask {
         }
     }
 
-    fn run(self: Arc<Self>, _: BlockContext) -> BlockFuture {
+    fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         self.runs.fetch_add(1, SeqCst);
         async move {
             let mut released = self.released.clone();
@@ -139,8 +141,13 @@ impl Task for ProbeTask {
             while self.inputs.contains_key("block_thread") && !*released.borrow() {
                 std::thread::yield_now();
             }
-            if let Some(code) = self.inputs.get("fail").and_then(Value::as_str) {
-                return Err(Failure::new(ErrorCode::from_wire(code), "asked to fail"));
+            let works_after = self.inputs.get("works_after").and_then(Value::as_u64);
+            let is_mended = works_after.is_some_and(|calls| u64::from(context.attempt) >= calls);
+            if let (Some(code), false) = (self.inputs.get("fail").and_then(Value::as_str), is_mended) {
+                let failure = Failure::new(ErrorCode::from_wire(code), "asked to fail");
+                let facts = self.inputs.get("details").and_then(Value::as_object);
+                let facts = facts.into_iter().flatten();
+                return Err(facts.fold(failure, |failure, (key, fact)| failure.with(key, fact.clone())));
             }
             let size = self.inputs.get("yield").and_then(Value::as_u64).unwrap_or(0);
             let text = "x".repeat(usize::try_from(size).expect("small"));
@@ -252,6 +259,7 @@ pub(crate) struct Rig {
     runs: Arc<AtomicUsize>,
     released: watch::Sender<bool>,
     log: Arc<Saboteur>,
+    metrics: Arc<Metrics>,
 }
 
 impl Rig {
@@ -300,6 +308,7 @@ impl Rig {
             max_message_bytes: AtomicUsize::new(1024 * 1024),
         });
         let log = Arc::new(Saboteur::default());
+        let metrics = Arc::new(Metrics::default());
         let logger = slog::Logger::root(SaboteurDrain(Arc::clone(&log)), slog::o!());
         let status = new_status(&settings);
         let mut blocks = Blocks::from(registry);
@@ -318,7 +327,7 @@ impl Rig {
             },
             EventLoops::start(&settings),
             status,
-            &Log::new(logger, "worker-under-test"),
+            &Log::new(logger, "worker-under-test").with_meter(Arc::clone(&metrics) as Arc<dyn Meter>),
         )
         .await;
         Self {
@@ -327,6 +336,7 @@ impl Rig {
             runs,
             released,
             log,
+            metrics,
         }
     }
 
@@ -430,6 +440,11 @@ impl Rig {
             .iter()
             .filter(|line| *line == message)
             .count()
+    }
+
+    /// Everything measured so far, as a scrape would show it.
+    pub(crate) fn scrape(&self) -> String {
+        self.metrics.encode()
     }
 
     pub(crate) fn restarts(&self) -> usize {

@@ -32,7 +32,7 @@ impl OperationLimits {
             Operation::FsDelete => self.fs_delete,
             Operation::HttpConnect => self.http_connect,
             Operation::HttpRead => self.http_read,
-            Operation::SqlConnect | Operation::SqlStatement | Operation::Total | Operation::Deadline => None,
+            _ => None,
         }?;
         Some(OperationLimit { operation, allowed })
     }

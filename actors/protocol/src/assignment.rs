@@ -69,6 +69,9 @@ pub struct Assignment {
     pub deadline_ms: u64,
     /// Total calls that the assignment allows: 1..100. Absent: the worker's setting decides.
     pub max_attempts: Option<u32>,
+    /// Wait before the first retry that the assignment asks for, in milliseconds: 0..3,600,000. Absent: the worker's
+    /// policy decides.
+    pub backoff_ms: Option<u64>,
     /// Pool that the assignment asks for. Absent: the block's own class.
     pub resource_class: Option<ResourceClass>,
 }
@@ -326,6 +329,7 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
         payload,
         deadline_ms,
         max_attempts: read_max_attempts(shape),
+        backoff_ms: read_backoff_ms(shape),
         resource_class: read_resource_class(shape),
     })
 }
@@ -461,6 +465,14 @@ fn read_max_attempts(shape: &Shape<'_>) -> Option<u32> {
             .unwrap_or(MAX_ATTEMPTS)
             .clamp(1, MAX_ATTEMPTS),
     )
+}
+
+/// No wait is longer than the longest deadline.
+fn read_backoff_ms(shape: &Shape<'_>) -> Option<u64> {
+    let given = [shape.options, shape.root, shape.job]
+        .into_iter()
+        .find_map(|place| object(place, "retry").get("backoff_ms").and_then(lenient_u64));
+    given.map(|backoff_ms| backoff_ms.min(MAX_DEADLINE_MS))
 }
 
 fn read_resource_class(shape: &Shape<'_>) -> Option<ResourceClass> {

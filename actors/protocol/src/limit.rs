@@ -25,7 +25,11 @@ pub enum Operation {
     SqlConnect,
     /// Running a statement.
     SqlStatement,
-    /// All attempts of a job and the waits between them.
+    /// One attempt, where the limit on all of them holds for each.
+    TotalOfAttempt,
+    /// All attempts of a job and the waits between them, by the policy of retries.
+    RetryBudget,
+    /// The same by the policy of timeouts.
     Total,
     /// The assignment.
     Deadline,
@@ -33,7 +37,7 @@ pub enum Operation {
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::FsRead,
         Self::FsWrite,
         Self::FsDelete,
@@ -41,6 +45,8 @@ impl Operation {
         Self::HttpRead,
         Self::SqlConnect,
         Self::SqlStatement,
+        Self::TotalOfAttempt,
+        Self::RetryBudget,
         Self::Total,
         Self::Deadline,
     ];
@@ -55,7 +61,8 @@ impl Operation {
             Self::HttpRead => "http_read",
             Self::SqlConnect => "sql_connect",
             Self::SqlStatement => "sql_statement",
-            Self::Total => "total",
+            Self::TotalOfAttempt | Self::Total => "total",
+            Self::RetryBudget => "retry_budget",
             Self::Deadline => "deadline",
         }
     }
@@ -64,9 +71,9 @@ impl Operation {
     /// the job, because of one `operation`, the `total` limit or the `deadline`.
     pub const fn timeout_type(self) -> &'static str {
         match self {
-            Self::HttpConnect | Self::HttpRead | Self::SqlConnect => "attempt",
+            Self::HttpConnect | Self::HttpRead | Self::SqlConnect | Self::TotalOfAttempt => "attempt",
             Self::FsRead | Self::FsWrite | Self::FsDelete | Self::SqlStatement => "operation",
-            Self::Total => "total",
+            Self::RetryBudget | Self::Total => "total",
             Self::Deadline => "deadline",
         }
     }
@@ -80,7 +87,8 @@ impl Operation {
             Self::HttpConnect | Self::SqlConnect => "connect limit",
             Self::HttpRead => "answer limit",
             Self::SqlStatement => "statement limit",
-            Self::Total => "total limit",
+            Self::TotalOfAttempt | Self::Total => "total limit",
+            Self::RetryBudget => "retry budget",
             Self::Deadline => "deadline",
         }
     }

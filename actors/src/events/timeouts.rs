@@ -79,15 +79,19 @@ pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duratio
         Some(RanOut::Limit { limit, taken }) if is_of_job(limit.operation) => Some((limit, taken)),
         _ => None,
     };
-    let of = |operation| match gave_up {
-        Some((limit, taken)) if limit.operation == operation => ran_out(identity, limit, taken),
-        _ => within_limit(identity, operation),
-    };
-    vec![of(Operation::Total), of(Operation::Deadline)]
+    let kept = [Operation::Total, Operation::Deadline]
+        .into_iter()
+        .filter(|operation| gave_up.is_none_or(|(limit, _)| limit.operation != *operation));
+    let mut events: Vec<_> = kept.map(|operation| within_limit(identity, operation)).collect();
+    events.extend(gave_up.map(|(limit, taken)| ran_out(identity, limit, taken)));
+    events
 }
 
 fn is_of_job(operation: Operation) -> bool {
-    matches!(operation, Operation::Total | Operation::Deadline)
+    matches!(
+        operation,
+        Operation::Total | Operation::RetryBudget | Operation::Deadline
+    )
 }
 
 /// An operation ended, well or not, within its limit.

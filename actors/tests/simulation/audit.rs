@@ -4,12 +4,13 @@
 //! under the condition that makes it one, and no other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use caf_actors::claims::record::{ClaimRecord, ClaimState};
 use caf_actors::settings::SubjectSettings;
 use caf_actors::sink::Outgoing;
-use caf_protocol::assignment::MAX_DEADLINE_MS;
+use caf_protocol::assignment::{MAX_DEADLINE_MS, Reading};
 use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::ids::AssignmentKey;
 
@@ -390,6 +391,31 @@ impl World {
         }
     }
 
+    /// An attempt begins, after so many retries and so long after the first call of this run. Asked of the scenario, not of
+    /// the plan.
+    pub(crate) fn check_retries(&mut self, spec: usize, retries: u32, since_first_call: Duration) {
+        let Reading::Valid(assignment) = &self.scenario.specs[spec].reading else {
+            return;
+        };
+        let rules = &self.scenario.retry;
+        let budget = rules
+            .policy
+            .as_ref()
+            .map(|policy| policy.default_policy.retry_budget_ms);
+        let total = rules.total.as_ref().filter(|total| total.enforce_across_retries);
+        let longest = budget
+            .into_iter()
+            .chain(total.map(|total| total.total_timeout_ms))
+            .min();
+        let too_late = longest.is_some_and(|longest| since_first_call >= Duration::from_millis(longest));
+        let too_often = assignment.max_attempts.is_some_and(|most| retries >= most);
+        if too_late || too_often {
+            self.fail(format!(
+                "assignment {spec} is called after {retries} retries and {since_first_call:?}: too late {too_late}, too often {too_often}"
+            ));
+        }
+    }
+
     /// A process is gone; these were marked as running.
     pub(crate) fn process_ended(&mut self, process: usize) {
         for ledger in &mut self.audit.ledgers {
@@ -477,8 +503,12 @@ impl World {
             "row 3" => spec.kind == Kind::Foreign,
             "row 4" => self.scenario.queue.is_some(),
             "row 6" => matches!(spec.kind, Kind::Works { .. }),
-            "row 7" => matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. }),
-            "row 8" | "row 8b" => spec.deadline_ms < MAX_DEADLINE_MS,
+            "row 7" => {
+                matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. })
+                    || self.scenario.limits_each_call()
+            }
+            "row 8" => spec.deadline_ms < MAX_DEADLINE_MS || self.scenario.limits_all_calls(),
+            "row 8b" => spec.deadline_ms < MAX_DEADLINE_MS,
             "row 9" => !spec.repeatable && !self.scenario.faults.is_empty(),
             "row 14" => ledger.deaths >= self.scenario.rule.max_deaths && ledger.deaths_alone > 0,
             "row 17" => !self.scenario.is_calm || self.has_poison(),

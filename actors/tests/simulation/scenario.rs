@@ -1,7 +1,11 @@
 //! What a seed stands for: settings, assignments, and the faults that happen to them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use caf_actors::block_worker::retry::RetryRules;
 use caf_actors::claims::record::QuarantineRule;
+use caf_actors::settings::policies::{RetryPolicySettings, TotalLimit};
 use caf_protocol::assignment::{MAX_DEADLINE_MS, Reading, read};
 use caf_protocol::headers::Headers;
 use caf_protocol::ids::AssignmentKey;
@@ -97,6 +101,8 @@ pub(crate) struct Scenario {
     pub skew_ms: Vec<u64>,
     /// Nothing goes wrong but what assignments do.
     pub is_calm: bool,
+    /// What all workers say of retries.
+    pub retry: RetryRules,
 }
 
 impl Scenario {
@@ -138,6 +144,7 @@ impl Scenario {
             hard_limit: 8 * SECOND,
             skew_ms: (0..workers).map(|_| dice.range(0, 1_000)).collect(),
             is_calm,
+            retry: retry_rules(dice),
         };
         if !is_calm {
             let count = dice.index(9);
@@ -150,6 +157,18 @@ impl Scenario {
             scenario.faults = vec![(dice.range(0, 20) * SECOND, fault)];
         }
         scenario
+    }
+
+    /// Whether something beside the deadline bounds all calls of a job.
+    pub(crate) fn limits_all_calls(&self) -> bool {
+        let total = self.retry.total.as_ref();
+        self.retry.policy.is_some() || total.is_some_and(|total| total.enforce_across_retries)
+    }
+
+    /// Whether something beside the deadline bounds each call of a job.
+    pub(crate) fn limits_each_call(&self) -> bool {
+        let total = self.retry.total.as_ref();
+        total.is_some_and(|total| !total.enforce_across_retries)
     }
 
     /// What was drawn, for the trace.
@@ -165,6 +184,7 @@ impl Scenario {
             self.request_limit / MS,
             self.rule
         )];
+        lines.push(format!("{:?}", self.retry));
         lines.push(format!(
             "one in so many: killed at a step {}, reply lost {}, not kept {}",
             self.kill_one_in, self.lose_one_in, self.unkept_one_in
@@ -210,6 +230,25 @@ impl Scenario {
             _ => Fault::SlowKeeper { worker, lasts },
         };
         (at, fault)
+    }
+}
+
+/// CP1, or a policy whose budget some jobs use up; and a total limit in some.
+fn retry_rules(dice: &mut Dice) -> RetryRules {
+    let policy = dice.percent(50).then(|| {
+        let mut policy = RetryPolicySettings::default();
+        policy.default_policy.retry_budget_ms = dice.range(500, 40_000);
+        policy.default_policy.base_delay_ms = dice.range(0, 2_000);
+        Arc::new(policy)
+    });
+    let total = dice.percent(20).then(|| TotalLimit {
+        total_timeout_ms: dice.range(200, 20_000),
+        enforce_across_retries: dice.percent(50),
+    });
+    RetryRules {
+        default_attempts: 4,
+        policy,
+        total,
     }
 }
 

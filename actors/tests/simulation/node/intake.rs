@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use caf_actors::block_worker::retry::numbers::Asked;
 use caf_actors::claims::fleet::{Found, Learnt, Revision, StoreError, Taken};
 use caf_actors::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use caf_actors::claims::{Claim, Standing};
@@ -331,13 +332,17 @@ impl Node {
             let _ = confirmed.send(());
         });
         let deadline = case.deadline(&assignment);
+        let asked = Asked {
+            max_attempts: assignment.max_attempts,
+            backoff_ms: assignment.backoff_ms,
+        };
         let job = Job {
             spec: case.spec,
             sequence: case.sequence,
             identity: case.identity,
             started: case.first_start,
             deadline,
-            max_attempts: assignment.max_attempts.unwrap_or(4),
+            retry: self.scenario.retry.plan(&assignment.job_type, asked),
             repeatable: self.spec(case.spec).repeatable,
             alone,
             cancel: self.cancel.child_token(),

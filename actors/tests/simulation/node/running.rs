@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use caf_actors::block_worker::retry::{NextStep, RetryPlan};
+use caf_actors::block_worker::retry::limit::{End, Limit};
+use caf_actors::block_worker::retry::{Course, NextStep, RetryPlan};
 use caf_actors::block_worker::{Cleared, PROOF_RETRY, is_handed_back};
 use caf_actors::intake::HAND_BACK_DELAY_MS;
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
@@ -27,7 +28,7 @@ pub(crate) struct Job {
     pub identity: Identity,
     pub started: Instant,
     pub deadline: Instant,
-    pub max_attempts: u32,
+    pub retry: RetryPlan,
     pub repeatable: bool,
     pub alone: bool,
     pub cancel: CancellationToken,
@@ -45,7 +46,7 @@ enum Ended {
 
 enum Attempt {
     Done(Result<Outputs, Failure>),
-    OutOfTime,
+    OutOfTime(Limit),
     Cancelled,
 }
 
@@ -176,7 +177,7 @@ impl Node {
             () = job.cancel.cancelled() => return cancelled(job, 0),
             entered = self.sim.limit_at(job.deadline, entered) => match entered {
                 Some(floor) => floor,
-                None => return out_of_time(0),
+                None => return Ended::Outcome(Outcome::from(Limit::Deadline.failure()), 0),
             },
         };
         let mark = Mark {
@@ -196,39 +197,57 @@ impl Node {
     }
 
     async fn attempts(self: &Arc<Self>, job: &Job) -> Ended {
-        let plan = RetryPlan::cp1(job.max_attempts);
-        let mut attempt = 0;
+        let mut course = Course::new(job.retry.clone());
         loop {
-            match self.clearance(job).await {
+            match self.clearance(job, course.end(job.deadline)).await {
                 Cleared::Go => {}
-                Cleared::Cancelled => return cancelled(job, attempt),
-                Cleared::OutOfTime => return out_of_time(attempt),
+                Cleared::Cancelled => return cancelled(job, course.retries()),
+                Cleared::OutOfTime => {
+                    let limit = course.end(job.deadline).limit;
+                    return out_of_time(&mut course, limit);
+                }
                 Cleared::TakenOver => return Ended::TakenOver,
             }
-            self.sim
-                .with(|world| world.attempt_begins(self.id, job.sequence, job.spec, job.alone));
-            let done = self.one_attempt(job, attempt).await;
+            course.begin(self.now());
+            let (retries, spent) = (course.retries(), course.spent(self.now()));
+            self.sim.with(|world| {
+                world.check_retries(job.spec, retries, spent);
+                world.attempt_begins(self.id, job.sequence, job.spec, job.alone);
+            });
+            let done = self.one_attempt(job, &course).await;
             self.sim.with(|world| world.attempt_ends(self.id, job.spec));
             let failure = match done {
-                Attempt::Done(Ok(outputs)) => return Ended::Outcome(Outcome::Success(outputs), attempt),
+                Attempt::Done(Ok(outputs)) => {
+                    return Ended::Outcome(Outcome::Success(outputs), course.retries());
+                }
                 Attempt::Done(Err(failure)) => failure,
-                Attempt::OutOfTime => return out_of_time(attempt),
-                Attempt::Cancelled => return cancelled(job, attempt),
+                Attempt::OutOfTime(limit) => return out_of_time(&mut course, limit),
+                Attempt::Cancelled => return cancelled(job, course.retries()),
             };
-            let NextStep::RetryAfter(delay) = plan.after(&failure, attempt) else {
-                return Ended::Outcome(Outcome::from(failure), attempt);
+            let delay = match course.failed(&failure, true, self.now(), self.chance(job, &course)) {
+                NextStep::RetryAfter(delay) => delay,
+                NextStep::OutOfTime(limit) => return out_of_time(&mut course, limit),
+                NextStep::GiveUp | NextStep::Exhausted => {
+                    return Ended::Outcome(Outcome::from(failure), course.retries());
+                }
             };
             tokio::select! {
                 biased;
-                () = job.cancel.cancelled() => return cancelled(job, attempt),
-                () = self.sim.sleep_until(job.deadline) => return out_of_time(attempt),
+                () = job.cancel.cancelled() => return cancelled(job, course.retries()),
+                () = self.sim.sleep_until(job.deadline) => return out_of_time(&mut course, Limit::Deadline),
                 () = self.sim.sleep_for(delay) => {}
             }
-            attempt += 1;
+            course.waited();
         }
     }
 
-    async fn clearance(&self, job: &Job) -> Cleared {
+    /// Jitter that differs from wait to wait and is the same each time that a seed is run.
+    fn chance(&self, job: &Job, course: &Course) -> f64 {
+        let mixed = (job.sequence * 7 + u64::from(course.retries()) * 3) % 11;
+        f64::from(u8::try_from(mixed).expect("small")) / 10.0
+    }
+
+    async fn clearance(&self, job: &Job, end: End) -> Cleared {
         loop {
             let now = self.now();
             if job.holdings.has_lapsed_at(now) {
@@ -237,26 +256,27 @@ impl Node {
             let proof = tokio::select! {
                 biased;
                 () = job.cancel.cancelled() => return Cleared::Cancelled,
-                proof = self.sim.limit_at(job.deadline, job.holdings.prove_at(now)) => proof,
+                proof = self.sim.limit_at(end.at, job.holdings.prove_at(now)) => proof,
             };
             let Some(proof) = proof else {
                 return Cleared::OutOfTime;
             };
             let now = self.now();
-            if let Some(cleared) = Cleared::by(&proof, now, job.deadline) {
+            if let Some(cleared) = Cleared::by(&proof, now, end.at) {
                 return cleared;
             }
             self.sim.sleep_until(now + PROOF_RETRY).await;
         }
     }
 
-    async fn one_attempt(&self, job: &Job, attempt: u32) -> Attempt {
+    async fn one_attempt(&self, job: &Job, course: &Course) -> Attempt {
+        let end = course.end_of_call(job.deadline, self.now());
         let spec = self.spec(job.spec);
         let work = async {
             self.sim.sleep(spec.duration).await;
             let failure = || Failure::new(ErrorCode::NetworkError, "the other side is away");
             match spec.kind {
-                Kind::Works { failures } if attempt >= failures => Ok(Outputs::new()),
+                Kind::Works { failures } if course.retries() >= failures => Ok(Outputs::new()),
                 Kind::Poison => {
                     self.sim.with(|world| world.doomed.push(self.id));
                     std::future::pending().await
@@ -267,14 +287,18 @@ impl Node {
         tokio::select! {
             biased;
             () = job.cancel.cancelled() => Attempt::Cancelled,
-            done = self.sim.limit_at(job.deadline, work) => done.map_or(Attempt::OutOfTime, Attempt::Done),
+            done = self.sim.limit_at(end.at, work) => match (done, end.limit) {
+                (Some(done), _) => Attempt::Done(done),
+                (None, limit @ Limit::TotalTimeOfOneCall { .. }) => Attempt::Done(Err(limit.failure())),
+                (None, limit) => Attempt::OutOfTime(limit),
+            },
         }
     }
 }
 
-fn out_of_time(attempt: u32) -> Ended {
-    let failure = Failure::timeout("the deadline of the assignment");
-    Ended::Outcome(Outcome::from(failure), attempt)
+fn out_of_time(course: &mut Course, limit: Limit) -> Ended {
+    course.ran_out(limit);
+    Ended::Outcome(Outcome::from(limit.failure()), course.retries())
 }
 
 fn cancelled(job: &Job, attempt: u32) -> Ended {

@@ -1,0 +1,146 @@
+//! How far a job has come with its plan: which attempt it is at, since when, and when it must be over. Pure.
+//!
+//! Neighbours: the block worker tells it what happened and does what it says; the simulation does the same.
+
+use std::time::Duration;
+
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::Failure;
+use tokio::time::Instant;
+
+use super::limit::{End, Limit};
+use super::{NextStep, RetryPlan};
+
+/// The course of one job.
+#[derive(Debug, Clone)]
+pub struct Course {
+    plan: RetryPlan,
+    first_call: Option<Instant>,
+    attempt: u32,
+    /// The failure before the attempt that comes or runs, and the wait that follows it.
+    pending: Option<Pending>,
+    exhausted: Option<Exhaustion>,
+}
+
+/// A retry that was decided on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pending {
+    /// How the attempt before it ended.
+    pub code: ErrorCode,
+    /// Total calls for that error.
+    pub max_attempts: u32,
+    /// The wait before it.
+    pub delay: Duration,
+}
+
+/// Why no retry follows an error that another call might have mended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exhaustion {
+    /// The error.
+    pub code: ErrorCode,
+    /// Total calls for that error. Fewer were made if it was a limit in time that ended the job.
+    pub max_attempts: u32,
+}
+
+impl Course {
+    /// At the start of `plan`.
+    pub fn new(plan: RetryPlan) -> Self {
+        Self {
+            plan,
+            first_call: None,
+            attempt: 0,
+            pending: None,
+            exhausted: None,
+        }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &RetryPlan {
+        &self.plan
+    }
+
+    /// Retries that were begun, which is the number of the attempt that runs, from 0.
+    pub fn retries(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The failure that the last retry answered to.
+    pub fn pending(&self) -> Option<Pending> {
+        self.pending
+    }
+
+    /// The error for which calls or time were used up, if that ended the job.
+    pub fn exhausted(&self) -> Option<Exhaustion> {
+        self.exhausted
+    }
+
+    /// Time since the first call began.
+    pub fn spent(&self, now: Instant) -> Duration {
+        let first = self.first_call.unwrap_or(now);
+        now.saturating_duration_since(first)
+    }
+
+    /// An attempt begins.
+    pub fn begin(&mut self, now: Instant) {
+        self.first_call.get_or_insert(now);
+    }
+
+    /// When the job must be over whose deadline this is.
+    pub fn end(&self, deadline: Instant) -> End {
+        let end = End {
+            at: deadline,
+            limit: Limit::Deadline,
+        };
+        match self.first_call {
+            Some(first) => end.or_sooner(first, self.plan.overall_limit()),
+            None => end,
+        }
+    }
+
+    /// When a call that begins now must be over.
+    pub fn end_of_call(&self, deadline: Instant, now: Instant) -> End {
+        self.end(deadline).or_sooner(now, self.plan.limit_of_each_call())
+    }
+
+    /// The attempt failed; `called` says whether the block was called at all, or only its inputs asked for.
+    pub fn failed(&mut self, failure: &Failure, called: bool, now: Instant, chance: f64) -> NextStep {
+        let (attempt, spent) = (self.attempt, self.spent(now));
+        let next = if called {
+            self.plan.after(failure, attempt, spent, chance)
+        } else {
+            self.plan.before_the_first_call(failure, attempt, spent, chance)
+        };
+        match next {
+            NextStep::RetryAfter(delay) => {
+                self.pending = Some(Pending {
+                    code: failure.code,
+                    max_attempts: self.plan.max_attempts(failure),
+                    delay,
+                });
+            }
+            NextStep::Exhausted | NextStep::OutOfTime(_) => {
+                self.exhausted = Some(Exhaustion {
+                    code: failure.code,
+                    max_attempts: self.plan.max_attempts(failure),
+                });
+            }
+            NextStep::GiveUp => {}
+        }
+        next
+    }
+
+    /// The wait is over: the next attempt follows.
+    pub fn waited(&mut self) {
+        self.attempt = self.attempt.saturating_add(1);
+    }
+
+    /// A limit ended the job. One of retries is used up if there was an error to retry.
+    pub fn ran_out(&mut self, limit: Limit) {
+        if limit != Limit::Deadline && self.exhausted.is_none() {
+            self.exhausted = self.pending.map(|pending| Exhaustion {
+                code: pending.code,
+                max_attempts: pending.max_attempts,
+            });
+        }
+    }
+}
