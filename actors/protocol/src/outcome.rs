@@ -23,11 +23,11 @@ pub struct Failure {
     /// What the caller gets although the job failed, such as the body of a failure status.
     pub outputs: Outputs,
     /// For the log only.
-    pub internal: Option<String>,
+    pub internal: Option<Box<str>>,
     /// Whether a total limit ran out: the job's status is then `timeout`, not `error`.
     pub total_limit: bool,
     /// Which limit ran out, when one did. For log and metrics; never travels.
-    pub ran_out: Option<RanOut>,
+    pub ran_out: Option<Box<RanOut>>,
 }
 
 impl Failure {
@@ -69,7 +69,7 @@ impl Failure {
     /// Says which limit ran out.
     #[must_use]
     pub fn by(mut self, ran_out: RanOut) -> Self {
-        self.ran_out = Some(ran_out);
+        self.ran_out = Some(Box::new(ran_out));
         self
     }
 
@@ -83,7 +83,7 @@ impl Failure {
     /// Adds text for the log.
     #[must_use]
     pub fn internally(mut self, text: impl std::fmt::Display) -> Self {
-        self.internal = Some(text.to_string());
+        self.internal = Some(text.to_string().into());
         self
     }
 

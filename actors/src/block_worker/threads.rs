@@ -163,7 +163,7 @@ mod tests {
             (failure.code, failure.total_limit),
             (ErrorCode::CancelledByTimeout, true)
         );
-        let Some(RanOut::Limit { limit: told, taken }) = failure.ran_out else {
+        let Some(RanOut::Limit { limit: told, taken }) = failure.ran_out.as_deref().copied() else {
             panic!("{failure:?}");
         };
         assert_eq!(told, limit);

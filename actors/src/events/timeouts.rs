@@ -50,7 +50,7 @@ pub static RATE: Metric = Metric {
 /// not begun.
 pub fn of_attempt(identity: &Identity, performed: &[Operation], failure: Option<&Failure>) -> Vec<Event> {
     let gave_up = failure
-        .and_then(|failure| failure.ran_out)
+        .and_then(|failure| failure.ran_out.as_deref().copied())
         .and_then(|ran_out| match ran_out {
             RanOut::Limit { limit, taken } if !is_of_job(limit.operation) => Some((limit, taken)),
             _ => None,
@@ -68,7 +68,7 @@ pub fn of_attempt(identity: &Identity, performed: &[Operation], failure: Option<
 /// What a job that has ended has to tell of the limits on it as a whole. `deadline` are its figures: how long the job
 /// could take, and has taken.
 pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duration, Duration)) -> Vec<Event> {
-    let gave_up = match failure.and_then(|failure| failure.ran_out) {
+    let gave_up = match failure.and_then(|failure| failure.ran_out.as_deref().copied()) {
         Some(RanOut::Deadline) => Some((
             OperationLimit {
                 operation: Operation::Deadline,

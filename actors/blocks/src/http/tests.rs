@@ -390,7 +390,7 @@ fn slow_heads_and_slow_bodies_are_timeouts_of_one_attempt() {
             "{given:?}: {}",
             failure.message
         );
-        let Some(RanOut::Limit { limit, taken }) = failure.ran_out else {
+        let Some(RanOut::Limit { limit, taken }) = failure.ran_out.as_deref().copied() else {
             panic!("{failure:?}")
         };
         assert_eq!(Some(limit), limits.on(Operation::HttpRead));
@@ -416,7 +416,7 @@ fn connecting_has_a_limit_of_its_own_and_without_one_the_deadline() {
     assert_eq!(failure.code, ErrorCode::ConnectionTimeout);
     assert_eq!(failure.message, "timeout while connecting");
     assert!(
-        matches!(failure.ran_out, Some(RanOut::Limit { limit, .. }) if Some(limit) == limits.on(Operation::HttpConnect)),
+        matches!(failure.ran_out.as_deref(), Some(RanOut::Limit { limit, .. }) if Some(*limit) == limits.on(Operation::HttpConnect)),
         "{failure:?}"
     );
     let failure = ask(

@@ -283,7 +283,7 @@ fn a_query_without_end_is_stopped_by_limit_deadline_and_cancelling() {
     assert_eq!(failure.message, "statement limit has passed");
     assert!(failure.total_limit);
     assert!(
-        matches!(failure.ran_out, Some(RanOut::Limit { limit, .. }) if limit.operation == Operation::SqlStatement),
+        matches!(failure.ran_out.as_deref(), Some(RanOut::Limit { limit, .. }) if limit.operation == Operation::SqlStatement),
         "{failure:?}"
     );
 
