@@ -4,6 +4,8 @@
 
 #[path = "pipeline/blocked.rs"]
 mod blocked;
+#[path = "pipeline/limits.rs"]
+mod limits;
 #[path = "pipeline/references.rs"]
 mod references;
 #[path = "pipeline/rig.rs"]

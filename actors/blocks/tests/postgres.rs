@@ -459,6 +459,31 @@ fn limit_and_deadline_end_a_statement_as_a_timeout() {
 }
 
 #[test]
+fn the_server_is_told_the_shorter_of_limit_and_what_is_left() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| {
+            connection.statement_timeout_ms = 20_000
+        });
+        let told = async |left| {
+            let text =
+                "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)::float8 AS v";
+            let task = prepare(&blocks, "ro", text, json!([])).expect("is accepted");
+            let outputs = task
+                .run(context(Duration::from_secs(left)))
+                .await
+                .expect("answers");
+            outputs["rows"][0]["v"].as_f64().expect("is a number")
+        };
+        assert_eq!(told(60).await, 20.0, "the limit");
+        let left = told(10).await;
+        assert!(
+            left > 0.0 && left <= 10.0,
+            "what is left until the deadline, not {left}"
+        );
+    });
+}
+
+#[test]
 fn a_statement_that_is_given_up_does_not_go_on_at_the_server() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |_| {});
