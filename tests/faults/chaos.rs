@@ -447,3 +447,41 @@ fn an_answer_that_hangs_once_is_asked_for_again() {
     }
     assert_eq!(told, BTreeMap::from([("\"http_read\"".to_owned(), 2)]));
 }
+
+#[test]
+fn without_the_flag_only_the_deadline_limits_a_request() {
+    let deadline_ms = 1_000;
+    let (server, silent) = (
+        FaultyHttp::start().expect("starts"),
+        Silent::open().expect("opens"),
+    );
+    server.set(|call| match call.path {
+        "/head" => Fault::Hang,
+        _ => Fault::SlowBody(Duration::from_secs(3_600)),
+    });
+    let policy = json!({"worker": {"timeouts": {"v2": {"http_connection": {
+        "connect_timeout_ms": 100, "read_timeout_ms": 100,
+    }}}}});
+    let node = Node::start_with(|worker| {
+        worker
+            .file("config/worker/timeout_policy.json", policy.to_string())
+            .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8")
+    });
+    for url in [server.url("/head"), server.url("/body"), silent.url("/connect")] {
+        let job = [post(&url).deadline_ms(deadline_ms)];
+        node.client.assign_all(&job).expect("is sent");
+        node.wait_answered(&job, SOON);
+        let result = node.answers().results(job[0].assignment_id())[0].clone();
+        assert_eq!(
+            (&result["status"], &result["error_code"], &result["retries_used"]),
+            (&json!("timeout"), &json!("CANCELLED_BY_TIMEOUT"), &json!(0)),
+            "{url}: {result}"
+        );
+        assert!(
+            result["latency_ms"].as_u64() >= Some(deadline_ms),
+            "{url}: {result}"
+        );
+    }
+    let told = |log: &Value| log["message"] == "Operation timeout";
+    assert!(!node.worker.logs().iter().any(told));
+}

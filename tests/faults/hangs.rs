@@ -272,3 +272,43 @@ fn a_disk_that_is_only_slow_is_waited_for() {
     assert!(stall.held(HeldCall::Sync) >= 1);
     assert_eq!(told(&node), []);
 }
+
+#[test]
+fn a_worker_with_a_thread_on_a_disk_that_hangs_can_leave_all_the_same() {
+    let stall = Stall::new().expect("is made");
+    std::fs::write(stall.directory().join("old"), "old").expect("is written");
+    let mut node = node(&stall, true, |worker| worker);
+    stall.hold(HeldCall::Read).expect("is switched");
+    assert_timeout(&run(
+        &node,
+        AssignmentBuilder::new("fs.blob_get", json!({"path": "slow/old"})),
+    ));
+    wait_for_strays(&mut node, 1);
+    node.worker.terminate().expect("is told");
+    let status = node.worker.wait_exit(SOON).expect("leaves");
+    assert_eq!(status.code(), Some(0), "nothing was held any more");
+}
+
+#[test]
+fn at_the_soft_limit_a_hung_removal_is_handed_back_only_where_it_may_be_repeated() {
+    let stall = Stall::new().expect("is made");
+    let mut node = node(&stall, false, |worker| worker.env("WORKER__DRAIN__SOFT_S", 1));
+    stall.hold(HeldCall::Unlink).expect("is switched");
+    let delete = |name: &str, missing_ok: bool| {
+        let given = json!({"path": format!("slow/{name}"), "missing_ok": missing_ok});
+        AssignmentBuilder::new("fs.blob_delete", given)
+    };
+    let load = [delete("a", true), delete("b", false)];
+    node.client.assign_all(&load).expect("are sent");
+    wait_until("both hang", SOON, || stall.held(HeldCall::Unlink) == 2);
+    node.worker.terminate().expect("is told");
+    let status = node.worker.wait_exit(SOON).expect("leaves");
+    assert_eq!(status.code(), Some(0));
+    let answers = node.answers();
+    assert!(
+        answers.results(load[0].assignment_id()).is_empty(),
+        "goes back to the stream"
+    );
+    let cancelled = &answers.results(load[1].assignment_id())[0];
+    assert_eq!(cancelled["status"], "cancelled", "{cancelled}");
+}
