@@ -312,3 +312,21 @@ fn at_the_soft_limit_a_hung_removal_is_handed_back_only_where_it_may_be_repeated
     let cancelled = &answers.results(load[1].assignment_id())[0];
     assert_eq!(cancelled["status"], "cancelled", "{cancelled}");
 }
+
+#[test]
+fn a_removal_that_was_given_up_before_its_last_step_does_not_come_true() {
+    let stall = Stall::new().expect("is made");
+    let file = stall.directory().join("dir/old");
+    std::fs::create_dir(stall.directory().join("dir")).expect("is made");
+    std::fs::write(&file, "old").expect("is written");
+    let mut node = node(&stall, true, |worker| worker);
+    stall.hold(HeldCall::Open).expect("is switched");
+    let delete = AssignmentBuilder::new("fs.blob_delete", json!({"path": "slow/dir/old"}));
+    assert_timeout(&run(&node, delete));
+    stall.release(HeldCall::Open).expect("is switched");
+    wait_for_strays(&mut node, 0);
+    assert!(file.exists());
+    let again = AssignmentBuilder::new("fs.blob_delete", json!({"path": "slow/dir/old"}));
+    assert_eq!(run(&node, again)["status"], "success");
+    assert!(!file.exists());
+}

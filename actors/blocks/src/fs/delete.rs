@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::path::JobPath;
+use super::roots::Place;
 use super::{Action, Shared, failure_of};
 use crate::inputs::Fields;
 use crate::watch::Watch;
@@ -53,10 +54,15 @@ impl Action for Delete {
 
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
         watch.check()?;
-        let place = shared.roots.find(&self.path)?;
+        let Place { dir, path } = shared.roots.find(&self.path)?;
+        let directory = match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            None => Ok(dir),
+            Some(parent) => dir.open_dir(parent),
+        };
         // A removal that was given up while its directory was stuck must not come true later.
         watch.check()?;
-        let deleted = match place.dir.remove_file(&place.path) {
+        let name = path.file_name().unwrap_or_default();
+        let deleted = match directory.and_then(|directory| directory.remove_file(name)) {
             Ok(()) => true,
             Err(error) if self.missing_ok && error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(failure_of(error, "removing")),
