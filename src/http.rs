@@ -158,6 +158,13 @@ impl Health {
         details.insert("pools".to_owned(), Value::Object(answers.collect()));
         details.insert("publisher".to_owned(), json!(publisher));
         details.insert("stray_threads".to_owned(), json!(parts.threads.strays()));
+        let exhausted = parts.threads.are_exhausted();
+        let message = if exhausted {
+            "too many outlived their job; jobs that need one are refused until some return"
+        } else {
+            "available"
+        };
+        checks.insert("threads".to_owned(), check(!exhausted, message));
         let claims = parts.claims.snapshot(Instant::now());
         let claiming = claims.unavailable_ms < UNCONFIRMED_LIMIT_MS;
         let message = if claiming {

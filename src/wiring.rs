@@ -4,6 +4,7 @@
 //! It decides nothing about messages.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
@@ -29,7 +30,7 @@ use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::state_dir::marks::Marks;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Adopt, Child, Escalation, Supervisor};
-use caf_blocks::Blocks;
+use caf_blocks::{Blocks, OperationLimits};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
@@ -167,7 +168,8 @@ pub async fn build(
         max_payload_ref_bytes,
         marks,
         log.clone(),
-    );
+    )
+    .telling_timeouts(in_force.timeouts.is_some());
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
@@ -243,6 +245,22 @@ pub fn preparation(settings: &Settings, in_force: &InForce, blocks: Blocks) -> P
         registry: blocks.registry,
         fetchers: blocks.fetchers,
         retry: in_force.retry_rules(settings),
+    }
+}
+
+/// Limits on the operations of blocks, while their policy is in force.
+pub fn operation_limits(in_force: &InForce) -> OperationLimits {
+    let Some(policy) = &in_force.timeouts else {
+        return OperationLimits::default();
+    };
+    let (fs, http) = (&policy.fs_operations, &policy.http_connection);
+    let ms = |limit| Some(Duration::from_millis(limit));
+    OperationLimits {
+        fs_read: ms(fs.read_timeout_ms),
+        fs_write: ms(fs.write_timeout_ms),
+        fs_delete: ms(fs.delete_timeout_ms),
+        http_connect: ms(http.connect_timeout_ms),
+        http_read: ms(http.read_timeout_ms),
     }
 }
 

@@ -1,10 +1,14 @@
 //! Faults at named points: the broker ends, freezes or forgets, the worker is asked to leave or dies. Afterwards every
 //! assignment is counted.
 
+#[path = "faults/chaos.rs"]
+mod chaos;
 #[path = "faults/consumption.rs"]
 mod consumption;
 #[path = "faults/drain.rs"]
 mod drain;
+#[path = "faults/hangs.rs"]
+mod hangs;
 #[path = "faults/kills.rs"]
 mod kills;
 #[path = "faults/outages.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "pipeline/blocked.rs"]
 mod blocked;
+#[path = "pipeline/limits.rs"]
+mod limits;
 #[path = "pipeline/queue.rs"]
 mod queue;
 #[path = "pipeline/references.rs"]

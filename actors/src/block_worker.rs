@@ -17,6 +17,7 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::block::{BlockContext, Outputs, RunMode, Task};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::{Operation, RanOut};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
@@ -24,7 +25,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::retry::limit::{End, Limit};
 use self::retry::{Course, NextStep};
-use self::threads::Threads;
+use self::threads::{Threads, within};
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::events::{self, Log};
@@ -58,6 +59,7 @@ pub struct BlockWorker {
     /// Shared by all jobs that run; one that must run alone has it to itself.
     floor: Arc<RwLock<()>>,
     max_payload_ref_bytes: u64,
+    tells_timeouts: bool,
     log: Log,
 }
 
@@ -109,7 +111,33 @@ impl BlockWorker {
             max_payload_ref_bytes,
             marks,
             floor: Arc::default(),
+            tells_timeouts: false,
             log,
+        }
+    }
+
+    /// Whether it tells which limits run out: while their policy is in force.
+    #[must_use]
+    pub fn telling_timeouts(mut self, tells: bool) -> Self {
+        self.tells_timeouts = tells;
+        self
+    }
+
+    fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
+        if self.tells_timeouts {
+            for event in events::timeouts::of_attempt(&job.identity, operations, failure) {
+                self.log.emit(event);
+            }
+        }
+    }
+
+    fn tell_limits_of_job(&self, job: &Job, outcome: &Outcome) {
+        if self.tells_timeouts {
+            let since_start = |end: Instant| end.saturating_duration_since(job.started);
+            let deadline = (since_start(job.deadline), since_start(Instant::now()));
+            for event in events::timeouts::of_job(&job.identity, outcome.failure(), deadline) {
+                self.log.emit(event);
+            }
         }
     }
 }
@@ -118,6 +146,9 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
     let running = slot.occupy();
     let ended = on_the_floor(&mut job, &worker).await;
     drop(running);
+    if let Ended::Outcome(outcome, _) = &ended {
+        worker.tell_limits_of_job(&job, outcome);
+    }
     let BlockWorker { publisher, log, .. } = worker;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
@@ -167,7 +198,7 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
         () = job.cancel.cancelled() => return cancelled(job, 0, worker),
         entered = timeout_at(job.deadline, entered) => match entered {
             Ok(floor) => floor,
-            Err(_) => return Ended::Outcome(Outcome::from(Limit::Deadline.failure()), 0),
+            Err(_) => return Ended::Outcome(Outcome::from(Limit::Deadline.failure().by(RanOut::Deadline)), 0),
         },
     };
     // Only the fleet asks who died with what.
@@ -280,7 +311,8 @@ fn chance() -> f64 {
 
 fn out_of_time(course: &mut Course, limit: Limit) -> Ended {
     course.ran_out(limit);
-    Ended::Outcome(Outcome::from(limit.failure()), course.retries())
+    let failure = limit.failure().by(limit.ran_out(course.spent(Instant::now())));
+    Ended::Outcome(Outcome::from(failure), course.retries())
 }
 
 /// Whether a job that is cut off is handed back instead of answered: where running it twice is harmless, and a broker
@@ -290,7 +322,10 @@ pub fn is_handed_back(repeatable: bool, has_lease: bool) -> bool {
 }
 
 fn cancelled(job: &Job, attempt: u32, worker: &BlockWorker) -> Ended {
-    let may_run_twice = job.repeatable || !matches!(job.work, Work::Ready(_));
+    let may_run_twice = match &job.work {
+        Work::Ready(task) => task.is_repeatable().unwrap_or(job.repeatable),
+        Work::Referenced(_) => true,
+    };
     let handed_back = is_handed_back(may_run_twice, job.holdings.lease.is_some());
     worker.log.emit(events::cut_off(&job.identity, handed_back));
     if handed_back {
@@ -311,6 +346,15 @@ enum Attempt {
     Cancelled,
 }
 
+impl Attempt {
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Done(Err(failure)) | Self::NoInputs(failure) => Some(failure),
+            Self::Done(Ok(_)) | Self::OutOfTime(_) | Self::Cancelled => None,
+        }
+    }
+}
+
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
 async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker) -> Attempt {
     let begun = Instant::now();
@@ -326,9 +370,13 @@ async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker) -> At
     let _stop_when_over = context.cancel.clone().drop_guard();
     let task = match take_task(job, &context, course.end_of_call(job.deadline, begun), worker).await {
         Ok(task) => task,
-        Err(ended) => return ended,
+        Err(ended) => {
+            worker.tell_limits(job, &[], ended.failure());
+            return ended;
+        }
     };
     context.deadline = job.deadline;
+    let (limit, operations) = (task.limit(), task.operations());
     let work = async {
         match task.mode() {
             RunMode::Async => on_this_loop(task, context).await,
@@ -336,9 +384,11 @@ async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker) -> At
         }
     };
     let end = course.end_of_call(job.deadline, begun);
-    in_time(job, end, work)
+    let ended = in_time(job, end, within(limit, work))
         .await
-        .map_or_else(|ended| ended, Attempt::Done)
+        .map_or_else(|ended| ended, Attempt::Done);
+    worker.tell_limits(job, operations, ended.failure());
+    ended
 }
 
 /// The job's task. Inputs that are elsewhere are fetched now, and stay with the job.
@@ -370,7 +420,10 @@ async fn in_time<T>(job: &Job, end: End, work: impl Future<Output = T>) -> Resul
         biased;
         () = job.cancel.cancelled() => Err(Attempt::Cancelled),
         done = timeout_at(end.at, work) => done.map_err(|_| match end.limit {
-            limit @ Limit::TotalTimeOfOneCall { .. } => Attempt::Done(Err(limit.failure())),
+            limit @ Limit::TotalTimeOfOneCall { .. } => {
+                let taken = limit.length().unwrap_or_default() + end.at.elapsed();
+                Attempt::Done(Err(limit.failure().by(limit.ran_out(taken))))
+            }
             limit => Attempt::OutOfTime(limit),
         }),
     }

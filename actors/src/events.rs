@@ -6,6 +6,7 @@
 
 pub mod queue;
 pub mod retry;
+pub mod timeouts;
 
 use std::sync::Arc;
 
@@ -183,7 +184,7 @@ impl Event {
             .with("error_code", failure.code.as_str())
             .with("error", failure.message.as_str());
         match &failure.internal {
-            Some(internal) => event.with("error_internal", internal.as_str()),
+            Some(internal) => event.with("error_internal", &**internal),
             None => event,
         }
     }

@@ -20,6 +20,7 @@ use crate::signals::Signals;
 use crate::submit::Show;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Streams, logger};
+use crate::wiring::operation_limits;
 use crate::{dlq as dlq_command, exec as exec_command, serve as serve_command, submit as submit_command};
 
 /// Runs the node.
@@ -32,7 +33,7 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
-        match caf_blocks::build(&settings.blocks, Extras::default()) {
+        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
             Ok(blocks) => on_event_loop(log, async {
                 serve_command::run(settings, &in_force, blocks, Signals::listen()?, log).await
             }),
@@ -63,7 +64,11 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
             };
-            Ok(caf_blocks::build(&settings.blocks, extras)?)
+            Ok(caf_blocks::build(
+                &settings.blocks,
+                operation_limits(&in_force),
+                extras,
+            )?)
         };
         on_event_loop(log, async {
             exec_command::run(settings, &in_force, input, blocks, Signals::listen()?, log).await
@@ -83,7 +88,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         for warning in &in_force.warnings {
             log.emit(events::warning(warning));
         }
-        match caf_blocks::build(&settings.blocks, Extras::default()) {
+        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
             Ok(blocks) => match exec_command::dry_run::run(settings, &in_force, input, blocks) {
                 Ok(exit) => exit,
                 Err(error) => {

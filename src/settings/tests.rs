@@ -36,7 +36,7 @@ fn rules_of_every_section_are_checked_under_its_name() {
         s.http.admin_addr = "here".into();
         s.outbox.max_bytes = 1_048_575;
         s.log.file = Some(PathBuf::new());
-        s.blocks.http.body_timeout_ms = 0;
+        s.blocks.http.max_request_bytes = 0;
         s.blocks.http.allow_targets = vec!["a b".into()];
         s.blocks.fs.roots.insert("a/b".into(), "x".into());
     });
@@ -57,7 +57,7 @@ fn rules_of_every_section_are_checked_under_its_name() {
         "outbox.max_bytes",
         "log.file",
         "blocks.http.allow_targets",
-        "blocks.http.body_timeout_ms",
+        "blocks.http.max_request_bytes",
         "blocks.fs.roots.a/b",
     ];
     assert_eq!(keys, expected);

@@ -22,6 +22,7 @@ use caf_protocol::block::{
 };
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
+use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference::Fetchers;
 use caf_worker::settings::Settings;
@@ -127,6 +128,22 @@ impl Task for ProbeTask {
             RunMode::Thread
         } else {
             RunMode::Async
+        }
+    }
+
+    /// `limit_ms` makes it a read of a file with that limit.
+    fn limit(&self) -> Option<OperationLimit> {
+        let allowed = self.inputs.get("limit_ms").and_then(Value::as_u64)?;
+        Some(OperationLimit {
+            operation: Operation::FsRead,
+            allowed: Duration::from_millis(allowed),
+        })
+    }
+
+    fn operations(&self) -> &'static [Operation] {
+        match self.limit() {
+            Some(_) => &[Operation::FsRead],
+            None => &[],
         }
     }
 

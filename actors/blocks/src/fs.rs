@@ -1,10 +1,11 @@
-//! `fs.blob_put` and `fs.blob_get`: whole files in and out of the directories that the settings name.
+//! `fs.blob_put`, `fs.blob_get` and `fs.blob_delete`: whole files in and out of the directories that the settings name.
 //!
-//! Neighbours: [`crate::build`] builds both. `path` reads what a job calls a path, `roots` holds the directories as
-//! capability handles, `put` and `get` do the work. Both block their thread and look at their watch between chunks. A
-//! message for the caller holds the caller's path at most, never a path of the host. `fetch` reads inputs that a job refers
-//! to by the same rules.
+//! Neighbours: [`crate::build`] builds them. `path` reads what a job calls a path, `roots` holds the directories as
+//! capability handles, `put`, `get` and `delete` do the work. All block their thread and look at their watch between
+//! steps; the pipeline stops waiting for one that is stuck within a step. A message for the caller holds the caller's path
+//! at most, never a path of the host. `fetch` reads inputs that a job refers to by the same rules.
 
+mod delete;
 mod fetch;
 mod get;
 mod path;
@@ -12,136 +13,146 @@ mod put;
 mod roots;
 
 use std::io;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use caf_protocol::block::{
-    Block, BlockContext, BlockFuture, BlockSpec, Inputs, ResourceClass, RunMode, Task,
+    Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
+use schemars::JsonSchema;
 
+use self::delete::Delete;
 pub(crate) use self::fetch::FileFetch;
-use self::get::{Get, GetInputs, GetOutputs};
-use self::put::{Put, PutInputs, PutOutputs};
+use self::get::Get;
+use self::put::Put;
 use self::roots::Roots;
-use crate::settings::{FsSettings, ms};
+use crate::OperationLimits;
+use crate::settings::FsSettings;
 use crate::watch::Watch;
 
 /// How much is read or written between two looks at the watch, in bytes: a few milliseconds on a slow disk.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The block that writes.
-pub(crate) struct BlobPut {
-    spec: BlockSpec,
-    shared: Arc<Shared>,
-}
-
-/// The block that reads.
-pub(crate) struct BlobGet {
-    spec: BlockSpec,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
+/// What all of them use.
+pub(crate) struct Shared {
     settings: FsSettings,
+    limits: OperationLimits,
     roots: Roots,
 }
 
 impl Shared {
-    fn new(settings: &FsSettings) -> Arc<Self> {
+    pub(crate) fn new(settings: &FsSettings, limits: OperationLimits) -> Arc<Self> {
         Arc::new(Self {
             settings: settings.clone(),
+            limits,
             roots: Roots::new(&settings.roots),
         })
     }
 }
 
-impl BlobPut {
-    pub(crate) fn new(settings: &FsSettings) -> Self {
-        let spec = BlockSpec {
-            job_types: &["fs.blob_put", "fs.put"],
-            class: ResourceClass::Io,
-            repeatable: false,
-            inputs: schemars::schema_for!(PutInputs),
-            outputs: schemars::schema_for!(PutOutputs),
-        };
-        let shared = Shared::new(settings);
-        Self { spec, shared }
+/// One thing to do with one file, its inputs parsed.
+trait Action: Sized + Send + Sync + 'static {
+    /// What its limit is on.
+    const OPERATIONS: &'static [Operation];
+
+    fn from_inputs(inputs: &Inputs) -> Result<Self, Failure>;
+
+    fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure>;
+
+    /// See [`Task::is_repeatable`].
+    fn is_repeatable(&self) -> Option<bool> {
+        None
     }
 }
 
-impl Block for BlobPut {
+/// The block for one kind of action.
+struct FileBlock<A> {
+    spec: BlockSpec,
+    shared: Arc<Shared>,
+    action: PhantomData<fn() -> A>,
+}
+
+impl<A: Action> FileBlock<A> {
+    fn new<I: JsonSchema, O: JsonSchema>(
+        job_types: &'static [&'static str],
+        repeatable: bool,
+        shared: &Arc<Shared>,
+    ) -> Self {
+        Self {
+            spec: BlockSpec {
+                job_types,
+                class: ResourceClass::Io,
+                repeatable,
+                inputs: schemars::schema_for!(I),
+                outputs: schemars::schema_for!(O),
+            },
+            shared: Arc::clone(shared),
+            action: PhantomData,
+        }
+    }
+}
+
+/// The block that writes.
+pub(crate) fn blob_put(shared: &Arc<Shared>) -> impl Block {
+    FileBlock::<Put>::new::<put::PutInputs, put::PutOutputs>(&["fs.blob_put", "fs.put"], false, shared)
+}
+
+/// The block that reads.
+pub(crate) fn blob_get(shared: &Arc<Shared>) -> impl Block {
+    FileBlock::<Get>::new::<get::GetInputs, get::GetOutputs>(&["fs.blob_get", "fs.get"], true, shared)
+}
+
+/// The block that removes. Removing what has been removed fails, so it is repeatable only where that is let pass.
+pub(crate) fn blob_delete(shared: &Arc<Shared>) -> impl Block {
+    FileBlock::<Delete>::new::<delete::DeleteInputs, delete::DeleteOutputs>(
+        &["fs.blob_delete", "fs.delete"],
+        false,
+        shared,
+    )
+}
+
+impl<A: Action> Block for FileBlock<A> {
     fn spec(&self) -> &BlockSpec {
         &self.spec
     }
 
     fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
-        let put = Put::from_inputs(&inputs)?;
+        let action = A::from_inputs(&inputs)?;
         let shared = Arc::clone(&self.shared);
-        Ok(Arc::new(PutTask { shared, put }))
+        Ok(Arc::new(FileTask { shared, action }))
     }
 }
 
-impl BlobGet {
-    pub(crate) fn new(settings: &FsSettings) -> Self {
-        let spec = BlockSpec {
-            job_types: &["fs.blob_get", "fs.get"],
-            class: ResourceClass::Io,
-            repeatable: true,
-            inputs: schemars::schema_for!(GetInputs),
-            outputs: schemars::schema_for!(GetOutputs),
-        };
-        let shared = Shared::new(settings);
-        Self { spec, shared }
-    }
-}
-
-impl Block for BlobGet {
-    fn spec(&self) -> &BlockSpec {
-        &self.spec
-    }
-
-    fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
-        let get = Get::from_inputs(&inputs)?;
-        let shared = Arc::clone(&self.shared);
-        Ok(Arc::new(GetTask { shared, get }))
-    }
-}
-
-struct PutTask {
+struct FileTask<A> {
     shared: Arc<Shared>,
-    put: Put,
+    action: A,
 }
 
-impl Task for PutTask {
+impl<A: Action> Task for FileTask<A> {
     fn mode(&self) -> RunMode {
         RunMode::Thread
     }
 
-    fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
-        Box::pin(async move {
-            let settings = &self.shared.settings;
-            let watch = Watch::start(&context, ms(settings.write_timeout_ms), "write limit");
-            self.put.run(&self.shared.roots, settings.max_bytes, &watch)
-        })
+    fn limit(&self) -> Option<OperationLimit> {
+        let operation = A::OPERATIONS.first()?;
+        self.shared.limits.on(*operation)
     }
-}
 
-struct GetTask {
-    shared: Arc<Shared>,
-    get: Get,
-}
+    fn operations(&self) -> &'static [Operation] {
+        A::OPERATIONS
+    }
 
-impl Task for GetTask {
-    fn mode(&self) -> RunMode {
-        RunMode::Thread
+    fn is_repeatable(&self) -> Option<bool> {
+        self.action.is_repeatable()
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
-            let settings = &self.shared.settings;
-            let watch = Watch::start(&context, ms(settings.read_timeout_ms), "read limit");
-            self.get.run(&self.shared.roots, settings.max_bytes, &watch)
+            let watch = Watch::start(&context, self.limit());
+            self.action.run(&self.shared, &watch)
         })
     }
 }

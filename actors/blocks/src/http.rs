@@ -10,6 +10,7 @@ mod fetch;
 mod guard;
 mod redirects;
 mod request;
+mod retry_after;
 mod wire;
 
 use std::cell::RefCell;
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use awc::ClientResponse;
 use awc::error::{ConnectError, SendRequestError};
@@ -27,6 +29,7 @@ use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -39,10 +42,9 @@ pub(crate) use self::fetch::HttpFetch;
 use self::guard::Guard;
 pub(crate) use self::guard::{TARGET_RULE, is_target};
 use self::request::Request;
-use crate::Extras;
-use crate::settings::{HttpSettings, SettingError, ms};
-use crate::tls;
+use crate::settings::{HttpSettings, SettingError};
 use crate::watch::{attempt_limit, until_stopped};
+use crate::{Extras, OperationLimits, tls};
 
 /// Inputs of `http.request`.
 #[derive(JsonSchema, Serialize)]
@@ -87,6 +89,7 @@ struct Shared {
     /// Tells the clients of this block from those of other instances on the same thread.
     id: u64,
     settings: HttpSettings,
+    limits: OperationLimits,
     guard: Guard,
     tls: Arc<ClientConfig>,
 }
@@ -103,8 +106,16 @@ thread_local! {
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
+/// What awc is told where only the deadline limits connecting: longer than any job may take. Without a word it would
+/// take a limit of its own.
+const NO_LIMIT: Duration = Duration::from_secs(2 * 3_600);
+
 impl HttpRequest {
-    pub(crate) fn new(settings: &HttpSettings, extras: Extras) -> Result<Self, SettingError> {
+    pub(crate) fn new(
+        settings: &HttpSettings,
+        limits: OperationLimits,
+        extras: Extras,
+    ) -> Result<Self, SettingError> {
         let spec = BlockSpec {
             job_types: &["http.request"],
             class: ResourceClass::Io,
@@ -120,6 +131,7 @@ impl HttpRequest {
         let shared = Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
+            limits,
             guard: Guard::new(&settings.allow_targets, extras)?,
             tls: dial::tls_config(roots),
         });
@@ -154,6 +166,10 @@ impl Task for HttpTask {
         RunMode::Async
     }
 
+    fn operations(&self) -> &'static [Operation] {
+        &[Operation::HttpConnect, Operation::HttpRead]
+    }
+
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
             let exchange = self.shared.exchange(&self.request, &context);
@@ -181,7 +197,13 @@ impl Answer {
     }
 
     fn failure(&self) -> Option<Failure> {
-        failure_of_status(self.response.status(), self.refused)
+        let failure = failure_of_status(self.response.status(), self.refused)?;
+        let wait_ms = header_text(&self.response, header::RETRY_AFTER)
+            .and_then(|text| retry_after::wait_ms(&text, SystemTime::now()));
+        Some(match wait_ms {
+            Some(wait_ms) => failure.with(retry_after::DETAIL, json!(wait_ms)),
+            None => failure,
+        })
     }
 }
 
@@ -221,22 +243,29 @@ impl Shared {
     /// Sends one hop and waits for the head of its answer. Addresses are tried in turn as long as none takes the
     /// connection; a request that may have been sent is never sent again.
     async fn send(&self, hop: &Request, context: &BlockContext) -> Result<ClientResponse, Failure> {
-        let connect_limit = ms(self.settings.connect_timeout_ms);
+        let connect_limit = self.limits.on(Operation::HttpConnect);
         let lookup = self.guard.addresses(&hop.url);
         let addresses = attempt_limit(context, connect_limit, "resolving the host name", lookup).await??;
         let attempts = async {
             let mut last = None;
             for address in addresses {
+                let began = Instant::now();
                 match self.send_to(hop, address).await {
-                    Err(error) if never_connected(&error) => last = Some(error),
+                    Err(error) if never_connected(&error) => last = Some((error, began.elapsed())),
                     Err(error) => return Err(failure_of(error)),
                     Ok(response) => return Ok(response),
                 }
             }
-            let nowhere = || Failure::new(ErrorCode::NetworkError, "the host has no address");
-            Err(last.map_or_else(nowhere, failure_of))
+            Err(match (last, connect_limit) {
+                (None, _) => Failure::new(ErrorCode::NetworkError, "the host has no address"),
+                // Only our own limit is told by this: the system's is an error of its own kind.
+                (Some((SendRequestError::Connect(ConnectError::Timeout), taken)), Some(limit)) => {
+                    limit.ends_the_attempt("connecting", taken)
+                }
+                (Some((error, _)), _) => failure_of(error),
+            })
         };
-        let head_limit = ms(self.settings.response_head_timeout_ms);
+        let head_limit = self.limits.on(Operation::HttpRead);
         attempt_limit(context, head_limit, "waiting for the answer's head", attempts).await?
     }
 
@@ -279,7 +308,7 @@ impl Shared {
     fn client(&self, dial: Dial) -> awc::Client {
         let connector = awc::Connector::new()
             .connector(dial)
-            .timeout(ms(self.settings.connect_timeout_ms))
+            .timeout(self.limits.http_connect.unwrap_or(NO_LIMIT))
             // The slots of the pool bound requests in flight; a second bound here would be a hidden queue.
             .limit(0);
         awc::Client::builder()
@@ -302,7 +331,7 @@ impl Shared {
         }
         let coding = answer.coding();
         let receive = body::receive(answer.response, coding, max_bytes);
-        let limit = ms(self.settings.body_timeout_ms);
+        let limit = self.limits.on(Operation::HttpRead);
         attempt_limit(context, limit, "receiving the answer's body", receive)
             .await
             .flatten()

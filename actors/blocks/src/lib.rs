@@ -1,10 +1,10 @@
-//! What the worker executes: `echo`, `sleep`, `fail`, `http.request`, `fs.blob_put`, `fs.blob_get`, `sql.query`.
+//! What the worker executes: `echo`, `sleep`, `fail`, `http.request`, `fs.blob_put`, `fs.blob_get`, `fs.blob_delete`, `sql.query`.
 //!
 //! Neighbours: `caf-protocol` says what a block is; the node builds all of them with [`build`] from its settings
 //! and gives them to the pipeline. This crate knows neither actors nor the broker, never retries (the block worker does),
 //! never logs, and never reads the environment: settings come in as values.
 //!
-//! In reading order: [`settings`] are the limits and grants, `inputs` reads what a job brings, `watch` is how a block
+//! In reading order: [`settings`] are the grants and bounds, `limits` how long an operation may take, `inputs` reads what a job brings, `watch` is how a block
 //! notices that it must stop, `tls` whom they trust, `payload` what reading referenced inputs adds; then one file per kind of work.
 
 mod echo;
@@ -12,6 +12,7 @@ mod fail;
 mod fs;
 mod http;
 mod inputs;
+mod limits;
 mod payload;
 pub mod settings;
 mod sleep;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use caf_protocol::block::Registry;
 use caf_protocol::reference::Fetchers;
 
+pub use crate::limits::OperationLimits;
 use crate::settings::{BlockSettings, SettingError};
 
 /// What the node knows and the settings do not.
@@ -67,13 +69,18 @@ impl From<Registry> for Blocks {
     }
 }
 
-/// Builds every block. Reads the files of authorities; roots and databases are opened by the first job that needs them.
+/// Builds every block. Of the `limits` on operations those hold that are there. Reads the files of authorities; roots and
+/// databases are opened by the first job that needs them.
 ///
 /// # Errors
 /// When settings break their rules; the message names every key.
-pub fn build(settings: &BlockSettings, extras: Extras) -> Result<Blocks, SetupError> {
+pub fn build(
+    settings: &BlockSettings,
+    limits: OperationLimits,
+    extras: Extras,
+) -> Result<Blocks, SetupError> {
     settings.validate()?;
-    let http = http::HttpRequest::new(&settings.http, extras);
+    let http = http::HttpRequest::new(&settings.http, limits, extras);
     let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql)) {
         (Ok(http), Ok(sql)) => (http, sql),
         (http, sql) => {
@@ -83,16 +90,18 @@ pub fn build(settings: &BlockSettings, extras: Extras) -> Result<Blocks, SetupEr
             ));
         }
     };
+    let files = fs::Shared::new(&settings.fs, limits);
     let fetchers = Fetchers::default()
         .with(Arc::new(http.fetcher()))
-        .with(Arc::new(fs::FileFetch::new(&settings.fs)));
+        .with(Arc::new(fs::FileFetch::new(&files)));
     let registry = Registry::default()
         .with(Arc::new(echo::Echo::new()))
         .with(Arc::new(sleep::Sleep::new()))
         .with(Arc::new(fail::Fail::new()))
         .with(Arc::new(http))
-        .with(Arc::new(fs::BlobPut::new(&settings.fs)))
-        .with(Arc::new(fs::BlobGet::new(&settings.fs)))
+        .with(Arc::new(fs::blob_put(&files)))
+        .with(Arc::new(fs::blob_get(&files)))
+        .with(Arc::new(fs::blob_delete(&files)))
         .with(Arc::new(sql));
     Ok(Blocks { registry, fetchers })
 }

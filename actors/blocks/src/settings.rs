@@ -137,8 +137,7 @@ impl BlockSettings {
     }
 }
 
-/// Section `blocks.http`. Time limits are for one attempt: running out is a retryable failure. The deadline of the job
-/// caps all of them.
+/// Section `blocks.http`. How long a request may take is said by the policy of timeouts, while that is in force.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpSettings {
@@ -149,12 +148,6 @@ pub struct HttpSettings {
     /// PEM file with certificates of further authorities that may vouch for a host, beside the public ones. Read at the
     /// start.
     pub ca_file: Option<PathBuf>,
-    /// Longest name lookup, and longest TCP and TLS handshake, in milliseconds.
-    pub connect_timeout_ms: u64,
-    /// Longest wait from sending the request to the answer's head, in milliseconds; connecting counts too.
-    pub response_head_timeout_ms: u64,
-    /// Longest reception of an answer's body, in milliseconds.
-    pub body_timeout_ms: u64,
     /// Largest answer body in bytes, counted after decompression.
     pub max_response_bytes: u64,
     /// Largest request body in bytes.
@@ -168,9 +161,6 @@ impl Default for HttpSettings {
         Self {
             allow_targets: Vec::new(),
             ca_file: None,
-            connect_timeout_ms: 5_000,
-            response_head_timeout_ms: 30_000,
-            body_timeout_ms: 30_000,
             max_response_bytes: 8 << 20,
             max_request_bytes: 8 << 20,
             max_redirects: 5,
@@ -185,9 +175,6 @@ impl HttpSettings {
             checks.require("allow_targets", holds, crate::http::TARGET_RULE, entry);
         }
         checks.file("ca_file", self.ca_file.as_deref());
-        checks.limit_ms("connect_timeout_ms", self.connect_timeout_ms);
-        checks.limit_ms("response_head_timeout_ms", self.response_head_timeout_ms);
-        checks.limit_ms("body_timeout_ms", self.body_timeout_ms);
         checks.bytes("max_response_bytes", self.max_response_bytes);
         checks.bytes("max_request_bytes", self.max_request_bytes);
         let holds = self.max_redirects <= 50;
@@ -204,10 +191,6 @@ pub struct FsSettings {
     pub roots: BTreeMap<String, PathBuf>,
     /// Largest content in bytes, written or read.
     pub max_bytes: u64,
-    /// Longest read in milliseconds; running out ends the job as `timeout`.
-    pub read_timeout_ms: u64,
-    /// Longest write in milliseconds; running out ends the job as `timeout`.
-    pub write_timeout_ms: u64,
 }
 
 impl Default for FsSettings {
@@ -215,8 +198,6 @@ impl Default for FsSettings {
         Self {
             roots: BTreeMap::from([("data".to_owned(), PathBuf::from("./data"))]),
             max_bytes: 16 << 20,
-            read_timeout_ms: 5_000,
-            write_timeout_ms: 10_000,
         }
     }
 }
@@ -230,8 +211,6 @@ impl FsSettings {
             }
         });
         checks.bytes("max_bytes", self.max_bytes);
-        checks.limit_ms("read_timeout_ms", self.read_timeout_ms);
-        checks.limit_ms("write_timeout_ms", self.write_timeout_ms);
     }
 }
 
@@ -461,7 +440,7 @@ mod tests {
     #[test]
     fn every_broken_rule_names_key_and_value() {
         let settings = read(json!({
-            "http": {"connect_timeout_ms": 0, "max_redirects": 51, "allow_targets": ["10.0.0.0/8", "10.0.0.0/33", "a b"]},
+            "http": {"max_request_bytes": 0, "max_redirects": 51, "allow_targets": ["10.0.0.0/8", "10.0.0.0/33", "a b"]},
             "fs": {"roots": {"a": "", "a/b": "x", "": "x"}, "max_bytes": 0},
             "sql": {
                 "connections": {
@@ -479,7 +458,7 @@ mod tests {
         let expected = [
             format!("blocks.http.allow_targets: {target} 10.0.0.0/33"),
             format!("blocks.http.allow_targets: {target} a b"),
-            "blocks.http.connect_timeout_ms: must be 1 to 3600000 milliseconds, got 0".to_owned(),
+            "blocks.http.max_request_bytes: must be 1 to 1073741824 bytes, got 0".to_owned(),
             "blocks.http.max_redirects: must be at most 50, got 51".to_owned(),
             format!("blocks.fs.roots.\"\": {name} \"\""),
             "blocks.fs.roots.a: must be a path, got an empty string".to_owned(),

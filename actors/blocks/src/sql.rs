@@ -17,6 +17,7 @@ use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, ResourceClass, RunMode, Task,
 };
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -170,6 +171,26 @@ impl Task for SqlTask {
         }
     }
 
+    /// A file may be on a disk that hangs. A server is asked to stop instead, by `postgres`.
+    fn limit(&self) -> Option<OperationLimit> {
+        match &self.target {
+            Target::Source(source) if !matches!(source.kind, Kind::Postgres(_)) => {
+                Some(source.limits.statement_limit())
+            }
+            _ => None,
+        }
+    }
+
+    fn operations(&self) -> &'static [Operation] {
+        match &self.target {
+            Target::Source(source) if matches!(source.kind, Kind::Postgres(_)) => {
+                &[Operation::SqlConnect, Operation::SqlStatement]
+            }
+            Target::Source(_) => &[Operation::SqlStatement],
+            Target::Refused => &[],
+        }
+    }
+
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
             let Target::Source(source) = &self.target else {
@@ -178,7 +199,7 @@ impl Task for SqlTask {
             };
             match &source.kind {
                 Kind::Memory { .. } | Kind::Sqlite(_) => {
-                    let watch = Watch::start(&context, source.limits.statement_timeout, "statement limit");
+                    let watch = Watch::start(&context, self.limit());
                     sqlite::run(source, &self.query, &watch)
                 }
                 Kind::Postgres(postgres) => {

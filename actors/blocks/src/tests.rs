@@ -48,14 +48,20 @@ pub(crate) fn run(task: Arc<dyn Task>, context: BlockContext) -> Result<Outputs,
 
 #[test]
 fn every_job_type_is_registered_and_describes_itself() {
-    let registry = build(&BlockSettings::default(), Extras::default())
-        .expect("builds")
-        .registry;
+    let registry = build(
+        &BlockSettings::default(),
+        OperationLimits::default(),
+        Extras::default(),
+    )
+    .expect("builds")
+    .registry;
     let types = [
         "echo",
         "fail",
+        "fs.blob_delete",
         "fs.blob_get",
         "fs.blob_put",
+        "fs.delete",
         "fs.get",
         "fs.put",
         "http.request",
@@ -82,7 +88,7 @@ fn every_job_type_is_registered_and_describes_itself() {
 fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() {
     let mut settings = BlockSettings::default();
     settings.http.allow_targets = vec!["10.0.0.0/33".to_owned()];
-    let error = build(&settings, Extras::default())
+    let error = build(&settings, OperationLimits::default(), Extras::default())
         .expect_err("is refused")
         .to_string();
     assert!(
@@ -98,7 +104,7 @@ fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() 
         let mut settings = BlockSettings::default();
         let connections = &mut settings.sql.connections;
         connections.insert("main".to_owned(), SqlConnectionSettings::new(url));
-        let error = build(&settings, Extras::default()).expect_err("is refused");
+        let error = build(&settings, OperationLimits::default(), Extras::default()).expect_err("is refused");
         let shown = format!("{error} {error:?}");
         assert!(
             shown.contains("blocks.sql.connections.main.url") && !shown.contains("hunter2"),
@@ -112,9 +118,13 @@ fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() 
 fn the_declarations_on_file_are_current() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
     let update = std::env::var_os("UPDATE_SCHEMAS").is_some_and(|value| value == "1");
-    let registry = build(&BlockSettings::default(), Extras::default())
-        .expect("builds")
-        .registry;
+    let registry = build(
+        &BlockSettings::default(),
+        OperationLimits::default(),
+        Extras::default(),
+    )
+    .expect("builds")
+    .registry;
     let mut files = std::collections::BTreeSet::new();
     for job_type in registry.job_types() {
         let spec = registry.get(job_type).expect("is registered").spec();

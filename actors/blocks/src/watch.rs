@@ -1,13 +1,15 @@
 //! How a block notices that it must stop: cancelled, deadline reached, or a limit of its own run out.
 //!
-//! Neighbours: blocks that may block their thread ask [`Watch::check`] between steps; waiting blocks wrap what they
-//! wait for in [`until_stopped`] or [`attempt_limit`]. Never ends anything itself.
+//! Neighbours: blocks that may block their thread ask [`Watch::check`] between steps; the pipeline stops waiting for one
+//! that does not come to its next step. Waiting blocks wrap what they wait for in [`until_stopped`] or [`attempt_limit`].
+//! Never ends anything itself.
 
 use std::future::Future;
 use std::time::Duration;
 
 use caf_protocol::block::{BlockContext, CancellationToken};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::OperationLimit;
 use caf_protocol::outcome::Failure;
 use tokio::time::Instant;
 
@@ -16,18 +18,18 @@ use tokio::time::Instant;
 pub(crate) struct Watch {
     cancel: CancellationToken,
     deadline: Instant,
-    limit: Instant,
-    limit_name: &'static str,
+    began: Instant,
+    limit: Option<OperationLimit>,
 }
 
 impl Watch {
-    /// An operation that begins now and may take `limit`.
-    pub(crate) fn start(context: &BlockContext, limit: Duration, limit_name: &'static str) -> Self {
+    /// An operation that begins now.
+    pub(crate) fn start(context: &BlockContext, limit: Option<OperationLimit>) -> Self {
         Self {
             cancel: context.cancel.clone(),
             deadline: context.deadline,
-            limit: Instant::now() + limit,
-            limit_name,
+            began: Instant::now(),
+            limit,
         }
     }
 
@@ -35,22 +37,25 @@ impl Watch {
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let now = Instant::now();
         if now >= self.deadline {
-            return Err(Failure::timeout("deadline"));
+            return Err(Failure::deadline());
         }
         if self.cancel.is_cancelled() {
             return Err(cancelled());
         }
-        if now >= self.limit {
-            return Err(Failure::timeout(self.limit_name));
+        let taken = now.saturating_duration_since(self.began);
+        match self.limit {
+            Some(limit) if taken >= limit.allowed => Err(limit.ends_the_job(taken)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// What is left until the first of deadline and limit.
     pub(crate) fn left(&self) -> Duration {
-        self.deadline
-            .min(self.limit)
-            .saturating_duration_since(Instant::now())
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
+        let taken = now.saturating_duration_since(self.began);
+        self.limit
+            .map_or(left, |limit| left.min(limit.allowed.saturating_sub(taken)))
     }
 }
 
@@ -68,7 +73,7 @@ pub(crate) async fn until_stopped<T>(
     tokio::select! {
         biased;
         () = context.cancel.cancelled() => Err(if Instant::now() >= context.deadline {
-            Failure::timeout("deadline")
+            Failure::deadline()
         } else {
             cancelled()
         }),
@@ -77,18 +82,20 @@ pub(crate) async fn until_stopped<T>(
 }
 
 /// Waits for one step of an attempt. A limit that runs out is a retryable failure, unless it was the deadline that
-/// cut it short.
+/// cut it short. Without a limit there is the deadline.
 pub(crate) async fn attempt_limit<T>(
     context: &BlockContext,
-    limit: Duration,
+    limit: Option<OperationLimit>,
     step: &str,
     work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
-    tokio::time::timeout(context.cap(limit), work).await.map_err(|_| {
-        if Instant::now() >= context.deadline {
-            Failure::timeout("deadline")
-        } else {
-            Failure::new(ErrorCode::ConnectionTimeout, format!("timeout while {step}"))
-        }
-    })
+    let began = Instant::now();
+    let end = limit.and_then(|limit| began.checked_add(limit.allowed));
+    let until = end.map_or(context.deadline, |end| end.min(context.deadline));
+    tokio::time::timeout_at(until, work)
+        .await
+        .map_err(|_| match limit {
+            Some(limit) if Instant::now() < context.deadline => limit.ends_the_attempt(step, began.elapsed()),
+            _ => Failure::deadline(),
+        })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_blocks::settings::{BlockSettings, SqlConnectionSettings};
-use caf_blocks::{Extras, build};
+use caf_blocks::{Extras, OperationLimits, build};
 use caf_protocol::block::{BlockContext, CancellationToken, Outputs, Registry, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::Correlation;
@@ -27,7 +27,9 @@ fn blocks(url: &str, adjust: impl Fn(&mut SqlConnectionSettings)) -> Registry {
         adjust(&mut connection);
         settings.sql.connections.insert(name.to_owned(), connection);
     }
-    build(&settings, Extras::default()).expect("builds").registry
+    build(&settings, OperationLimits::default(), Extras::default())
+        .expect("builds")
+        .registry
 }
 
 fn context(left: Duration) -> BlockContext {
@@ -453,6 +455,31 @@ fn limit_and_deadline_end_a_statement_as_a_timeout() {
             (ErrorCode::CancelledByTimeout, "deadline has passed")
         );
         until(&patient, RUNNING, json!(0)).await;
+    });
+}
+
+#[test]
+fn the_server_is_told_the_shorter_of_limit_and_what_is_left() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| {
+            connection.statement_timeout_ms = 20_000
+        });
+        let told = async |left| {
+            let text =
+                "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)::float8 AS v";
+            let task = prepare(&blocks, "ro", text, json!([])).expect("is accepted");
+            let outputs = task
+                .run(context(Duration::from_secs(left)))
+                .await
+                .expect("answers");
+            outputs["rows"][0]["v"].as_f64().expect("is a number")
+        };
+        assert_eq!(told(60).await, 20.0, "the limit");
+        let left = told(10).await;
+        assert!(
+            left > 0.0 && left <= 10.0,
+            "what is left until the deadline, not {left}"
+        );
     });
 }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 pub use tokio_util::sync::CancellationToken;
 
 use crate::ids::Correlation;
+use crate::limit::{Operation, OperationLimit};
 use crate::outcome::Failure;
 
 /// What a job brings: a JSON object. A value may also be in its string form; blocks accept both.
@@ -95,6 +96,24 @@ pub trait Block: Send + Sync + 'static {
 pub trait Task: Send + Sync + 'static {
     /// Where its attempts may be polled.
     fn mode(&self) -> RunMode;
+
+    /// How long one attempt may take, where the attempt is one operation with a limit. The pipeline gives up waiting
+    /// when it has passed, also while a thread is stuck in one system call; the failure is
+    /// [`OperationLimit::ends_the_job`].
+    fn limit(&self) -> Option<OperationLimit> {
+        None
+    }
+
+    /// Operations of which an attempt may need each once, in order. For metrics only.
+    fn operations(&self) -> &'static [Operation] {
+        &[]
+    }
+
+    /// Whether running twice leaves the world as running once does, where that depends on the inputs; nothing is what the
+    /// block declares.
+    fn is_repeatable(&self) -> Option<bool> {
+        None
+    }
 
     /// Runs one attempt. Dropping the future ends an [`RunMode::Async`] attempt; a [`RunMode::Thread`] attempt looks
     /// at [`BlockContext::cancel`] between its steps.

@@ -150,8 +150,9 @@ impl DeadLetter {
     ) -> Self {
         let failure = cause.failure;
         let error = ErrorBody::from(failure);
-        let internal = failure.internal.iter().filter(|text| !text.is_empty());
-        let error_chain = std::iter::once(&error.message).chain(internal).cloned().collect();
+        let internal = failure.internal.as_deref().filter(|text| !text.is_empty());
+        let error_chain = std::iter::once(error.message.as_str()).chain(internal);
+        let error_chain = error_chain.map(str::to_owned).collect();
         let text = std::str::from_utf8(original.payload).ok().map(str::to_owned);
         Self {
             version: VERSION,

@@ -4,7 +4,7 @@
 //! station; the node composes both. This crate never does I/O, never reads a clock and never knows actix.
 //!
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
-//! what runs, [`mod@reference`] is where its inputs may be instead, [`outcome`] is how it ended, [`ack`] and [`result`]
+//! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
 //! that the worker lives.
 
@@ -17,6 +17,7 @@ pub mod headers;
 pub mod heartbeat;
 pub mod ids;
 pub mod json;
+pub mod limit;
 pub mod outcome;
 pub mod reference;
 pub mod result;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::block::Outputs;
 use crate::error_code::{ErrorCode, NONE};
+use crate::limit::RanOut;
 
 /// Why a job, or one attempt of it, did not succeed. External and internal text are two fields: what travels to the
 /// caller names fields and rules; hosts, paths outside the caller's view and library errors stay in the log.
@@ -22,9 +23,11 @@ pub struct Failure {
     /// What the caller gets although the job failed, such as the body of a failure status.
     pub outputs: Outputs,
     /// For the log only.
-    pub internal: Option<String>,
+    pub internal: Option<Box<str>>,
     /// Whether a total limit ran out: the job's status is then `timeout`, not `error`.
     pub total_limit: bool,
+    /// Which limit ran out, when one did. For log and metrics; never travels.
+    pub ran_out: Option<Box<RanOut>>,
 }
 
 impl Failure {
@@ -37,6 +40,7 @@ impl Failure {
             outputs: Map::new(),
             internal: None,
             total_limit: false,
+            ran_out: None,
         }
     }
 
@@ -57,6 +61,18 @@ impl Failure {
         failure
     }
 
+    /// The deadline of the assignment passed.
+    pub fn deadline() -> Self {
+        Self::timeout("deadline").by(RanOut::Deadline)
+    }
+
+    /// Says which limit ran out.
+    #[must_use]
+    pub fn by(mut self, ran_out: RanOut) -> Self {
+        self.ran_out = Some(Box::new(ran_out));
+        self
+    }
+
     /// Adds a fact for the caller.
     #[must_use]
     pub fn with(mut self, key: &str, value: Value) -> Self {
@@ -67,7 +83,7 @@ impl Failure {
     /// Adds text for the log.
     #[must_use]
     pub fn internally(mut self, text: impl std::fmt::Display) -> Self {
-        self.internal = Some(text.to_string());
+        self.internal = Some(text.to_string().into());
         self
     }
 

@@ -17,6 +17,7 @@ use crate::ack::RejectReason;
 use crate::assignment::Refusal;
 use crate::block::{BlockContext, RunMode};
 use crate::error_code::ErrorCode;
+use crate::limit::OperationLimit;
 use crate::outcome::Failure;
 
 /// The field that holds a reference; failures on the way to its bytes name it.
@@ -234,6 +235,11 @@ pub trait Fetch: Send + Sync + 'static {
 
     /// Where the future may be polled, as with a task.
     fn mode(&self) -> RunMode;
+
+    /// How long fetching may take, as with a task.
+    fn limit(&self) -> Option<OperationLimit> {
+        None
+    }
 
     /// Fetches the bytes: whole, and at most `max_bytes`. A location of another scheme is [`misdirected`]. Deadline
     /// and cancellation are in the context; an [`RunMode::Async`] future is also dropped when they come.

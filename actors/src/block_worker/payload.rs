@@ -17,7 +17,7 @@ use caf_protocol::reference;
 use futures_util::FutureExt;
 use serde_json::Value;
 
-use super::threads::Threads;
+use super::threads::{Threads, within};
 use crate::job::Referenced;
 
 /// A task whose inputs were fetched.
@@ -63,18 +63,22 @@ async fn fetch(
 ) -> Result<Bytes, Failure> {
     let fetcher = Arc::clone(&referenced.fetcher);
     let (mode, location) = (fetcher.mode(), referenced.payload.location.clone());
-    let fetched = match mode {
-        RunMode::Async => {
-            let fetch = async move { fetcher.fetch(location, max_bytes, context).await };
-            AssertUnwindSafe(fetch).catch_unwind().await.ok()
-        }
-        RunMode::Thread => {
-            let handle = tokio::runtime::Handle::current();
-            let fetch = move || handle.block_on(fetcher.fetch(location, max_bytes, context));
-            threads.run(fetch).await?
-        }
+    let limit = fetcher.limit();
+    let fetching = async {
+        let fetched = match mode {
+            RunMode::Async => {
+                let fetch = async move { fetcher.fetch(location, max_bytes, context).await };
+                AssertUnwindSafe(fetch).catch_unwind().await.ok()
+            }
+            RunMode::Thread => {
+                let handle = tokio::runtime::Handle::current();
+                let fetch = move || handle.block_on(fetcher.fetch(location, max_bytes, context));
+                threads.run(fetch).await?
+            }
+        };
+        fetched.unwrap_or_else(|| Err(panicked("the inputs could not be fetched")))
     };
-    fetched.unwrap_or_else(|| Err(panicked("the inputs could not be fetched")))
+    within(limit, fetching).await
 }
 
 /// Pure: bytes in, task out.

@@ -208,7 +208,7 @@ async fn the_deadline_ends_a_wait_and_says_what_it_always_said() {
         assert_eq!((done.called_at_ms.clone(), done.ended_at_ms), (vec![0, 100], 250));
         assert_eq!(
             done.outcome,
-            Outcome::from(Failure::timeout("the deadline of the assignment"))
+            Outcome::from(Failure::timeout("the deadline of the assignment").by(RanOut::Deadline))
         );
         assert!(
             done.lines_of("Retry exhausted").is_empty(),

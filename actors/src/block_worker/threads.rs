@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::OperationLimit;
 use caf_protocol::outcome::Failure;
+use tokio::time::{Instant, timeout};
 
 /// Most strays: each keeps a thread and what its job had allocated.
 const MAX_STRAYS: usize = 32;
@@ -60,6 +62,11 @@ impl Threads {
         self.strays.load(SeqCst)
     }
 
+    /// Whether there are as many strays as may be: no thread is started until one returns.
+    pub fn are_exhausted(&self) -> bool {
+        self.strays() >= MAX_STRAYS
+    }
+
     /// Runs work on a thread of its own. Dropping the future does not stop the thread. Nothing when the work panicked.
     ///
     /// # Errors
@@ -68,7 +75,7 @@ impl Threads {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Option<T>, Failure> {
-        if self.strays() >= MAX_STRAYS {
+        if self.are_exhausted() {
             let message = "too many threads are still busy with jobs that ran out of time";
             return Err(Failure::new(ErrorCode::SystemOverload, message));
         }
@@ -86,12 +93,31 @@ impl Threads {
     }
 }
 
+/// Waits for work, but not longer than it may take. A thread that is stuck in one system call cannot look at its watch:
+/// it stays behind as a stray.
+///
+/// # Errors
+/// What the work failed with, or that its limit ran out.
+pub async fn within<T>(
+    limit: Option<OperationLimit>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(limit) = limit else {
+        return work.await;
+    };
+    let began = Instant::now();
+    match timeout(limit.allowed, work).await {
+        Ok(done) => done,
+        Err(_) => Err(limit.ends_the_job(began.elapsed())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use tokio::time::timeout;
+    use caf_protocol::limit::{Operation, RanOut};
 
     use super::*;
 
@@ -118,5 +144,34 @@ mod tests {
         assert_eq!(threads.run(|| 7).await, Ok(Some(7)));
         assert_eq!(threads.run(|| panic!("asked to panic")).await, Ok(None::<()>));
         assert_eq!(threads.strays(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_is_stuck_is_given_up_at_its_limit_and_counted_until_it_returns() {
+        let threads = Threads::default();
+        let (release, released) = mpsc::channel::<()>();
+        let limit = OperationLimit {
+            operation: Operation::FsRead,
+            allowed: Duration::from_millis(10),
+        };
+        let stuck = async {
+            threads.run(move || released.recv()).await?;
+            Ok(())
+        };
+        let failure = within(Some(limit), stuck).await.expect_err("is given up");
+        assert_eq!(
+            (failure.code, failure.total_limit),
+            (ErrorCode::CancelledByTimeout, true)
+        );
+        let Some(RanOut::Limit { limit: told, taken }) = failure.ran_out.as_deref().copied() else {
+            panic!("{failure:?}");
+        };
+        assert_eq!(told, limit);
+        assert!(taken >= limit.allowed, "{taken:?}");
+        assert_eq!(threads.strays(), 1);
+        drop(release);
+        while threads.strays() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }

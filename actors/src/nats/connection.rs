@@ -7,6 +7,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -43,6 +45,18 @@ pub struct Link {
 }
 
 impl Connection {
+    /// Resolves when the server has done everything that was sent to it on this connection before: it hears of a message
+    /// to ourselves. Waits without limit.
+    pub async fn round_trip(&self) {
+        let inbox = self.client.new_inbox();
+        let Ok(mut echo) = self.client.subscribe(inbox.clone()).await else {
+            return;
+        };
+        if self.client.publish(inbox, Bytes::new()).await.is_ok() {
+            let _ = echo.next().await;
+        }
+    }
+
     /// Waits until the server is reachable, at most `limit`.
     pub async fn wait_up(&self, limit: Duration) -> bool {
         let mut link = self.link.clone();

@@ -347,7 +347,8 @@ impl SourceParts {
             .queue_subscribe(subject, group)
             .await
             .map_err(broken)?;
-        self.connection.client.flush().await.map_err(broken)?;
+        // Ready is who would hear the next message. A server that lets us hear nothing of ours is taken at its word.
+        let _ = timeout(RELEASE_LIMIT, self.connection.round_trip()).await;
         self.status.set_consuming(true);
         let mut stop = self.stop.clone();
         loop {

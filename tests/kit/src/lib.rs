@@ -7,6 +7,7 @@
 //!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
 //!   is missing is an error that says what to install; nothing is ever skipped.
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
+//! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
 //!   [`strict`] is harder to please than the router, [`assignment`] builds what the router sends.
 //! - Input: [`mod@malformed`] is hostile, [`fixtures`] is on file.
@@ -15,6 +16,7 @@
 pub mod assignment;
 pub mod client;
 pub mod credentials;
+pub mod faulty_http;
 pub mod fixtures;
 pub mod http;
 pub mod malformed;
@@ -24,6 +26,7 @@ pub mod postgres;
 pub mod programs;
 pub mod proxy;
 pub mod router;
+pub mod stall;
 pub mod strict;
 pub mod tls;
 pub mod wait;

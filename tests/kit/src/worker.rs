@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::http::{self, Response};
 use crate::process::Process;
+use crate::stall::Stall;
 use crate::wait::poll;
 use crate::{NatsServer, Proxy, TempDir};
 
@@ -79,6 +80,15 @@ impl WorkerBuilder {
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = bytes.into();
+        self
+    }
+
+    /// Runs it beneath a file system that can hang. Its process id and its output are the worker's all the same.
+    #[must_use]
+    pub fn under(mut self, stall: &Stall) -> Self {
+        let program = std::mem::replace(&mut self.program, stall.program());
+        let before = stall.arguments().into_iter().chain([program]).map(OsString::from);
+        self.arguments.splice(0..0, before);
         self
     }
 

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use caf_protocol::block::{BlockContext, RunMode};
+use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::reference::{Fetch, FetchFuture, Location, Scheme, misdirected};
 
 use super::Shared;
 use super::get::read_file;
 use super::path::JobPath;
 use crate::payload::too_large_for_a_payload;
-use crate::settings::{FsSettings, ms};
 use crate::watch::Watch;
 
 /// Fetches from the directories of the settings.
@@ -20,8 +20,8 @@ pub(crate) struct FileFetch {
 }
 
 impl FileFetch {
-    pub(crate) fn new(settings: &FsSettings) -> Self {
-        let shared = Shared::new(settings);
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        let shared = Arc::clone(shared);
         Self { shared }
     }
 }
@@ -35,14 +35,17 @@ impl Fetch for FileFetch {
         RunMode::Thread
     }
 
+    fn limit(&self) -> Option<OperationLimit> {
+        self.shared.limits.on(Operation::FsRead)
+    }
+
     fn fetch(self: Arc<Self>, location: Location, max_bytes: u64, context: BlockContext) -> FetchFuture {
         Box::pin(async move {
             let Location::File { path } = location else {
                 return Err(misdirected());
             };
-            let settings = &self.shared.settings;
-            let max_bytes = max_bytes.min(settings.max_bytes);
-            let watch = Watch::start(&context, ms(settings.read_timeout_ms), "read limit");
+            let max_bytes = max_bytes.min(self.shared.settings.max_bytes);
+            let watch = Watch::start(&context, self.limit());
             let read = JobPath::parse(&path)
                 .and_then(|path| read_file(&path, &self.shared.roots, max_bytes, &watch));
             let (bytes, _) = read.map_err(|failure| too_large_for_a_payload(failure, max_bytes))?;

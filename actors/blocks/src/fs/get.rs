@@ -7,6 +7,7 @@ use std::io::Read;
 
 use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
 use caf_protocol::timestamp::iso_micros;
 use cap_std::fs::{Metadata, OpenOptions, OpenOptionsExt};
@@ -17,7 +18,7 @@ use serde_json::{Map, json};
 
 use super::path::JobPath;
 use super::roots::Roots;
-use super::{CHUNK_BYTES, failure_of, too_large};
+use super::{Action, CHUNK_BYTES, Shared, failure_of, too_large};
 use crate::inputs::{Fields, to_base64};
 use crate::watch::Watch;
 
@@ -50,14 +51,17 @@ pub(super) struct Get {
     path: JobPath,
 }
 
-impl Get {
-    pub(super) fn from_inputs(inputs: &Inputs) -> Result<Self, Failure> {
+impl Action for Get {
+    const OPERATIONS: &'static [Operation] = &[Operation::FsRead];
+
+    fn from_inputs(inputs: &Inputs) -> Result<Self, Failure> {
         let path = JobPath::parse(Fields(inputs).required_text(&["path"])?)?;
         Ok(Self { path })
     }
 
-    pub(super) fn run(&self, roots: &Roots, max_bytes: u64, watch: &Watch) -> Result<Outputs, Failure> {
-        let (bytes, metadata) = read_file(&self.path, roots, max_bytes, watch)?;
+    fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
+        let max_bytes = shared.settings.max_bytes;
+        let (bytes, metadata) = read_file(&self.path, &shared.roots, max_bytes, watch)?;
         let modified = metadata
             .modified()
             .map_err(|error| failure_of(error, "reading the time"))?;

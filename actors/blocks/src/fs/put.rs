@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
 use caf_protocol::timestamp::iso_micros;
 use cap_std::fs::{Dir, OpenOptions};
@@ -19,8 +20,8 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::path::JobPath;
-use super::roots::{Place, Roots};
-use super::{CHUNK_BYTES, failure_of, too_large};
+use super::roots::Place;
+use super::{Action, CHUNK_BYTES, Shared, failure_of, too_large};
 use crate::inputs::{self, Fields, invalid_input};
 use crate::watch::Watch;
 
@@ -65,8 +66,10 @@ pub(super) struct Put {
     overwrite: bool,
 }
 
-impl Put {
-    pub(super) fn from_inputs(inputs: &Inputs) -> Result<Self, Failure> {
+impl Action for Put {
+    const OPERATIONS: &'static [Operation] = &[Operation::FsWrite];
+
+    fn from_inputs(inputs: &Inputs) -> Result<Self, Failure> {
         let fields = Fields(inputs);
         let path = JobPath::parse(fields.required_text(&["path"])?)?;
         let encoding = fields.text(&["encoding"])?.unwrap_or("text").to_ascii_lowercase();
@@ -96,13 +99,14 @@ impl Put {
         })
     }
 
-    pub(super) fn run(&self, roots: &Roots, max_bytes: u64, watch: &Watch) -> Result<Outputs, Failure> {
+    fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
+        let max_bytes = shared.settings.max_bytes;
         let size = self.content.len() as u64;
         if size > max_bytes {
             return Err(too_large(size, max_bytes));
         }
         watch.check()?;
-        let (parent, name) = open_parent(roots.find(&self.path)?)?;
+        let (parent, name) = open_parent(shared.roots.find(&self.path)?)?;
         if !self.overwrite && parent.symlink_metadata(&name).is_ok() {
             return Err(failure_of(
                 io::ErrorKind::AlreadyExists.into(),
@@ -120,7 +124,9 @@ impl Put {
         }
         Ok(outputs)
     }
+}
 
+impl Put {
     /// Writes the file and gives the time at which the system says it was written.
     fn write(&self, parent: &Dir, name: &Path, watch: &Watch) -> Result<String, Failure> {
         let in_step = |doing: &'static str| move |error| failure_of(error, doing);
@@ -142,6 +148,7 @@ impl Put {
             .map_err(in_step("bringing the content to the disk"))?;
         let written = file.metadata().and_then(|metadata| metadata.modified());
         let written = written.map_err(in_step("reading the time"))?;
+        // A write that was given up while it was stuck must not come true later.
         watch.check()?;
         if self.overwrite {
             parent

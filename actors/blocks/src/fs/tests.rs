@@ -27,17 +27,25 @@ impl Place {
         Self { home, settings }
     }
 
+    fn shared(&self) -> Arc<Shared> {
+        Shared::new(&self.settings, OperationLimits::default())
+    }
+
+    fn delete(&self, given: Value) -> Result<Outputs, Failure> {
+        run(blob_delete(&self.shared()).prepare(inputs(given))?, context())
+    }
+
     fn data(&self, path: &str) -> PathBuf {
         self.home.join("data").join(path)
     }
 
     fn put(&self, given: Value) -> Result<Outputs, Failure> {
-        run(BlobPut::new(&self.settings).prepare(inputs(given))?, context())
+        run(blob_put(&self.shared()).prepare(inputs(given))?, context())
     }
 
     fn get(&self, path: &str) -> Result<Outputs, Failure> {
         run(
-            BlobGet::new(&self.settings).prepare(inputs(json!({"path": path})))?,
+            blob_get(&self.shared()).prepare(inputs(json!({"path": path})))?,
             context(),
         )
     }
@@ -194,7 +202,7 @@ fn a_file_is_replaced_only_when_told_to() {
 #[test]
 fn of_many_that_write_at_once_exactly_one_wins() {
     let place = Place::new();
-    let block = BlobPut::new(&place.settings);
+    let block = blob_put(&place.shared());
     let won = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..16)
             .map(|n| {
@@ -375,7 +383,7 @@ fn content_over_the_limit_is_refused_both_ways() {
 #[test]
 fn nothing_is_left_of_a_write_that_was_stopped() {
     let place = Place::new();
-    let task = BlobPut::new(&place.settings)
+    let task = blob_put(&place.shared())
         .prepare(inputs(json!({"path": "data/a", "content": "x".repeat(1 << 20)})))
         .expect("is accepted");
     let cancelled = context();
@@ -385,7 +393,7 @@ fn nothing_is_left_of_a_write_that_was_stopped() {
         ErrorCode::CancelledByUser
     );
     let late = run(task, context_for(Duration::ZERO)).expect_err("stops");
-    assert_eq!(late, Failure::timeout("deadline"));
+    assert_eq!(late, Failure::deadline());
     assert_eq!(place.files(), [""; 0]);
 }
 
@@ -400,11 +408,126 @@ fn nothing_is_left_of_a_write_that_failed_half_way() {
     assert_eq!(place.files(), [""; 0]);
 }
 
+/// A few milliseconds, another number for each kind.
+fn tight() -> OperationLimits {
+    let limit = |ms| Some(Duration::from_millis(ms));
+    OperationLimits {
+        fs_read: limit(1),
+        fs_write: limit(2),
+        fs_delete: limit(3),
+        ..OperationLimits::default()
+    }
+}
+
 #[test]
-fn an_operation_limit_ends_as_a_timeout_of_the_job() {
-    let context = context();
-    let watch = Watch::start(&context, Duration::ZERO, "write limit");
-    assert_eq!(watch.check(), Err(Failure::timeout("write limit")));
+fn each_task_declares_the_limit_that_is_in_force_and_none_without() {
+    let place = Place::new();
+    let limit = |shared: &Arc<Shared>, kind: &str| {
+        let given = inputs(json!({"path": "data/a", "content": "x"}));
+        let task = match kind {
+            "put" => blob_put(shared).prepare(given),
+            "get" => blob_get(shared).prepare(given),
+            _ => blob_delete(shared).prepare(given),
+        };
+        task.expect("is accepted").limit()
+    };
+    let (off, on) = (place.shared(), Shared::new(&place.settings, tight()));
+    for (kind, operation, ms) in [
+        ("get", Operation::FsRead, 1),
+        ("put", Operation::FsWrite, 2),
+        ("delete", Operation::FsDelete, 3),
+    ] {
+        assert_eq!(limit(&off, kind), None, "{kind}");
+        let allowed = Duration::from_millis(ms);
+        let expected = OperationLimit { operation, allowed };
+        assert_eq!(limit(&on, kind), Some(expected), "{kind}");
+    }
+}
+
+#[test]
+fn between_its_steps_an_operation_notices_by_itself_that_its_limit_ran_out() {
+    let limit = OperationLimit {
+        operation: Operation::FsWrite,
+        allowed: Duration::ZERO,
+    };
+    let failure = Watch::start(&context(), Some(limit))
+        .check()
+        .expect_err("ran out");
+    assert_eq!(
+        (failure.code, failure.total_limit),
+        (ErrorCode::CancelledByTimeout, true)
+    );
+    assert_eq!(failure.message, "write limit has passed");
+    assert_eq!(Watch::start(&context(), None).check(), Ok(()));
+}
+
+#[test]
+fn a_file_is_removed_once_and_missing_ones_are_let_pass_only_when_asked() {
+    let place = Place::new();
+    place
+        .put(json!({"path": "data/a/b", "content": "x"}))
+        .expect("is written");
+    let outputs = place.delete(json!({"path": "data/a/b"})).expect("is removed");
+    assert_eq!(Value::from(outputs), json!({"path": "data/a/b", "deleted": true}));
+    assert!(!place.data("a/b").exists());
+    for missing in ["data/a/b", "data/none/b", "data/a/b/c"] {
+        let failure = place.delete(json!({"path": missing})).expect_err("is gone");
+        assert_eq!(
+            (failure.code, failure.message.as_str()),
+            (ErrorCode::ResourceUnavailable, "path: there is no such file"),
+            "{missing}"
+        );
+        let outputs = place
+            .delete(json!({"path": missing, "missing_ok": true}))
+            .expect("is let pass");
+        assert_eq!(outputs["deleted"], json!(false), "{missing}");
+    }
+}
+
+#[test]
+fn nothing_but_a_name_in_a_root_is_removed() {
+    let place = Place::new();
+    place
+        .put(json!({"path": "data/dir/a", "content": "x"}))
+        .expect("is written");
+    fs::write(place.home.join("outside"), "x").expect("writes");
+    symlink(place.home.join("outside"), place.data("link")).expect("links");
+    symlink(&place.home, place.data("way-out")).expect("links");
+    let outside = place.home.join("outside").display().to_string();
+    for (path, code) in [
+        ("data/dir", ErrorCode::ExecutionFailed),
+        ("data/dir/", ErrorCode::InvalidInput),
+        ("data/../outside", ErrorCode::InvalidInput),
+        ("other/x", ErrorCode::PermissionDenied),
+        (outside.as_str(), ErrorCode::PermissionDenied),
+    ] {
+        let failure = place
+            .delete(json!({"path": path, "missing_ok": true}))
+            .expect_err(path);
+        assert_eq!(failure.code, code, "{path}: {}", failure.message);
+    }
+    place
+        .delete(json!({"path": "data/way-out/outside", "missing_ok": true}))
+        .expect_err("leads out");
+    place
+        .delete(json!({"path": "data/link"}))
+        .expect("a link goes, not what it leads to");
+    assert!(place.home.join("outside").exists() && place.data("dir/a").exists());
+    assert!(!place.data("link").is_symlink());
+}
+
+#[test]
+fn a_removal_may_be_repeated_only_where_a_missing_file_is_let_pass() {
+    let place = Place::new();
+    let repeatable = |given| {
+        let task = blob_delete(&place.shared()).prepare(inputs(given));
+        task.expect("is accepted").is_repeatable()
+    };
+    assert_eq!(repeatable(json!({"path": "data/a"})), Some(false));
+    assert_eq!(
+        repeatable(json!({"path": "data/a", "missing_ok": "true"})),
+        Some(true)
+    );
 }
 
 #[test]
@@ -415,7 +538,7 @@ fn a_root_that_cannot_be_opened_fails_the_job_and_not_the_start() {
         roots: [("data".to_owned(), place.home.join("file/data"))].into(),
         ..FsSettings::default()
     };
-    let task = BlobGet::new(&settings)
+    let task = blob_get(&Shared::new(&settings, OperationLimits::default()))
         .prepare(inputs(json!({"path": "data/a"})))
         .expect("is accepted");
     let failure = run(task, context()).expect_err("cannot be opened");

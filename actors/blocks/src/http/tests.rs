@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use caf_protocol::limit::RanOut;
 use caf_protocol::reference::{Fetch, Location};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -123,7 +124,7 @@ fn settings() -> HttpSettings {
 }
 
 fn block(settings: &HttpSettings) -> HttpRequest {
-    HttpRequest::new(settings, Extras::default()).expect("builds")
+    HttpRequest::new(settings, OperationLimits::default(), Extras::default()).expect("builds")
 }
 
 async fn send(block: &HttpRequest, given: Value) -> Result<Outputs, Failure> {
@@ -367,10 +368,9 @@ fn bodies_over_the_limit_are_refused_also_when_compressed() {
 
 #[test]
 fn slow_heads_and_slow_bodies_are_timeouts_of_one_attempt() {
-    let quick = HttpSettings {
-        response_head_timeout_ms: 50,
-        body_timeout_ms: 50,
-        ..settings()
+    let limits = OperationLimits {
+        http_read: Some(Duration::from_millis(50)),
+        ..OperationLimits::default()
     };
     for (given, step) in [
         ("", "head"),
@@ -378,14 +378,73 @@ fn slow_heads_and_slow_bodies_are_timeouts_of_one_attempt() {
         ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", "body"),
         ("HTTP/1.1 200 OK\r\n\r\nhello", "body"),
     ] {
-        let failure = ask(&quick, answer(given, Then::Hang)).expect_err(given);
+        let failure = block_on(async {
+            let server = serve(vec![answer(given, Then::Hang)]).await;
+            let block = HttpRequest::new(&settings(), limits, Extras::default()).expect("builds");
+            send(&block, json!({"url": server.url("/"), "method": "GET"})).await
+        })
+        .expect_err(given);
         assert_eq!(failure.code, ErrorCode::ConnectionTimeout, "{given:?}");
         assert!(
-            failure.message.contains(step) && !failure.total_limit,
+            failure.message.contains(step) && !failure.total_limit && failure.is_retryable(),
             "{given:?}: {}",
             failure.message
         );
+        let Some(RanOut::Limit { limit, taken }) = failure.ran_out.as_deref().copied() else {
+            panic!("{failure:?}")
+        };
+        assert_eq!(Some(limit), limits.on(Operation::HttpRead));
+        assert!(taken >= limit.allowed, "{taken:?}");
     }
+}
+
+#[test]
+fn connecting_has_a_limit_of_its_own_and_without_one_the_deadline() {
+    let silent = caf_testkit::faulty_http::Silent::open().expect("opens");
+    let ask = |limits, context: BlockContext| {
+        block_on(async {
+            let block = HttpRequest::new(&settings(), limits, Extras::default()).expect("builds");
+            let given = inputs(json!({"url": silent.url("/"), "method": "GET"}));
+            block.prepare(given).expect("is accepted").run(context).await
+        })
+    };
+    let limits = OperationLimits {
+        http_connect: Some(Duration::from_millis(50)),
+        ..OperationLimits::default()
+    };
+    let failure = ask(limits, context()).expect_err("nobody answers");
+    assert_eq!(failure.code, ErrorCode::ConnectionTimeout);
+    assert_eq!(failure.message, "timeout while connecting");
+    assert!(
+        matches!(failure.ran_out.as_deref(), Some(RanOut::Limit { limit, .. }) if Some(*limit) == limits.on(Operation::HttpConnect)),
+        "{failure:?}"
+    );
+    let failure = ask(
+        OperationLimits::default(),
+        context_for(Duration::from_millis(200)),
+    );
+    assert_eq!(failure, Err(Failure::deadline()));
+}
+
+#[test]
+fn a_failure_says_when_the_server_wants_to_be_asked_again() {
+    for (header, expected) in [
+        ("Retry-After: 2\r\n", Some(json!(2_000))),
+        ("Retry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n", Some(json!(0))),
+        ("Retry-After: soon\r\n", None),
+        ("", None),
+    ] {
+        for status in ["503 Service Unavailable", "429 Too Many Requests"] {
+            let failure = ask(&settings(), sized(status, header, b"")).expect_err("fails");
+            assert_eq!(
+                failure.details.get("retry_after_ms"),
+                expected.as_ref(),
+                "{header}"
+            );
+        }
+    }
+    let outputs = ask(&settings(), sized("200 OK", "Retry-After: 2\r\n", b"")).expect("is well");
+    assert!(outputs.get("retry_after_ms").is_none());
 }
 
 #[test]
@@ -398,7 +457,7 @@ fn the_deadline_cuts_an_attempt_short_and_cancelling_ends_it() {
         let late = Arc::clone(&task)
             .run(context_for(Duration::from_millis(50)))
             .await;
-        assert_eq!(late, Err(Failure::timeout("deadline")));
+        assert_eq!(late, Err(Failure::deadline()));
 
         let context = context();
         let cancel = context.cancel.clone();
@@ -452,7 +511,7 @@ fn at_the_deadline_the_connection_is_closed_wherever_the_answer_is() {
                     assert!(matches!(seen, Ok(Ok(0) | Err(_))), "{begun:?}: {seen:?}");
                 },
             );
-            let expected = (!by_drop).then(|| Err(Failure::timeout("deadline")));
+            let expected = (!by_drop).then(|| Err(Failure::deadline()));
             assert_eq!(ended, expected, "{begun:?}");
             assert!(deadline.elapsed() < Duration::from_secs(5), "{begun:?}");
         }
@@ -542,7 +601,8 @@ fn the_nodes_own_health_endpoint_is_reached_under_its_symbolic_name() {
         let extras = Extras {
             health_target: Some(("health.worker.internal".to_owned(), server.address)),
         };
-        let block = HttpRequest::new(&HttpSettings::default(), extras).expect("builds");
+        let block =
+            HttpRequest::new(&HttpSettings::default(), OperationLimits::default(), extras).expect("builds");
         for url in [
             "http://health.worker.internal/_health".to_owned(),
             server.url("/_health"),
@@ -751,7 +811,7 @@ fn an_authority_of_the_settings_vouches_beside_the_public_ones() {
         ca_file: Some("no/such/ca.pem".into()),
         ..settings()
     };
-    let error = HttpRequest::new(&missing, Extras::default())
+    let error = HttpRequest::new(&missing, OperationLimits::default(), Extras::default())
         .err()
         .expect("is refused");
     assert_eq!(error.key, ["blocks", "http", "ca_file"]);

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use caf_protocol::block::{BlockContext, Outputs};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
@@ -105,9 +106,9 @@ impl Postgres {
         let began = Instant::now();
         let timed_out = || {
             if Instant::now() >= context.deadline || limit < limits.statement_timeout {
-                Failure::timeout("deadline")
+                Failure::deadline()
             } else {
-                Failure::timeout("statement limit")
+                limits.statement_limit().ends_the_job(began.elapsed())
             }
         };
         let work = self.transact(running.client(), query, limits, limit);
@@ -143,9 +144,13 @@ impl Postgres {
             create: limit,
             recycle: limit,
         };
+        let connecting = OperationLimit {
+            operation: Operation::SqlConnect,
+            allowed: self.connect_limit,
+        };
         // The pool applies each limit to one step; together they may take one limit as well.
         let get = self.pool.timeout_get(&timeouts);
-        let got = attempt_limit(context, self.connect_limit, "connecting to the database", get).await?;
+        let got = attempt_limit(context, Some(connecting), "connecting to the database", get).await?;
         got.map_err(|error| match error {
             PoolError::Timeout(TimeoutType::Wait) => Failure::new(
                 ErrorCode::ResourceUnavailable,

@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caf_protocol::limit::{Operation, OperationLimit};
+
 use super::postgres::Postgres;
 use crate::settings::{SqlConnectionSettings, SqlMemorySettings, ms};
 
@@ -35,6 +37,16 @@ pub(super) struct Limits {
     pub(super) max_rows: u64,
     pub(super) max_bytes: u64,
     pub(super) statement_timeout: Duration,
+}
+
+impl Limits {
+    /// The limit on the run of a statement.
+    pub(super) fn statement_limit(&self) -> OperationLimit {
+        OperationLimit {
+            operation: Operation::SqlStatement,
+            allowed: self.statement_timeout,
+        }
+    }
 }
 
 /// A rule that the settings of a connection break.

@@ -45,7 +45,9 @@ fn blocks(adjust: impl FnOnce(&mut BlockSettings)) -> Registry {
     settings.http.max_request_bytes = 64;
     settings.sql.allow_inline = true;
     adjust(&mut settings);
-    build(&settings, Extras::default()).expect("builds").registry
+    build(&settings, OperationLimits::default(), Extras::default())
+        .expect("builds")
+        .registry
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::limit::{Operation, OperationLimit, RanOut};
 use caf_protocol::outcome::Failure;
 use tokio::time::Instant;
 
@@ -37,6 +38,18 @@ impl Limit {
             | Self::TotalTime { limit_ms }
             | Self::TotalTimeOfOneCall { limit_ms } => Some(Duration::from_millis(limit_ms)),
         }
+    }
+
+    /// The fact that it ran out when its job, or the call, had taken so long.
+    pub fn ran_out(self, taken: Duration) -> RanOut {
+        let operation = match self {
+            Self::Deadline => return RanOut::Deadline,
+            Self::RetryBudget { .. } => Operation::RetryBudget,
+            Self::TotalTime { .. } => Operation::Total,
+            Self::TotalTimeOfOneCall { .. } => Operation::TotalOfAttempt,
+        };
+        let allowed = self.length().unwrap_or_default();
+        OperationLimit { operation, allowed }.ran_out(taken)
     }
 
     /// What running out of it means: the job is over as `timeout`, except for a limit on one call, after which another

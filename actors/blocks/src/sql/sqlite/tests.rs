@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use caf_protocol::block::{Block, BlockContext, RunMode};
+use caf_protocol::limit::{Operation, RanOut};
 use serde_json::Map;
 use uuid::Uuid;
 
@@ -279,14 +280,19 @@ fn a_query_without_end_is_stopped_by_limit_deadline_and_cancelling() {
     let mut settings = SqlSettings::default();
     settings.memory.statement_timeout_ms = 50;
     let failure = query_with(&settings, context(), endless.clone()).expect_err("runs out");
-    assert_eq!(failure, Failure::timeout("statement limit"));
+    assert_eq!(failure.message, "statement limit has passed");
+    assert!(failure.total_limit);
+    assert!(
+        matches!(failure.ran_out.as_deref(), Some(RanOut::Limit { limit, .. }) if limit.operation == Operation::SqlStatement),
+        "{failure:?}"
+    );
 
     let failure = query_with(
         &SqlSettings::default(),
         context_for(Duration::from_millis(50)),
         endless.clone(),
     );
-    assert_eq!(failure.expect_err("runs out"), Failure::timeout("deadline"));
+    assert_eq!(failure.expect_err("runs out"), Failure::deadline());
 
     let context = context();
     let cancel = context.cancel.clone();
@@ -311,7 +317,7 @@ fn at_the_deadline_a_write_is_undone_and_its_lock_is_gone() {
     });
     let begin = std::time::Instant::now();
     let failure = query_with(&file.settings, context_for(Duration::from_millis(200)), endless);
-    assert_eq!(failure.expect_err("runs out"), Failure::timeout("deadline"));
+    assert_eq!(failure.expect_err("runs out"), Failure::deadline());
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!(file.count(), json!(1));
     for left in ["-journal", "-wal", "-shm"] {
