@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use caf_testkit::client::RESULT;
 use caf_testkit::faulty_http::{Call, Fault, FaultyHttp, Silent, draw};
 use caf_testkit::stall::{HeldCall, Stall};
 use caf_testkit::wait::poll;
@@ -17,7 +18,7 @@ use caf_testkit::worker::WorkerBuilder;
 use caf_testkit::{AssignmentBuilder, wait_until};
 use serde_json::{Value, json};
 
-use crate::support::{Node, SOON, jobs};
+use crate::support::{ANSWERS, Node, SOON, jobs};
 
 /// Draws the jobs that meet a fault.
 const SEED: u64 = 20_261_121;
@@ -89,6 +90,7 @@ fn node(adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Node {
 fn run(node: &Node, load: &Load, retries: u32, job: impl FnMut(usize) -> AssignmentBuilder) -> Outcomes {
     let job = jobs(load.count, job);
     let job: Vec<_> = job.into_iter().map(|job| job.max_attempts(retries + 1)).collect();
+    let before = answers_stored(node);
     if is_long() {
         let begun = Instant::now();
         for (n, second) in job.chunks(load.per_second).enumerate() {
@@ -99,14 +101,25 @@ fn run(node: &Node, load: &Load, retries: u32, job: impl FnMut(usize) -> Assignm
     } else {
         node.client.assign_all(&job).expect("are sent");
     }
-    node.wait_answered(&job, sized(SOON, Duration::from_secs(180)));
-    let answers = node.answers();
-    let results = job
-        .iter()
-        .map(|job| answers.results(job.assignment_id())[0].clone());
-    let outcomes = Outcomes(results.collect());
+    // By numbers, and read once: reading thousands of answers again and again would be a load of its own.
+    let patience = sized(SOON, Duration::from_secs(180));
+    wait_until("all are answered", patience, || {
+        answers_stored(node) >= before + 2 * load.count
+    });
+    let results = node.answers().on(RESULT).into_iter();
+    let by_id: BTreeMap<_, _> = results
+        .map(|result| (result["assignment_id"].to_string(), result))
+        .collect();
+    let result_of = |job: &AssignmentBuilder| by_id[&json!(job.assignment_id()).to_string()].clone();
+    let outcomes = Outcomes(job.iter().map(result_of).collect());
     outcomes.print_latency();
     outcomes
+}
+
+/// Acknowledgements and results so far.
+fn answers_stored(node: &Node) -> usize {
+    let count = node.client.stream_count(ANSWERS).expect("the broker answers");
+    usize::try_from(count).expect("is small")
 }
 
 /// Results in the order of the jobs.
