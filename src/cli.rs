@@ -61,6 +61,13 @@ pub enum Command {
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
+    /// Run nothing: print one JSON line per assignment with what would happen to it, by the settings and flags in force
+    ///
+    /// Nothing is fetched, called or written, and no port is opened. Each line tells the verdict (runs, rejected with
+    /// reason, unanswerable), pool, effective deadline, every wait of the retry plan, timeouts and queue in force.
+    /// Ends with 0 when all assignments would run, else with 1.
+    #[arg(long)]
+    pub dry_run: bool,
     /// File with one assignment per line (or one document, or an array), or - for lines of standard input
     pub file: Input,
 }
@@ -122,7 +129,7 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
     match cli.command {
         Command::Serve => settings::with_settings(&sources, cli.output, run::serve),
         Command::Exec(args) => {
-            settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args.file))
+            settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args))
         }
         Command::Submit(args) => settings::with_settings(&sources, cli.output, |loaded| {
             run::submit(loaded, args, cli.output)

@@ -2,7 +2,9 @@
 //! and prints what would be published.
 //!
 //! Neighbours: `wiring` builds the tree, `shutdown` drains it. Standard output carries one JSON line per message and
-//! nothing else; the log goes to standard error.
+//! nothing else; the log goes to standard error. [`dry_run`] stops before anything is run.
+
+pub mod dry_run;
 
 use std::collections::HashSet;
 use std::io::Write;

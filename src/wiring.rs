@@ -14,6 +14,7 @@ use caf_actors::claims::Claims;
 use caf_actors::claims::record::QuarantineRule;
 use caf_actors::events::{self, Log};
 use caf_actors::held::HeldPermits;
+use caf_actors::intake::preparation::Preparation;
 use caf_actors::intake::{Intake, IntakeParts};
 use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
@@ -186,15 +187,13 @@ pub async fn build(
 
     log.emit(events::blocks_registered(&blocks.registry.job_types()));
     let parts = IntakeParts {
-        registry: blocks.registry,
-        fetchers: blocks.fetchers,
+        preparation: preparation(settings, in_force, blocks),
         pools: PoolDoors { cpu, gpu, io },
         publisher,
         claims: claims.clone(),
         status: status.clone(),
         answers,
         allowed_tenants: settings.tenants.allowed.clone().into(),
-        retry: in_force.retry_rules(settings),
         quarantine: QuarantineRule {
             max_deaths: settings.worker.supervision.max_deaths,
             max_attempts: settings.nats.max_deliver,
@@ -240,6 +239,15 @@ pub fn operation_limits(in_force: &InForce) -> OperationLimits {
         fs_delete: ms(fs.delete_timeout_ms),
         http_connect: ms(http.connect_timeout_ms),
         http_read: ms(http.read_timeout_ms),
+    }
+}
+
+/// What can be run, and how: the same for the tree and for the dry run.
+pub fn preparation(settings: &Settings, in_force: &InForce, blocks: Blocks) -> Preparation {
+    Preparation {
+        registry: blocks.registry,
+        fetchers: blocks.fetchers,
+        retry: in_force.retry_rules(settings),
     }
 }
 

@@ -20,6 +20,8 @@ mod kubernetes;
 mod large;
 #[path = "node/life.rs"]
 mod life;
+#[path = "node/retries.rs"]
+mod retries;
 #[path = "node/seen_from_outside.rs"]
 mod seen_from_outside;
 #[path = "node/support.rs"]

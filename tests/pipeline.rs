@@ -8,6 +8,8 @@ mod blocked;
 mod limits;
 #[path = "pipeline/references.rs"]
 mod references;
+#[path = "pipeline/retries.rs"]
+mod retries;
 #[path = "pipeline/rig.rs"]
 mod rig;
 #[path = "pipeline/slots.rs"]

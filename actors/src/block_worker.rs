@@ -9,6 +9,7 @@ mod payload;
 pub mod retry;
 pub mod threads;
 
+use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,6 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
-use self::retry::backoff::chance;
 use self::retry::limit::{End, Limit};
 use self::retry::{Course, NextStep};
 use self::threads::{Threads, within};
@@ -300,6 +300,13 @@ async fn clearance(job: &Job, end: End) -> Cleared {
         }
         tokio::time::sleep_until(now + PROOF_RETRY).await;
     }
+}
+
+/// A random number from 0 to 1: enough to spread waits, no secret.
+fn chance() -> f64 {
+    let bits = RandomState::new().hash_one(()) >> 32;
+    // 32 bits fit a float exactly.
+    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 fn out_of_time(course: &mut Course, limit: Limit) -> Ended {

@@ -6,31 +6,27 @@
 
 mod admission;
 pub mod decision;
+pub mod preparation;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
-use caf_protocol::assignment::{Assignment, Identity, Payload, Reading, Refusal, read};
-use caf_protocol::block::{Block, CancellationToken, Inputs, Registry, ResourceClass, Task};
-use caf_protocol::error_code::ErrorCode;
+use caf_protocol::assignment::{Identity, Reading, Refusal, read};
+use caf_protocol::block::CancellationToken;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
-use caf_protocol::reference::{Fetchers, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::decision::{Facts, Row, StandingFact, decide_with_place};
+use self::preparation::{Preparation, Runnable};
 use crate::answers::Answers;
-use crate::block_worker::retry::numbers::Asked;
-use crate::block_worker::retry::{RetryPlan, RetryRules};
 use crate::claims::fleet::Revision;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
 use crate::clock;
 use crate::events::{self, Log};
-use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, Referenced, SentAck, Work, elapsed_ms};
+use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
 use crate::pool::{Enqueue, Place, PoolDoors};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
@@ -49,10 +45,8 @@ impl Message for Delivery {
 /// What intake needs to know. Every dependency comes in here.
 #[derive(Clone)]
 pub struct IntakeParts {
-    /// What can be run.
-    pub registry: Registry,
-    /// Who gets inputs that a job refers to. Asked by block workers; intake looks whether there is one.
-    pub fetchers: Fetchers,
+    /// What can be run, and how.
+    pub preparation: Preparation,
     /// Where accepted jobs go.
     pub pools: PoolDoors,
     /// Where everything else goes.
@@ -65,8 +59,6 @@ pub struct IntakeParts {
     pub answers: Answers,
     /// Tenants that may send jobs; empty lets all.
     pub allowed_tenants: Arc<[String]>,
-    /// What the node says of retries.
-    pub retry: RetryRules,
     /// What becomes of assignments that end their workers.
     pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
@@ -109,16 +101,6 @@ struct Known {
 /// A place in a pool, with the load at the time.
 type TakenPlace = (Place, Option<PoolLoad>);
 
-/// A message that may run: its inputs suit its block, or are still to be fetched.
-struct Runnable {
-    work: Work,
-    class: ResourceClass,
-    repeatable: bool,
-    /// How long it may take from the first start.
-    time_limit: Duration,
-    retry: RetryPlan,
-}
-
 impl Case {
     /// When a job must be over.
     fn deadline(&self, job: &Runnable) -> Instant {
@@ -133,49 +115,6 @@ impl Intake {
     }
 
     // ---- Decisions ----
-
-    /// Looks up the block and lets it check the inputs.
-    fn prepare(&self, assignment: Assignment) -> Result<Runnable, Refusal> {
-        let asked = Asked {
-            max_attempts: assignment.max_attempts,
-            backoff_ms: assignment.backoff_ms,
-        };
-        let Some(block) = self.parts.registry.get(&assignment.job_type) else {
-            let known = self.parts.registry.job_types();
-            let failure = Failure::of_field(
-                ErrorCode::InvalidInput,
-                "job.type",
-                "is not supported by this worker",
-            )
-            .with("supported", known.into());
-            return Err(Refusal {
-                reason: RejectReason::UnsupportedJobType,
-                failure,
-            });
-        };
-        let work = match assignment.payload {
-            Payload::Inline(inputs) => Work::Ready(check_inputs(block, inputs)?),
-            Payload::Referenced(payload) => self.refer(block, payload)?,
-        };
-        Ok(Runnable {
-            work,
-            class: assignment.resource_class.unwrap_or(block.spec().class),
-            repeatable: block.spec().repeatable,
-            time_limit: Duration::from_millis(assignment.deadline_ms),
-            retry: self.parts.retry.plan(&assignment.job_type, asked),
-        })
-    }
-
-    /// Inputs that are elsewhere are not looked at here: intake does not wait.
-    fn refer(&self, block: &Arc<dyn Block>, payload: PayloadRef) -> Result<Work, Refusal> {
-        let fetcher = Arc::clone(self.parts.fetchers.find(&payload.location)?);
-        let block = Arc::clone(block);
-        Ok(Work::Referenced(Referenced {
-            block,
-            payload,
-            fetcher,
-        }))
-    }
 
     /// Everything that is known of a message; nothing when nobody can be answered.
     fn open(&self, arrival: Arrival, holdings: Holdings) -> Option<Case> {
@@ -192,7 +131,7 @@ impl Intake {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
             _ => (arrival.received, None),
         };
-        let prepared = assignment.and_then(|assignment| self.prepare(assignment));
+        let prepared = assignment.and_then(|assignment| self.parts.preparation.prepare(assignment));
         Some(Case {
             arrival,
             identity,
@@ -482,18 +421,6 @@ impl Intake {
     fn settle(&self, holdings: Holdings, verdict: Verdict) {
         let _ = self.parts.publisher.settle.tell(Settle { holdings, verdict });
     }
-}
-
-/// Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
-fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>, Refusal> {
-    let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(inputs)));
-    let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
-    prepared
-        .unwrap_or_else(|_| Err(panicked()))
-        .map_err(|failure| Refusal {
-            reason: RejectReason::InvalidInputs,
-            failure,
-        })
 }
 
 impl Actor for Intake {

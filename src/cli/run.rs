@@ -9,7 +9,7 @@ use caf_actors::events::{self, Log};
 use caf_blocks::Extras;
 
 use super::dlq::DlqCommand;
-use super::{OutputFormat, SubmitArgs, print};
+use super::{ExecArgs, OutputFormat, SubmitArgs, print};
 use crate::assignments::Input;
 use crate::exit::Exit;
 use crate::settings::in_force::InForce;
@@ -42,12 +42,16 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
     })
 }
 
-/// Runs assignments without a broker.
-pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
+/// Runs assignments without a broker, or says what would happen to them.
+pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
     let settings = &loaded.settings;
+    let input = args.file;
     if let Err(problem) = input.check() {
         print::error(&problem);
         return Exit::Usage;
+    }
+    if args.dry_run {
+        return dry_run(loaded, input);
     }
     // What succeeds is in the printed results; the log speaks up for failures only.
     let quiet = quiet(loaded);
@@ -69,6 +73,31 @@ pub(super) fn exec(loaded: &Loaded, input: Input) -> Exit {
         on_event_loop(log, async {
             exec_command::run(settings, &in_force, input, blocks, Signals::listen()?, log).await
         })
+    })
+}
+
+fn dry_run(loaded: &Loaded, input: Input) -> Exit {
+    let settings = &loaded.settings;
+    let in_force = InForce::of(settings, &loaded.ranks);
+    // A log file would be touched.
+    let log = LogSettings {
+        file: None,
+        ..quiet(loaded)
+    };
+    with_log(settings, &log, Streams::StandardError, |log| {
+        for warning in &in_force.warnings {
+            log.emit(events::warning(warning));
+        }
+        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
+            Ok(blocks) => match exec_command::dry_run::run(settings, &in_force, input, blocks) {
+                Ok(exit) => exit,
+                Err(error) => {
+                    log.emit(events::fatal(&format!("{error:#}")));
+                    Exit::Internal
+                }
+            },
+            Err(error) => complain(&error),
+        }
     })
 }
 

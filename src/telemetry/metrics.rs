@@ -97,7 +97,7 @@ pub fn fault_of(metric: &Metric) -> Option<&'static str> {
         _ if !is_name(metric.name) => Some("its name is not in lower case with underscores"),
         _ if metric.help.trim().is_empty() => Some("it has no help"),
         _ if !metric.labels.iter().all(|label| is_name(label)) => Some("a label is not a name"),
-        _ if metric.labels.iter().any(|label| repeats(label)) => Some("a label is named twice"),
+        _ if metric.labels.iter().any(repeats) => Some("a label is named twice"),
         // Prometheus writes these itself.
         _ if metric.labels.contains(&"le") => Some("a label is reserved"),
         _ if matches!(metric.kind, MetricKind::Counter) != metric.name.ends_with("_total") => {

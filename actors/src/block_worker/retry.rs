@@ -1,7 +1,7 @@
 //! Whether a failed attempt is followed by another, and when; and which limit ends a job that goes on for too long. Pure.
 //!
 //! Neighbours: intake makes a [`RetryPlan`] for each job from the node's [`RetryRules`]; the block worker follows it with
-//! a [`Course`]. Within: [`classification`] says whether an error is retried at all,
+//! a [`Course`]; the dry run shows its [`preview`]. Within: [`classification`] says whether an error is retried at all,
 //! [`numbers`] how often and after which waits, [`backoff`] makes the waits. Never sleeps, never asks a clock, never
 //! draws a random number: all three come in.
 
@@ -10,6 +10,7 @@ pub mod classification;
 pub mod course;
 pub mod limit;
 pub mod numbers;
+pub mod preview;
 
 use std::sync::Arc;
 use std::time::Duration;

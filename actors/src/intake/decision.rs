@@ -56,6 +56,22 @@ pub enum StandingFact {
 }
 
 impl<'a> Facts<'a> {
+    /// Of a message that nobody has seen before, taken in at once by a worker that has room: what the dry run knows.
+    pub fn of_new(refusal: Option<&'a Refusal>, tenant_allowed: bool) -> Self {
+        Self {
+            unanswerable: false,
+            standing: StandingFact::Free,
+            quarantined: false,
+            exhausted: false,
+            draining: false,
+            redeliverable: true,
+            refusal,
+            tenant_allowed,
+            expired: false,
+            pool_has_room: true,
+        }
+    }
+
     /// With what the fleet's claim says of the assignment, if there is one.
     #[must_use]
     pub fn with_record(self, record: Option<&ClaimRecord>, rule: &QuarantineRule) -> Self {

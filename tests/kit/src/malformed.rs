@@ -566,7 +566,12 @@ fn tolerated_fields(corpus: &mut Corpus) {
     ];
     corpus.field(Expect::Runs, "/options/deadline_ms", some(deadlines));
     let attempts = [json!(0), json!(1e300), json!("2"), json!("many"), json!(i64::MAX)];
-    corpus.field(Expect::Runs, "/options/retry/max_attempts", some(attempts));
+    corpus.field(
+        Expect::Runs,
+        "/options/retry/max_attempts",
+        some(attempts.clone()),
+    );
+    corpus.field(Expect::Runs, "/options/retry/backoff_ms", some(attempts));
     let traces = [
         json!("tr-1"),
         json!("a\r\nb"),

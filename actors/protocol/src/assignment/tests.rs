@@ -253,6 +253,37 @@ fn attempts_are_total_calls_and_retries_count_one_more() {
 }
 
 #[test]
+fn the_wait_that_an_assignment_asks_for_is_read_leniently_and_bounded() {
+    for (patch, expected) in [
+        (json!({}), None),
+        (json!({"options": {"retry": {"backoff_ms": 200}}}), Some(200)),
+        (json!({"options": {"retry": {"backoff_ms": "250"}}}), Some(250)),
+        (json!({"options": {"retry": {"backoff_ms": 0}}}), Some(0)),
+        (json!({"options": {"retry": {"backoff_ms": -1}}}), None),
+        (json!({"options": {"retry": {"backoff_ms": {}}}}), None),
+        (
+            json!({"options": {"retry": {"backoff_ms": 1e300}}}),
+            Some(MAX_DEADLINE_MS),
+        ),
+        (
+            json!({"retry": {"backoff_ms": 10}, "options": {"retry": {"backoff_ms": "x"}}}),
+            Some(10),
+        ),
+        (
+            json!({"options": {"retry": {"max_attempts": 2}}, "retry": {"backoff_ms": 7}}),
+            Some(7),
+        ),
+    ] {
+        let value = patched(|v| {
+            for (key, field) in patch.as_object().expect("object") {
+                v[key] = field.clone();
+            }
+        });
+        assert_eq!(valid(&value).backoff_ms, expected, "{patch}");
+    }
+}
+
+#[test]
 fn bad_correlation_ids_do_not_stop_a_job_and_are_kept_apart() {
     let value = patched(|v| {
         v["correlation"] = json!({"trace_id": "tr-1", "run_id": "run-1"});

@@ -1,7 +1,6 @@
 //! The wait before a retry: min(base·growth^retry, longest), spread by jitter (contract 7.2), and what the other side
 //! asks for.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use caf_protocol::json::lenient_u64;
@@ -41,11 +40,4 @@ fn before_jitter(numbers: &Numbers, retry: u32) -> Duration {
 pub fn retry_after(failure: &Failure) -> Duration {
     let asked = failure.details.get(RETRY_AFTER_MS).and_then(lenient_u64);
     Duration::from_millis(asked.unwrap_or_default())
-}
-
-/// A random number from 0 to 1: enough to spread waits, no secret.
-pub fn chance() -> f64 {
-    let bits = RandomState::new().hash_one(()) >> 32;
-    // 32 bits fit a float exactly.
-    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(u32::MAX)
 }

@@ -322,6 +322,8 @@ mod numbers {
             [50, 50, 50],
             "its calls are the block's"
         );
+        let broken_off = failed(ErrorCode::NetworkError).with("status_code", json!(429));
+        assert_eq!(waits_ms(&http, &broken_off), [200, 400, 800], "no HTTP error");
         let other = plan(&policy, "sql.query");
         assert_eq!(
             waits_ms(&other, &failed(ErrorCode::NetworkError)),

@@ -1,0 +1,104 @@
+//! What an assignment becomes before it is decided upon: its block with inputs that suit it, its pool, its limits.
+//!
+//! Neighbours: intake prepares each assignment that it takes in; the dry run does the same and stops there. No I/O, no
+//! waiting, nothing is run: inputs that are elsewhere are only looked up by their kind.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use caf_protocol::ack::RejectReason;
+use caf_protocol::assignment::{Assignment, Payload, Refusal};
+use caf_protocol::block::{Block, Inputs, Registry, ResourceClass, Task};
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::Failure;
+use caf_protocol::reference::{Fetchers, PayloadRef};
+
+use crate::block_worker::retry::numbers::Asked;
+use crate::block_worker::retry::{RetryPlan, RetryRules};
+use crate::job::{Referenced, Work};
+
+/// What can be run, and how.
+#[derive(Clone)]
+pub struct Preparation {
+    /// What can be run.
+    pub registry: Registry,
+    /// Who gets inputs that a job refers to. Asked by block workers; here it is looked whether there is one.
+    pub fetchers: Fetchers,
+    /// What the node says of retries.
+    pub retry: RetryRules,
+}
+
+/// An assignment that may run: its inputs suit its block, or are still to be fetched.
+pub struct Runnable {
+    /// What to run.
+    pub work: Work,
+    /// Pool it runs in.
+    pub class: ResourceClass,
+    /// Whether running it twice is harmless.
+    pub repeatable: bool,
+    /// How long it may take from the first start.
+    pub time_limit: Duration,
+    /// Whether, how often and when a failed attempt is followed by another.
+    pub retry: RetryPlan,
+}
+
+impl Preparation {
+    /// Looks up the block and lets it check the inputs.
+    ///
+    /// # Errors
+    /// Why the assignment will not run.
+    pub fn prepare(&self, assignment: Assignment) -> Result<Runnable, Refusal> {
+        let asked = Asked {
+            max_attempts: assignment.max_attempts,
+            backoff_ms: assignment.backoff_ms,
+        };
+        let Some(block) = self.registry.get(&assignment.job_type) else {
+            let known = self.registry.job_types();
+            let failure = Failure::of_field(
+                ErrorCode::InvalidInput,
+                "job.type",
+                "is not supported by this worker",
+            )
+            .with("supported", known.into());
+            return Err(Refusal {
+                reason: RejectReason::UnsupportedJobType,
+                failure,
+            });
+        };
+        let work = match assignment.payload {
+            Payload::Inline(inputs) => Work::Ready(check_inputs(block, inputs)?),
+            Payload::Referenced(payload) => self.refer(block, payload)?,
+        };
+        Ok(Runnable {
+            work,
+            class: assignment.resource_class.unwrap_or(block.spec().class),
+            repeatable: block.spec().repeatable,
+            time_limit: Duration::from_millis(assignment.deadline_ms),
+            retry: self.retry.plan(&assignment.job_type, asked),
+        })
+    }
+
+    /// Inputs that are elsewhere are not looked at here: nobody waits for them yet.
+    fn refer(&self, block: &Arc<dyn Block>, payload: PayloadRef) -> Result<Work, Refusal> {
+        let fetcher = Arc::clone(self.fetchers.find(&payload.location)?);
+        let block = Arc::clone(block);
+        Ok(Work::Referenced(Referenced {
+            block,
+            payload,
+            fetcher,
+        }))
+    }
+}
+
+/// Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
+fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>, Refusal> {
+    let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(inputs)));
+    let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
+    prepared
+        .unwrap_or_else(|_| Err(panicked()))
+        .map_err(|failure| Refusal {
+            reason: RejectReason::InvalidInputs,
+            failure,
+        })
+}

@@ -1,0 +1,343 @@
+//! Retries of a whole node: flags by environment, calls counted where they arrive; and the dry run that rehearses them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use caf_testkit::worker::{Finished, WorkerBuilder};
+use caf_testkit::{AssignmentBuilder, Collector};
+use serde_json::{Value, json};
+
+use crate::support::{Node, SOON, assert_each_answered_once, program};
+
+const POLICY: &str = include_str!("../../config/worker/retry_policy.json");
+const RETRY: &str = "CP2_ADVANCED_RETRY_ENABLED";
+
+/// An HTTP server whose paths begin with the status they answer with; `/503/2/...` works from the third call on. Its
+/// thread ends with the process of the test.
+struct Statuses {
+    address: String,
+    calls: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+impl Statuses {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("is bound").to_string();
+        let calls = Arc::<Mutex<BTreeMap<String, usize>>>::default();
+        let counted = Arc::clone(&calls);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A caller that has gone away is none of our business.
+                let _ = answer(&stream, &counted);
+            }
+        });
+        Self { address, calls }
+    }
+
+    fn job(&self, path: &str, attempts: u32) -> AssignmentBuilder {
+        let url = format!("http://{}{path}", self.address);
+        AssignmentBuilder::new("http.request", json!({"method": "GET", "url": url})).set(
+            "options",
+            json!({"deadline_ms": 30_000, "retry": {"max_attempts": attempts, "backoff_ms": 5}}),
+        )
+    }
+
+    fn calls(&self, path: &str) -> usize {
+        let calls = self.calls.lock().expect("no panic holds it");
+        calls.get(path).copied().unwrap_or_default()
+    }
+}
+
+fn answer(mut stream: &TcpStream, calls: &Mutex<BTreeMap<String, usize>>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().transpose()?.unwrap_or_default();
+    for line in lines.by_ref() {
+        if line?.is_empty() {
+            break;
+        }
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let call = {
+        let mut calls = calls.lock().expect("no panic holds it");
+        let call = calls.entry(path.clone()).or_default();
+        *call += 1;
+        *call
+    };
+    let mut parts = path.split('/').skip(1);
+    let status = parts.next().unwrap_or_default();
+    let failures = parts.next().and_then(|count| count.parse().ok());
+    let status = if failures.is_some_and(|failures: usize| call > failures) {
+        "200"
+    } else {
+        status
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// A worker that may call the server, with the policy files beside it.
+fn beside(adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Node {
+    Node::start_with(|builder| {
+        adjust(
+            builder
+                .file("config/worker/retry_policy.json", POLICY)
+                .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8"),
+        )
+    })
+}
+
+fn answered(node: &Node, jobs: &[AssignmentBuilder]) -> Collector {
+    node.client.assign_all(jobs).expect("are sent");
+    node.wait_answered(jobs, SOON);
+    let answers = node.answers();
+    assert_each_answered_once(&answers, jobs);
+    answers
+}
+
+fn logged(node: &Node, message: &str) -> Vec<Value> {
+    let of = |line: &Value| line["message"] == message;
+    node.worker.logs().into_iter().filter(of).collect()
+}
+
+/// POC-005, 006 and 008; CHAOS-005.
+#[test]
+fn with_the_flag_on_the_status_decides_and_the_assignment_counts() {
+    let server = Statuses::start();
+    let mut node = beside(|builder| builder.env(RETRY, "true"));
+    let denied = AssignmentBuilder::new("fail", json!({"error_code": "PERMISSION_DENIED"}));
+    let jobs = [
+        server.job("/503", 3),
+        server.job("/400", 5),
+        server.job("/503/2", 5),
+        server.job("/429", 2),
+        denied.max_attempts(4),
+    ];
+    let answers = answered(&node, &jobs);
+    let result = |job: &AssignmentBuilder| answers.results(job.assignment_id())[0].clone();
+    let calls = ["/503", "/400", "/503/2", "/429"].map(|path| server.calls(path));
+    assert_eq!(calls, [3, 1, 3, 2]);
+    let used: Vec<_> = jobs
+        .iter()
+        .map(|job| result(job)["retries_used"].clone())
+        .collect();
+    assert_eq!(used, [2, 0, 2, 1, 0]);
+    assert_eq!(result(&jobs[2])["status"], "success");
+    node.worker
+        .wait_for_message("Retry succeeded")
+        .expect("is logged");
+    assert_eq!(logged(&node, "Retry attempt started").len(), 5);
+    let exhausted = logged(&node, "Retry exhausted");
+    let codes: Vec<_> = exhausted.iter().map(|line| &line["error_code"]).collect();
+    assert_eq!(codes, ["HTTP_ERROR", "HTTP_ERROR"]);
+}
+
+/// POC-004 and the gate "all off".
+#[test]
+fn with_the_flag_off_every_error_is_called_again_and_nothing_new_is_logged() {
+    let server = Statuses::start();
+    let node = beside(|builder| builder.env(RETRY, "false").env("LOG_LEVEL", "debug"));
+    let answers = answered(&node, &[server.job("/503", 2), server.job("/400", 3)]);
+    assert_eq!(["/503", "/400"].map(|path| server.calls(path)), [2, 3]);
+    assert_eq!(answers.objections(), Vec::<String>::new());
+    let failed = logged(&node, "Attempt failed");
+    let waits: Vec<_> = failed
+        .iter()
+        .map(|line| line["context"]["backoff_delay_ms"].as_u64())
+        .collect();
+    assert_eq!(waits.iter().filter(|wait| **wait == Some(100)).count(), 2);
+    for message in ["Retry attempt started", "Retry exhausted", "Retry budget used"] {
+        assert!(logged(&node, message).is_empty(), "{message}");
+    }
+}
+
+/// The gate "flag on without configuration".
+#[test]
+fn with_the_flag_on_and_no_policy_the_node_retries_as_before_and_warns() {
+    let server = Statuses::start();
+    let node = Node::start_with(|builder| {
+        builder
+            .env(RETRY, "true")
+            .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8")
+    });
+    answered(&node, &[server.job("/400", 3)]);
+    assert_eq!(server.calls("/400"), 3);
+    assert_eq!(logged(&node, "Warning").len(), 1);
+}
+
+// ---- The dry run ----
+
+fn dry_run(
+    input: impl Into<Vec<u8>>,
+    adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder,
+) -> (Finished, Vec<Value>) {
+    let builder = program()
+        .args(["exec", "--dry-run", "-"])
+        .stdin(input)
+        .file("config/worker/retry_policy.json", POLICY)
+        .file(
+            "config/worker/timeout_policy.json",
+            include_str!("../../config/worker/timeout_policy.json"),
+        )
+        .file(
+            "config/worker/queue_policy.json",
+            include_str!("../../config/worker/queue_policy.json"),
+        );
+    let finished = adjust(builder).run(SOON).expect("ends by itself");
+    let lines = finished.stdout();
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("is JSON"));
+    (finished, lines.collect())
+}
+
+fn example(name: &str) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(name);
+    std::fs::read(path).expect("is there")
+}
+
+#[test]
+fn the_dry_run_shows_the_fixed_plan_of_every_example_with_all_flags_off() {
+    let (finished, lines) = dry_run(example("assignments.jsonl"), |builder| builder);
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    assert!(lines.len() > 5);
+    for line in &lines {
+        assert_eq!(
+            (&line["verdict"], &line["retry"]["mode"]),
+            (&json!("runs"), &json!("cp1"))
+        );
+        assert_eq!(
+            line["flags"],
+            json!({"retry": false, "timeouts": false, "queue": false})
+        );
+        assert_eq!(
+            (&line["timeouts"], &line["queue"]["max_queue_size"]),
+            (&Value::Null, &Value::Null)
+        );
+    }
+    let sleep = lines
+        .iter()
+        .find(|line| line["job_type"] == "sleep")
+        .expect("is there");
+    assert_eq!(
+        (&sleep["pool"], &sleep["deadline_ms"]),
+        (&json!("io"), &json!(5_000))
+    );
+    let waits = json!([{"min": 100, "max": 100}, {"min": 200, "max": 200}, {"min": 300, "max": 300}]);
+    assert_eq!(
+        (&sleep["retry"]["max_attempts"], &sleep["retry"]["waits_ms"]),
+        (&json!(4), &waits)
+    );
+}
+
+#[test]
+fn the_dry_run_shows_each_wait_with_its_jitter_and_what_an_error_has_of_its_own() {
+    let job = AssignmentBuilder::new(
+        "http.request",
+        json!({"method": "GET", "url": "https://example.com/"}),
+    )
+    .set("options", json!({"deadline_ms": 60_000}));
+    let (finished, lines) = dry_run(job.bytes(), |builder| builder.env(RETRY, "1"));
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let retry = &lines[0]["retry"];
+    assert_eq!(
+        (&retry["mode"], &retry["budget_ms"]),
+        (&json!("cp2"), &json!(30_000))
+    );
+    let waits = json!([{"min": 100, "max": 200}, {"min": 200, "max": 400}, {"min": 400, "max": 800}, {"min": 800, "max": 1600}]);
+    assert_eq!((&retry["max_attempts"], &retry["waits_ms"]), (&json!(5), &waits));
+    let groups = retry["by_error"].as_array().expect("is a list");
+    let own = groups
+        .iter()
+        .find(|group| group["errors"] == json!(["HTTP_ERROR 429"]));
+    let own = own.expect("429 has numbers of its own");
+    assert_eq!(
+        own["waits_ms"],
+        json!([{"min": 500, "max": 1_000}, {"min": 1_000, "max": 2_000}])
+    );
+    let not_retried = retry["not_retried"].as_array().expect("is a list");
+    for code in ["HTTP_ERROR 4xx", "PERMISSION_DENIED", "INVALID_INPUT"] {
+        assert!(not_retried.contains(&json!(code)), "{code}");
+    }
+}
+
+#[test]
+fn the_dry_run_says_which_limit_leaves_no_time_for_more_retries() {
+    let job = AssignmentBuilder::new("fail", json!({"error_code": "NETWORK_ERROR"})).set(
+        "options",
+        json!({"deadline_ms": 250, "retry": {"max_attempts": 9}}),
+    );
+    let (_, lines) = dry_run(job.bytes(), |builder| builder);
+    let retry = &lines[0]["retry"];
+    assert_eq!(
+        (&retry["waits_ms"], &retry["cut_by"]),
+        (&json!([{"min": 100, "max": 100}]), &json!("deadline"))
+    );
+}
+
+#[test]
+fn the_dry_run_shows_what_each_flag_alone_puts_in_force() {
+    let flags = [
+        "CP2_ADVANCED_RETRY_ENABLED",
+        "CP2_COMPLETE_TIMEOUT_ENABLED",
+        "CP2_QUEUE_MANAGEMENT_ENABLED",
+    ];
+    for (index, flag) in flags.into_iter().enumerate() {
+        let (_, lines) = dry_run(example("assignments.jsonl"), |builder| builder.env(flag, "yes"));
+        let put = lines
+            .iter()
+            .find(|line| line["job_type"] == "fs.blob_put")
+            .expect("is there");
+        let on = [
+            put["retry"]["mode"] == "cp2",
+            put["timeouts"]["operations"]["write_timeout_ms"] == 10_000,
+            put["queue"]["max_queue_size"] == 500 && put["queue"]["policy"]["rejection_policy"].is_string(),
+        ];
+        assert_eq!(on, [index == 0, index == 1, index == 2], "{flag}: {put}");
+        let flags = ["retry", "timeouts", "queue"].map(|name| put["flags"][name] == true);
+        assert_eq!(flags, on, "{flag}");
+    }
+}
+
+#[test]
+fn the_dry_run_tells_why_assignments_do_not_run_and_touches_nothing() {
+    let put = || AssignmentBuilder::new("fs.blob_put", json!({"path": "data/x", "content": "x"}));
+    let fetched = json!({"type": "echo", "payload_ref": "file:data/y"});
+    let input = [
+        put().bytes(),
+        put().tenant("other").bytes(),
+        AssignmentBuilder::echo().set("job", fetched).bytes(),
+        b"not json".to_vec(),
+        AssignmentBuilder::new("no.such.block", json!({})).bytes(),
+    ];
+    let directory = caf_testkit::TempDir::new("dry-run").expect("can be made");
+    let (finished, lines) = dry_run(input.join(&b'\n'), |builder| {
+        builder
+            .current_dir(directory.path())
+            .env("WORKER__LOG__FILE", "worker.log")
+            .env("WORKER__TENANTS__ALLOWED", "acme")
+    });
+    assert_eq!(finished.code(), Some(1));
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| [&line["verdict"], &line["reason"]])
+        .collect();
+    let expected = [
+        [&json!("runs"), &Value::Null],
+        [&json!("rejected"), &json!("tenant_not_allowed")],
+        [&json!("runs"), &Value::Null],
+        [&json!("unanswerable"), &Value::Null],
+        [&json!("rejected"), &json!("unsupported_job_type")],
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(lines[2]["inputs"], "referenced");
+    let left: Vec<_> = std::fs::read_dir(directory.path())
+        .expect("can be read")
+        .collect();
+    assert_eq!(left.len(), 1, "config alone: {left:?}");
+}
