@@ -14,6 +14,8 @@ mod core_mode;
 mod dead_letters;
 #[path = "node/deploy.rs"]
 mod deploy;
+#[path = "node/gates.rs"]
+mod gates;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
 #[path = "node/large.rs"]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use caf_testkit::client::RESULT;
 use caf_testkit::faulty_http::{Call, Fault, FaultyHttp, Silent, draw};
 use caf_testkit::stall::{HeldCall, Stall};
 use caf_testkit::wait::poll;
@@ -17,7 +18,7 @@ use caf_testkit::worker::WorkerBuilder;
 use caf_testkit::{AssignmentBuilder, wait_until};
 use serde_json::{Value, json};
 
-use crate::support::{Node, SOON, jobs};
+use crate::support::{ANSWERS, Node, SOON, jobs};
 
 /// Draws the jobs that meet a fault.
 const SEED: u64 = 20_261_121;
@@ -57,25 +58,16 @@ fn file_load() -> Load {
 
 /// A node with retries and timeouts in force: by the policies that are shipped, or with short waits and limits.
 fn node(adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Node {
-    let shipped = |name: &str| {
-        let path = format!("{}/config/worker/{name}", env!("CARGO_MANIFEST_DIR"));
-        let text = std::fs::read_to_string(path).expect("is shipped");
-        serde_json::from_str::<Value>(&text).expect("is JSON")
-    };
-    let mut retry = shipped("retry_policy.json");
-    let mut timeouts = shipped("timeout_policy.json");
+    let (mut retry, mut timeouts) = (json!({}), json!({}));
     if !is_long() {
-        let policy = &mut retry["worker"]["retries"]["v2"];
-        for (_, block) in policy["block_policies"].as_object_mut().expect("is an object") {
-            block["base_delay_ms"] = json!(5);
-            block["max_delay_ms"] = json!(20);
-        }
-        timeouts["worker"]["timeouts"]["v2"]["http_connection"]["connect_timeout_ms"] = json!(200);
+        let short = json!({"base_delay_ms": 5, "max_delay_ms": 20});
+        retry = json!({"block_policies": {"http": short, "fs": short, "sql": short}});
+        timeouts = json!({"http_connection": {"connect_timeout_ms": 200}});
     }
     Node::start_with(|worker| {
         let worker = worker
-            .file("config/worker/retry_policy.json", retry.to_string())
-            .file("config/worker/timeout_policy.json", timeouts.to_string())
+            .policy("retry", &retry)
+            .policy("timeout", &timeouts)
             .env("CP2_ADVANCED_RETRY_ENABLED", true)
             .env("CP2_COMPLETE_TIMEOUT_ENABLED", true)
             .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8")
@@ -89,6 +81,7 @@ fn node(adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Node {
 fn run(node: &Node, load: &Load, retries: u32, job: impl FnMut(usize) -> AssignmentBuilder) -> Outcomes {
     let job = jobs(load.count, job);
     let job: Vec<_> = job.into_iter().map(|job| job.max_attempts(retries + 1)).collect();
+    let before = answers_stored(node);
     if is_long() {
         let begun = Instant::now();
         for (n, second) in job.chunks(load.per_second).enumerate() {
@@ -99,14 +92,25 @@ fn run(node: &Node, load: &Load, retries: u32, job: impl FnMut(usize) -> Assignm
     } else {
         node.client.assign_all(&job).expect("are sent");
     }
-    node.wait_answered(&job, sized(SOON, Duration::from_secs(180)));
-    let answers = node.answers();
-    let results = job
-        .iter()
-        .map(|job| answers.results(job.assignment_id())[0].clone());
-    let outcomes = Outcomes(results.collect());
+    // By numbers, and read once: reading thousands of answers again and again would be a load of its own.
+    let patience = sized(SOON, Duration::from_secs(180));
+    wait_until("all are answered", patience, || {
+        answers_stored(node) >= before + 2 * load.count
+    });
+    let results = node.answers().on(RESULT).into_iter();
+    let by_id: BTreeMap<_, _> = results
+        .map(|result| (result["assignment_id"].to_string(), result))
+        .collect();
+    let result_of = |job: &AssignmentBuilder| by_id[&json!(job.assignment_id()).to_string()].clone();
+    let outcomes = Outcomes(job.iter().map(result_of).collect());
     outcomes.print_latency();
     outcomes
+}
+
+/// Acknowledgements and results so far.
+fn answers_stored(node: &Node) -> usize {
+    let count = node.client.stream_count(ANSWERS).expect("the broker answers");
+    usize::try_from(count).expect("is small")
 }
 
 /// Results in the order of the jobs.
@@ -459,12 +463,10 @@ fn without_the_flag_only_the_deadline_limits_a_request() {
         "/head" => Fault::Hang,
         _ => Fault::SlowBody(Duration::from_secs(3_600)),
     });
-    let policy = json!({"worker": {"timeouts": {"v2": {"http_connection": {
-        "connect_timeout_ms": 100, "read_timeout_ms": 100,
-    }}}}});
+    let limits = json!({"http_connection": {"connect_timeout_ms": 100, "read_timeout_ms": 100}});
     let node = Node::start_with(|worker| {
         worker
-            .file("config/worker/timeout_policy.json", policy.to_string())
+            .policy("timeout", &limits)
             .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8")
     });
     for url in [server.url("/head"), server.url("/body"), silent.url("/connect")] {

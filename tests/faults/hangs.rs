@@ -23,14 +23,14 @@ fn node(stall: &Stall, flag: bool, adjust: impl FnOnce(WorkerBuilder) -> WorkerB
         "[blocks.fs.roots]\ndata = \"./data\"\nslow = \"{slow}\"\n\
          [blocks.sql.connections.slow]\nurl = \"sqlite://{slow}/file.db\"\nstatement_timeout_ms = {LIMIT_MS}\n"
     );
-    let policy = json!({"worker": {"timeouts": {"v2": {"fs_operations": {
+    let limits = json!({"fs_operations": {
         "read_timeout_ms": LIMIT_MS, "write_timeout_ms": LIMIT_MS, "delete_timeout_ms": LIMIT_MS,
-    }}}}});
+    }});
     Node::start_with(|worker| {
         let worker = worker
             .under(stall)
             .file("config/worker.toml", roots)
-            .file("config/worker/timeout_policy.json", policy.to_string())
+            .policy("timeout", &limits)
             .env("CP2_COMPLETE_TIMEOUT_ENABLED", flag);
         adjust(worker)
     })

@@ -27,22 +27,15 @@ const LINES: [&str; 5] = [
 /// Set, the degradation scenarios take their full time and load.
 const LONG: &str = "LOAD_LONG";
 
-/// The policy file with these keys in place of what is shipped; `pools` gives slots and queue of cpu, gpu and io.
-fn policy_file(pools: [(usize, usize); 3], change: &Value) -> String {
-    let pool = |(slots, queue)| json!({"max_concurrency": slots, "max_queue_size": queue});
-    let mut queue = json!({
-        "resource_pools": {"cpu": pool(pools[0]), "gpu": pool(pools[1]), "io": pool(pools[2])},
-    });
-    for (key, value) in change.as_object().into_iter().flatten() {
-        queue[key] = value.clone();
-    }
-    json!({"worker": {"queue": {"v2": queue}}}).to_string()
-}
-
+/// What `change` says of the policy; `pools` gives slots and queue of cpu, gpu and io.
 fn queued(worker: WorkerBuilder, pools: [(usize, usize); 3], change: &Value) -> WorkerBuilder {
+    let pool = |(slots, queue)| json!({"max_concurrency": slots, "max_queue_size": queue});
+    let sizes = json!({"cpu": pool(pools[0]), "gpu": pool(pools[1]), "io": pool(pools[2])});
+    let mut policy = change.clone();
+    policy["resource_pools"] = sizes;
     worker
         .env("CP2_QUEUE_MANAGEMENT_ENABLED", "true")
-        .file("config/worker/queue_policy.json", policy_file(pools, change))
+        .policy("queue", &policy)
 }
 
 /// A worker with one slot and a queue of this size in its io pool, beside a server that withholds its answers.
@@ -173,10 +166,8 @@ fn each_pool_accepts_exactly_its_slots_and_its_queue_and_refuses_the_rest() {
 fn with_the_flag_off_nothing_is_refused_and_nothing_is_said_of_queues() {
     let outside = Outside::start();
     let node = Node::start_with(|worker| {
-        outside.allow(worker).file(
-            "config/worker/queue_policy.json",
-            policy_file([(2, 5), (1, 3), (3, 4)], &json!({})),
-        )
+        let worker = queued(outside.allow(worker), [(2, 5), (1, 3), (3, 4)], &json!({}));
+        worker.env("CP2_QUEUE_MANAGEMENT_ENABLED", "false")
     });
     let load = jobs(60, |n| in_pool(outside.job("held"), ["cpu", "gpu", "io"][n % 3]));
     node.client.assign_all(&load).expect("are sent");

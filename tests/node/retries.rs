@@ -1,81 +1,33 @@
 //! Retries of a whole node: flags by environment, calls counted where they arrive; and the dry run that rehearses them.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-
+use caf_testkit::faulty_http::{Fault, FaultyHttp};
 use caf_testkit::worker::{Finished, WorkerBuilder};
 use caf_testkit::{AssignmentBuilder, Collector};
 use serde_json::{Value, json};
 
 use crate::support::{Node, SOON, assert_each_answered_once, program};
 
-const POLICY: &str = include_str!("../../config/worker/retry_policy.json");
 const RETRY: &str = "CP2_ADVANCED_RETRY_ENABLED";
 
-/// An HTTP server whose paths begin with the status they answer with; `/503/2/...` works from the third call on. Its
-/// thread ends with the process of the test.
-struct Statuses {
-    address: String,
-    calls: Arc<Mutex<BTreeMap<String, usize>>>,
-}
-
-impl Statuses {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("is bound").to_string();
-        let calls = Arc::<Mutex<BTreeMap<String, usize>>>::default();
-        let counted = Arc::clone(&calls);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                // A caller that has gone away is none of our business.
-                let _ = answer(&stream, &counted);
-            }
-        });
-        Self { address, calls }
-    }
-
-    fn job(&self, path: &str, attempts: u32) -> AssignmentBuilder {
-        let url = format!("http://{}{path}", self.address);
-        AssignmentBuilder::new("http.request", json!({"method": "GET", "url": url})).set(
-            "options",
-            json!({"deadline_ms": 30_000, "retry": {"max_attempts": attempts, "backoff_ms": 5}}),
-        )
-    }
-
-    fn calls(&self, path: &str) -> usize {
-        let calls = self.calls.lock().expect("no panic holds it");
-        calls.get(path).copied().unwrap_or_default()
-    }
-}
-
-fn answer(mut stream: &TcpStream, calls: &Mutex<BTreeMap<String, usize>>) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next().transpose()?.unwrap_or_default();
-    for line in lines.by_ref() {
-        if line?.is_empty() {
-            break;
+/// A server whose paths are the status they answer with; `/503/2` works from the third call on.
+fn statuses() -> FaultyHttp {
+    let server = FaultyHttp::start().expect("starts");
+    server.set(|call| {
+        let mut parts = call.path.split('/').skip(1).filter_map(|part| part.parse().ok());
+        let (status, failures) = (parts.next().unwrap_or(500), parts.next());
+        match failures {
+            Some(failures) if call.number >= usize::from(failures) => Fault::None,
+            _ => Fault::Status(status, ""),
         }
-    }
-    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let call = {
-        let mut calls = calls.lock().expect("no panic holds it");
-        let call = calls.entry(path.clone()).or_default();
-        *call += 1;
-        *call
-    };
-    let mut parts = path.split('/').skip(1);
-    let status = parts.next().unwrap_or_default();
-    let failures = parts.next().and_then(|count| count.parse().ok());
-    let status = if failures.is_some_and(|failures: usize| call > failures) {
-        "200"
-    } else {
-        status
-    };
-    write!(
-        stream,
-        "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    });
+    server
+}
+
+fn job(server: &FaultyHttp, path: &str, attempts: u32) -> AssignmentBuilder {
+    let inputs = json!({"method": "GET", "url": server.url(path)});
+    AssignmentBuilder::new("http.request", inputs).set(
+        "options",
+        json!({"deadline_ms": 30_000, "retry": {"max_attempts": attempts, "backoff_ms": 5}}),
     )
 }
 
@@ -84,7 +36,7 @@ fn beside(adjust: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Node {
     Node::start_with(|builder| {
         adjust(
             builder
-                .file("config/worker/retry_policy.json", POLICY)
+                .policy("retry", &json!({}))
                 .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8"),
         )
     })
@@ -106,14 +58,14 @@ fn logged(node: &Node, message: &str) -> Vec<Value> {
 /// POC-005, 006 and 008; CHAOS-005.
 #[test]
 fn with_the_flag_on_the_status_decides_and_the_assignment_counts() {
-    let server = Statuses::start();
+    let server = statuses();
     let mut node = beside(|builder| builder.env(RETRY, "true"));
     let denied = AssignmentBuilder::new("fail", json!({"error_code": "PERMISSION_DENIED"}));
     let jobs = [
-        server.job("/503", 3),
-        server.job("/400", 5),
-        server.job("/503/2", 5),
-        server.job("/429", 2),
+        job(&server, "/503", 3),
+        job(&server, "/400", 5),
+        job(&server, "/503/2", 5),
+        job(&server, "/429", 2),
         denied.max_attempts(4),
     ];
     let answers = answered(&node, &jobs);
@@ -135,12 +87,12 @@ fn with_the_flag_on_the_status_decides_and_the_assignment_counts() {
     assert_eq!(codes, ["HTTP_ERROR", "HTTP_ERROR"]);
 }
 
-/// POC-004 and the gate "all off".
+/// POC-004.
 #[test]
 fn with_the_flag_off_every_error_is_called_again_and_nothing_new_is_logged() {
-    let server = Statuses::start();
+    let server = statuses();
     let node = beside(|builder| builder.env(RETRY, "false").env("LOG_LEVEL", "debug"));
-    let answers = answered(&node, &[server.job("/503", 2), server.job("/400", 3)]);
+    let answers = answered(&node, &[job(&server, "/503", 2), job(&server, "/400", 3)]);
     assert_eq!(["/503", "/400"].map(|path| server.calls(path)), [2, 3]);
     assert_eq!(answers.objections(), Vec::<String>::new());
     let failed = logged(&node, "Attempt failed");
@@ -154,20 +106,6 @@ fn with_the_flag_off_every_error_is_called_again_and_nothing_new_is_logged() {
     }
 }
 
-/// The gate "flag on without configuration".
-#[test]
-fn with_the_flag_on_and_no_policy_the_node_retries_as_before_and_warns() {
-    let server = Statuses::start();
-    let node = Node::start_with(|builder| {
-        builder
-            .env(RETRY, "true")
-            .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8")
-    });
-    answered(&node, &[server.job("/400", 3)]);
-    assert_eq!(server.calls("/400"), 3);
-    assert_eq!(logged(&node, "Warning").len(), 1);
-}
-
 // ---- The dry run ----
 
 fn dry_run(
@@ -177,15 +115,9 @@ fn dry_run(
     let builder = program()
         .args(["exec", "--dry-run", "-"])
         .stdin(input)
-        .file("config/worker/retry_policy.json", POLICY)
-        .file(
-            "config/worker/timeout_policy.json",
-            include_str!("../../config/worker/timeout_policy.json"),
-        )
-        .file(
-            "config/worker/queue_policy.json",
-            include_str!("../../config/worker/queue_policy.json"),
-        );
+        .policy("retry", &json!({}))
+        .policy("timeout", &json!({}))
+        .policy("queue", &json!({}));
     let finished = adjust(builder).run(SOON).expect("ends by itself");
     let lines = finished.stdout();
     let lines = lines

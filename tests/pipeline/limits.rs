@@ -91,3 +91,26 @@ fn without_the_policy_nothing_is_told_of_limits() {
         assert_eq!((samples, lines), (Vec::new(), [0, 0]));
     });
 }
+
+#[test]
+fn the_total_of_all_calls_is_told_once_and_that_of_one_call_each_time() {
+    in_system(async {
+        for (across, expected) in [(true, ("total", 1.0)), (false, ("attempt", 2.0))] {
+            let mut settings = settings(true);
+            let total = &mut settings.worker.timeouts.v2.retry_budget;
+            (total.total_timeout_ms, total.enforce_across_retries) = (50, across);
+            let rig = Rig::start_with(settings).await;
+            let mut stuck = json!({"job": {"type": "probe", "payload": {"wait": true}}});
+            stuck["options"] = json!({"retry": {"max_attempts": 2}});
+            rig.deliver(assignment("stuck", &stuck), 1).await;
+            rig.settled(1).await;
+            let scraped = rig.scrape();
+            let samples: Vec<_> = scraped.lines().map(str::to_owned).collect();
+            let (kind, count) = expected;
+            let series =
+                format!(r#"worker_timeout_events_total{{operation_type="total",timeout_type="{kind}"}}"#);
+            assert_eq!(value_of(&samples, &series), Some(count), "{scraped}");
+            rig.stop().await;
+        }
+    });
+}

@@ -76,6 +76,24 @@ impl WorkerBuilder {
         self
     }
 
+    /// Puts the shipped policy file of `area` (`retry`, `timeout` or `queue`) into `config/worker`, with `change` merged
+    /// into what stands below `v2`: objects key by key, everything else in place of what was there.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    #[must_use]
+    pub fn policy(self, area: &str, change: &Value) -> Self {
+        let name = format!("config/worker/{area}_policy.json");
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(&name);
+        let text = std::fs::read_to_string(shipped).expect("it is shipped");
+        let mut policy: Value = serde_json::from_str(&text).expect("it is JSON");
+        let sections = policy["worker"].as_object_mut().into_iter();
+        for (_, section) in sections.flatten() {
+            merge(&mut section["v2"], change);
+        }
+        self.file(name, policy.to_string())
+    }
+
     /// What it reads from standard input; nothing by default.
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
@@ -504,6 +522,15 @@ impl Drop for Worker {
 
 fn as_log(line: &Line) -> Option<Value> {
     serde_json::from_str(&line.text).ok().filter(Value::is_object)
+}
+
+fn merge(into: &mut Value, change: &Value) {
+    match change.as_object() {
+        Some(fields) => fields
+            .iter()
+            .for_each(|(key, change)| merge(&mut into[key.as_str()], change)),
+        None => *into = change.clone(),
+    }
 }
 
 #[cfg(test)]
