@@ -43,6 +43,9 @@ fn changes_are_told_in_their_order_and_none_is_missed_however_many_take_and_retu
     let neighbours = told.windows(2);
     let same = neighbours.filter(|pair| (pair[0] - pair[1]).abs() < 0.5).count();
     assert_eq!(same, 0, "each is a change from the one before");
-    assert!(told[0] > 0.5 && told[told.len() - 1] < 0.5, "from healthy to healthy");
+    assert!(
+        told[0] > 0.5 && told[told.len() - 1] < 0.5,
+        "from healthy to healthy"
+    );
     assert_eq!(places.free(), Some(5));
 }
