@@ -206,7 +206,7 @@ impl Intake {
         let Some(mut case) = self.open(arrival, holdings) else {
             return;
         };
-        let (row, place) = self.choose_row(&case);
+        let (row, admitted) = self.choose_row(&case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings);
         }
@@ -214,9 +214,9 @@ impl Intake {
         let (key, lease) = (case.identity.key(), case.holdings.lease.as_ref());
         case.holdings.claim = Some(self.parts.claims.take(key, lease, case.first_start));
         match self.parts.claims.fleet().zip(case.arrival.position.clone()) {
-            None => self.carry_out(case, row, place),
+            None => self.carry_out(case, row, admitted),
             Some((fleet, position)) => {
-                let waiting = self.clone().admit(fleet.clone(), position, case, row, place);
+                let waiting = self.clone().admit(fleet.clone(), position, case, row, admitted);
                 actix::spawn(waiting);
             }
         }

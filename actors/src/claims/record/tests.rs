@@ -43,11 +43,27 @@ fn a_claim_of_another_process_is_taken_over_only_when_it_does_not_say_that_it_wo
 fn what_was_given_back_is_taken_over_without_asking_and_is_no_attempt() {
     let given_back = ClaimRecord {
         state: ClaimState::Interrupted,
+        ack: Some(StoredMessage {
+            subject: "ack".to_owned(),
+            headers: Vec::new(),
+            payload: "{}".to_owned(),
+        }),
         ..running("a")
     };
     let next = taken(given_back.judge(&claimant("b", 7), OwnerWord::NotAsked));
     assert_eq!((next.attempt, next.state), (1, ClaimState::Running));
     assert!(next.history[0].given_back);
+}
+
+#[test]
+fn what_was_only_deferred_keeps_its_first_start_and_leaves_no_trace_of_an_attempt() {
+    let mut deferred = running("a");
+    deferred.defer();
+    let mut next = taken(deferred.judge(&claimant("b", 7), OwnerWord::NotAsked));
+    next.defer();
+    let next = taken(next.judge(&claimant("c", 7), OwnerWord::NotAsked));
+    assert_eq!((next.attempt, next.first_start_ms), (1, 1_000));
+    assert_eq!((next.history, next.ack), (Vec::new(), None));
 }
 
 #[test]
