@@ -120,10 +120,6 @@ mutant pools-have-no-bound actors/src/pool.rs \
 mutant one-call-too-many actors/src/block_worker/retry.rs \
     'if attempt.saturating_add(1) >= self.max_attempts(failure) {' \
     'if attempt >= self.max_attempts(failure) {'
-# No wait ends after the budget.
-mutant waits-outlast-the-budget actors/src/block_worker/retry.rs \
-    'if wait >= length.saturating_sub(spent) =>' \
-    'if wait > length * 100 =>'
 
 [[ "$count" -gt 0 ]] || die "no mutant has such a name"
 [[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"
