@@ -116,10 +116,6 @@ mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
 mutant one-call-too-many actors/src/block_worker/retry.rs \
     'if attempt.saturating_add(1) >= self.max_attempts(failure) {' \
     'if attempt >= self.max_attempts(failure) {'
-# No wait ends after the budget.
-mutant waits-outlast-the-budget actors/src/block_worker/retry.rs \
-    'if wait >= length.saturating_sub(spent) =>' \
-    'if wait > length * 100 =>'
 # A pool has bounds.
 mutant pools-have-no-bound actors/src/pool/policy.rs \
     'depth >= self.size || self.status(depth) == OverloadStatus::Critical' \

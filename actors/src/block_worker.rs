@@ -248,7 +248,9 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             Cleared::OutOfTime => return out_of_time(course, course.end(job.deadline).limit),
             Cleared::TakenOver => return Ended::TakenOver,
         }
-        course.begin(Instant::now());
+        if let Err(limit) = course.begin(Instant::now()) {
+            return out_of_time(course, limit);
+        }
         if let (true, Some(pending)) = (course.plan().is_by_policy(), course.pending()) {
             let started = events::retry::attempt_started(&job.identity, course.retries(), &pending);
             worker.log.emit(started);

@@ -80,9 +80,17 @@ impl Course {
         now.saturating_duration_since(first)
     }
 
-    /// An attempt begins.
-    pub fn begin(&mut self, now: Instant) {
+    /// An attempt is to begin. It does not when a limit across calls ran out before anybody noticed, as while the process
+    /// was stopped.
+    ///
+    /// # Errors
+    /// That limit: the job is over.
+    pub fn begin(&mut self, now: Instant) -> Result<(), Limit> {
         self.first_call.get_or_insert(now);
+        match self.plan.overall_limit() {
+            Some((limit, length)) if self.spent(now) >= length => Err(limit),
+            _ => Ok(()),
+        }
     }
 
     /// When the job must be over whose deadline this is.

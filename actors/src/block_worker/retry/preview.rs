@@ -127,7 +127,8 @@ impl RetryPlan {
 
     fn waits(&self, failure: &Failure, start: Instant, time_limit: Duration) -> Waits {
         let mut course = Course::new(self.clone());
-        course.begin(start);
+        // The first call begins in any case.
+        let _ = course.begin(start);
         let end = start.checked_add(time_limit).map(|deadline| course.end(deadline));
         let max_attempts = self.max_attempts(failure);
         let mut waits = Waits {

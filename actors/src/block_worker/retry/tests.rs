@@ -492,7 +492,7 @@ mod limits {
         let mut course = Course::new(plan);
         let start = Instant::now();
         let deadline = start + Duration::from_secs(60);
-        course.begin(start);
+        assert_eq!(course.begin(start), Ok(()));
         let later = start + Duration::from_secs(10);
         let end = course.end_of_call(deadline, later);
         assert_eq!(end.at, later + Duration::from_millis(500));
@@ -502,10 +502,20 @@ mod limits {
     }
 
     #[test]
+    fn no_call_begins_after_the_budget_is_over_even_if_nobody_noticed() {
+        let mut course = Course::new(plan(&policy(), "probe"));
+        let start = Instant::now();
+        assert_eq!(course.begin(start), Ok(()));
+        assert_eq!(course.begin(start + Duration::from_millis(29_999)), Ok(()));
+        let limit = Limit::RetryBudget { limit_ms: 30_000 };
+        assert_eq!(course.begin(start + Duration::from_secs(30)), Err(limit));
+    }
+
+    #[test]
     fn the_deadline_comes_before_a_later_limit_and_is_told_as_in_cp1() {
         let mut course = Course::new(limited(900, true).plan("probe", Asked::default()));
         let start = Instant::now();
-        course.begin(start);
+        assert_eq!(course.begin(start), Ok(()));
         let end = course.end(start + Duration::from_millis(900));
         assert_eq!(end.limit, Limit::Deadline);
         assert_eq!(

@@ -246,7 +246,9 @@ impl Node {
                 }
                 Cleared::TakenOver => return Ended::TakenOver,
             }
-            course.begin(self.now());
+            if let Err(limit) = course.begin(self.now()) {
+                return out_of_time(&mut course, limit);
+            }
             let (retries, spent) = (course.retries(), course.spent(self.now()));
             self.sim.with(|world| {
                 world.check_retries(job.spec, retries, spent);
