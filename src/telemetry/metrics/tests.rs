@@ -97,7 +97,7 @@ fn a_sample_that_fits_nothing_is_counted_and_hurts_nobody() {
     static OTHER_HITS: Metric = Metric {
         name: "worker_hits_total",
         help: "Other hits",
-        labels: &[],
+        labels: &["place"],
         kind: MetricKind::Gauge,
     };
     static NO_NAME: Metric = Metric {
@@ -107,7 +107,7 @@ fn a_sample_that_fits_nothing_is_counted_and_hurts_nobody() {
     let metrics = Metrics::default();
     metrics.record(&HITS.one(&["a"]));
     let wrong = [
-        OTHER_HITS.one(&[]),
+        OTHER_HITS.one(&["a"]),
         NO_NAME.one(&[]),
         HITS.sample(&["a"], -1.0),
         HITS.sample(&["a"], f64::NAN),
