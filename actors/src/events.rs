@@ -34,6 +34,8 @@ pub enum Level {
     Info,
     /// Per job.
     Debug,
+    /// Nothing is written: there are only samples.
+    Silent,
 }
 
 /// One line to be.
@@ -102,6 +104,7 @@ impl Log {
             Level::Warn => slog::warn!(self.logger, "{}", message; fields),
             Level::Info => slog::info!(self.logger, "{}", message; fields),
             Level::Debug => slog::debug!(self.logger, "{}", message; fields),
+            Level::Silent => {}
         }
     }
 }
@@ -130,6 +133,11 @@ impl Event {
             context: Map::new(),
             samples: Vec::new(),
         }
+    }
+
+    /// Samples only, where no line is due.
+    fn silent() -> Self {
+        Self::new(Level::Silent, "")
     }
 
     /// Records this too.

@@ -95,7 +95,7 @@ async fn errors_that_stay_are_not_retried_however_often_the_assignment_asks() {
     ] {
         let done = bench.run([Call::fails(failure.clone())]).await;
         assert_eq!(done.calls(), 1, "{failure:?}");
-        assert_eq!(done.messages(), ["Retry budget used"], "nothing is exhausted");
+        assert!(done.messages().is_empty(), "nothing is exhausted");
     }
 }
 
@@ -262,7 +262,6 @@ async fn a_retry_that_helps_is_told_and_measured() {
         "Attempt failed",
         "Retry attempt started",
         "Retry succeeded",
-        "Retry budget used",
     ];
     assert_eq!(done.messages(), expected);
     let started = &done.lines_of("Retry attempt started")[1];

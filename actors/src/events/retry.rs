@@ -118,14 +118,10 @@ pub fn ended(identity: &Identity, course: &Course, outcome: &Outcome, spent: Dur
 
 fn budget_used(identity: &Identity, course: &Course, used_ms: u64) -> Event {
     let budget_ms = course.plan().budget_ms().unwrap_or_default();
-    let event = Event::new(Level::Debug, "Retry budget used")
-        .of(identity)
-        .with("retry_budget_used_ms", used_ms)
-        .with("retry_budget_ms", budget_ms);
     if budget_ms == 0 {
-        return event;
+        return Event::silent();
     }
     let (used, budget) = (Duration::from_millis(used_ms), Duration::from_millis(budget_ms));
     let share = (used.as_secs_f64() / budget.as_secs_f64()).min(1.0);
-    event.measuring(BUDGET_USAGE.sample(&[step_type(identity)], share))
+    Event::silent().measuring(BUDGET_USAGE.sample(&[step_type(identity)], share))
 }

@@ -58,9 +58,7 @@ pub fn of_attempt(identity: &Identity, performed: &[Operation], failure: Option<
     let reached = performed
         .iter()
         .take_while(|operation| gave_up.is_none_or(|(limit, _)| limit.operation != **operation));
-    let mut events: Vec<_> = reached
-        .map(|operation| within_limit(identity, *operation))
-        .collect();
+    let mut events: Vec<_> = reached.map(|operation| within_limit(*operation)).collect();
     events.extend(gave_up.map(|(limit, taken)| ran_out(identity, limit, taken)));
     events
 }
@@ -82,7 +80,7 @@ pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duratio
     let kept = [Operation::Total, Operation::Deadline]
         .into_iter()
         .filter(|operation| gave_up.is_none_or(|(limit, _)| limit.operation != *operation));
-    let mut events: Vec<_> = kept.map(|operation| within_limit(identity, operation)).collect();
+    let mut events: Vec<_> = kept.map(|operation| within_limit(operation)).collect();
     events.extend(gave_up.map(|(limit, taken)| ran_out(identity, limit, taken)));
     events
 }
@@ -95,11 +93,9 @@ fn is_of_job(operation: Operation) -> bool {
 }
 
 /// An operation ended, well or not, within its limit.
-fn within_limit(identity: &Identity, operation: Operation) -> Event {
+fn within_limit(operation: Operation) -> Event {
     let name = operation.as_str();
-    Event::new(Level::Debug, "Operation within its limit")
-        .of(identity)
-        .with("operation_type", name)
+    Event::silent()
         .measuring(OPERATIONS.one(&[name]))
         .measuring(RATE.sample(&[name], 0.0))
 }
