@@ -1,6 +1,6 @@
 //! What happens to a job while the queue of its pool fills: which policy, and what it says (contract 4.2). Pure.
 //!
-//! Neighbours: [`super::places`] asks at each admission and carries the answer out. Never looks at a clock or a queue
+//! Neighbours: the places of a pool ask at each admission and carry the answer out. Never looks at a clock or a queue
 //! itself.
 
 use std::time::Duration;
