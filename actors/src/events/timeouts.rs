@@ -80,7 +80,7 @@ pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duratio
     let kept = [Operation::Total, Operation::Deadline]
         .into_iter()
         .filter(|operation| gave_up.is_none_or(|(limit, _)| limit.operation != *operation));
-    let mut events: Vec<_> = kept.map(|operation| within_limit(operation)).collect();
+    let mut events: Vec<_> = kept.map(within_limit).collect();
     events.extend(gave_up.map(|(limit, taken)| ran_out(identity, limit, taken)));
     events
 }
