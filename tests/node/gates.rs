@@ -75,9 +75,7 @@ fn observe(flags: &[&str], with_policies: bool) -> (Behaviour, Vec<Value>) {
             .env("WORKER__BLOCKS__HTTP__ALLOW_TARGETS", "127.0.0.0/8")
             .env("WORKER_GPU_POOL_SIZE", 2)
             .env("LOG_LEVEL", "debug");
-        let worker = flags
-            .iter()
-            .fold(worker, |worker, flag| worker.env(*flag, "true"));
+        let worker = flags.iter().fold(worker, |worker, flag| worker.env(flag, "true"));
         if !with_policies {
             return worker;
         }
