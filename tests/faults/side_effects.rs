@@ -64,12 +64,10 @@ impl Outside {
 
     /// Settings with which jobs may ask here, for as long as it takes.
     pub(crate) fn allow(&self, worker: WorkerBuilder) -> WorkerBuilder {
-        worker
-            .env(
-                "WORKER__BLOCKS__HTTP__ALLOW_TARGETS",
-                format!("127.0.0.1:{}", self.port),
-            )
-            .env("WORKER__BLOCKS__HTTP__RESPONSE_HEAD_TIMEOUT_MS", 200_000)
+        worker.env(
+            "WORKER__BLOCKS__HTTP__ALLOW_TARGETS",
+            format!("127.0.0.1:{}", self.port),
+        )
     }
 
     /// A job that asks once, may not be repeated, and is answered when the server is opened. What ends with a number
