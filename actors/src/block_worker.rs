@@ -266,7 +266,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         };
         let delay = match course.failed(&failure, called, Instant::now(), chance()) {
             NextStep::RetryAfter(delay) => delay,
-            NextStep::OutOfTime(limit) => return out_of_time(course, limit),
+            NextStep::OutOfTime { limit, .. } => return out_of_time(course, limit),
             NextStep::GiveUp | NextStep::Exhausted => {
                 return Ended::Outcome(Outcome::from(failure), course.retries());
             }
@@ -312,8 +312,7 @@ fn chance() -> f64 {
 }
 
 fn out_of_time(course: &mut Course, limit: Limit) -> Ended {
-    course.ran_out(limit);
-    let failure = limit.failure().by(limit.ran_out(course.spent(Instant::now())));
+    let failure = course.ran_out(limit, Instant::now());
     Ended::Outcome(Outcome::from(failure), course.retries())
 }
 

@@ -107,6 +107,12 @@ fn a_wait_that_the_other_side_asks_for_and_the_budget_does_not_hold_ends_the_job
         let payload = json!({"fail": "HTTP_ERROR", "details": details});
         let (rig, result) = run(with_retries(), payload, 3).await;
         assert_eq!((rig.runs(), &result["status"]), (1, &json!("timeout")));
+        let details = &result["error"]["details"];
+        let why = (&details["limit"], &details["next_wait_ms"]);
+        assert_eq!(why, (&json!("retry_budget"), &json!(3_600_000)));
+        let last = &details["last_error"];
+        let cause = (&last["code"], &last["status_code"], &last["retry_after_ms"]);
+        assert_eq!(cause, (&json!("HTTP_ERROR"), &json!(429), &json!(3_600_000)));
         assert_eq!(rig.lines("Retry exhausted"), 1);
         rig.stop().await;
     });

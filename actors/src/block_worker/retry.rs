@@ -39,7 +39,12 @@ pub enum NextStep {
     /// The failure is the outcome: another call might help, but all are used up.
     Exhausted,
     /// The job ends here as `timeout`: the wait would last until this limit, or beyond.
-    OutOfTime(Limit),
+    OutOfTime {
+        /// Which.
+        limit: Limit,
+        /// The wait that is not begun.
+        wait: Duration,
+    },
 }
 
 /// What the node says of retries, for all jobs.
@@ -130,7 +135,9 @@ impl RetryPlan {
         let wait = self.wait(failure, attempt, chance);
         match self.overall_limit() {
             // A call that begins when nothing is left would be ended at once.
-            Some((limit, length)) if wait >= length.saturating_sub(spent) => NextStep::OutOfTime(limit),
+            Some((limit, length)) if wait >= length.saturating_sub(spent) => {
+                NextStep::OutOfTime { limit, wait }
+            }
             _ => NextStep::RetryAfter(wait),
         }
     }

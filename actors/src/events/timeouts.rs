@@ -81,7 +81,15 @@ pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duratio
         .into_iter()
         .filter(|operation| gave_up.is_none_or(|(limit, _)| limit.operation != *operation));
     let mut events: Vec<_> = kept.map(within_limit).collect();
-    events.extend(gave_up.map(|(limit, taken)| ran_out(identity, limit, taken)));
+    // A wait that was not begun: less time has passed than the limit allows.
+    let not_begun = failure.and_then(|failure| failure.details.get("next_wait_ms"));
+    events.extend(gave_up.map(|(limit, taken)| {
+        let event = ran_out(identity, limit, taken);
+        match not_begun {
+            Some(wait_ms) => event.with("next_wait_ms", wait_ms.clone()),
+            None => event,
+        }
+    }));
     events
 }
 

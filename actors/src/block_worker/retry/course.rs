@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::backoff::RETRY_AFTER_MS;
 use super::limit::{End, Limit};
 use super::{NextStep, RetryPlan};
+use crate::clock::whole_ms;
 
 /// The course of one job.
 #[derive(Debug, Clone)]
@@ -20,6 +23,10 @@ pub struct Course {
     /// The failure before the attempt that comes or runs, and the wait that follows it.
     pending: Option<Pending>,
     exhausted: Option<Exhaustion>,
+    /// How the last attempt failed, for whoever asks why the job ran out of time.
+    last_error: Option<Value>,
+    /// A wait that was not begun because a limit does not hold it.
+    not_begun: Option<Duration>,
 }
 
 /// A retry that was decided on.
@@ -51,6 +58,8 @@ impl Course {
             attempt: 0,
             pending: None,
             exhausted: None,
+            last_error: None,
+            not_begun: None,
         }
     }
 
@@ -118,6 +127,7 @@ impl Course {
         } else {
             self.plan.before_the_first_call(failure, attempt, spent, chance)
         };
+        self.last_error = Some(summary(failure));
         match next {
             NextStep::RetryAfter(delay) => {
                 self.pending = Some(Pending {
@@ -126,7 +136,10 @@ impl Course {
                     delay,
                 });
             }
-            NextStep::Exhausted | NextStep::OutOfTime(_) => {
+            NextStep::Exhausted | NextStep::OutOfTime { .. } => {
+                if let NextStep::OutOfTime { wait, .. } = next {
+                    self.not_begun = Some(wait);
+                }
                 self.exhausted = Some(Exhaustion {
                     code: failure.code,
                     max_attempts: self.plan.max_attempts(failure),
@@ -142,13 +155,39 @@ impl Course {
         self.attempt = self.attempt.saturating_add(1);
     }
 
-    /// A limit ended the job. One of retries is used up if there was an error to retry.
-    pub fn ran_out(&mut self, limit: Limit) {
-        if limit != Limit::Deadline && self.exhausted.is_none() {
+    /// A limit ends the job. One of retries is used up if there was an error to retry. Beside the limit, the details say how
+    /// the last attempt had failed (`last_error`) and which wait the limit does not hold (`next_wait_ms`); those of the
+    /// deadline are CP1's, without.
+    pub fn ran_out(&mut self, limit: Limit, now: Instant) -> Failure {
+        let mut failure = limit.failure().by(limit.ran_out(self.spent(now)));
+        if limit == Limit::Deadline {
+            return failure;
+        }
+        if self.exhausted.is_none() {
             self.exhausted = self.pending.map(|pending| Exhaustion {
                 code: pending.code,
                 max_attempts: pending.max_attempts,
             });
         }
+        if let Some(last_error) = self.last_error.take() {
+            failure = failure.with("last_error", last_error);
+        }
+        if let Some(wait) = self.not_begun {
+            failure = failure.with("next_wait_ms", whole_ms(wait).into());
+            failure.message =
+                "the wait before the next call would outlast a limit; the details say which".to_owned();
+        }
+        failure
     }
+}
+
+/// What the caller is told of a failure that another one took the place of.
+fn summary(failure: &Failure) -> Value {
+    let mut summary = json!({"code": failure.code.as_str(), "message": failure.message});
+    for key in ["status_code", RETRY_AFTER_MS] {
+        if let Some(value) = failure.details.get(key) {
+            summary[key] = value.clone();
+        }
+    }
+    summary
 }

@@ -397,10 +397,13 @@ mod retry_after {
     fn what_it_asks_for_does_not_outlast_the_budget() {
         let plan = plan(&policy(), "http.request");
         let limit = Limit::RetryBudget { limit_ms: 30_000 };
-        for ms in [json!(30_000), json!(u64::MAX)] {
+        for ms in [30_000, u64::MAX] {
             assert_eq!(
-                plan.after(&asking(ms), 0, ENOUGH, 0.0),
-                NextStep::OutOfTime(limit)
+                plan.after(&asking(json!(ms)), 0, ENOUGH, 0.0),
+                NextStep::OutOfTime {
+                    limit,
+                    wait: Duration::from_millis(ms),
+                }
             );
         }
     }
@@ -435,8 +438,10 @@ mod limits {
         };
         assert_eq!(next(799), NextStep::RetryAfter(Duration::from_millis(200)));
         let limit = Limit::RetryBudget { limit_ms: 1_000 };
-        assert_eq!(next(800), NextStep::OutOfTime(limit), "nothing would be left");
-        assert_eq!(next(5_000), NextStep::OutOfTime(limit));
+        let wait = Duration::from_millis(200);
+        let ended = NextStep::OutOfTime { limit, wait };
+        assert_eq!(next(800), ended, "nothing would be left");
+        assert_eq!(next(5_000), ended);
     }
 
     #[test]
@@ -478,7 +483,10 @@ mod limits {
                 Duration::from_millis(100),
                 0.0
             ),
-            NextStep::OutOfTime(Limit::TotalTime { limit_ms: 250 })
+            NextStep::OutOfTime {
+                limit: Limit::TotalTime { limit_ms: 250 },
+                wait: Duration::from_millis(200),
+            }
         );
     }
 

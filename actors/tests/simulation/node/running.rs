@@ -261,12 +261,12 @@ impl Node {
                     return Ended::Outcome(Outcome::Success(outputs), course.retries());
                 }
                 Attempt::Done(Err(failure)) => failure,
-                Attempt::OutOfTime(limit) => return out_of_time(&mut course, limit),
+                Attempt::OutOfTime(limit) => return out_of_time(&mut course, limit, self.now()),
                 Attempt::Cancelled => return cancelled(job, course.retries()),
             };
             let delay = match course.failed(&failure, true, self.now(), self.chance(job, &course)) {
                 NextStep::RetryAfter(delay) => delay,
-                NextStep::OutOfTime(limit) => return out_of_time(&mut course, limit),
+                NextStep::OutOfTime { limit, .. } => return out_of_time(&mut course, limit, self.now()),
                 NextStep::GiveUp | NextStep::Exhausted => {
                     return Ended::Outcome(Outcome::from(failure), course.retries());
                 }
@@ -274,7 +274,9 @@ impl Node {
             tokio::select! {
                 biased;
                 () = job.cancel.cancelled() => return cancelled(job, course.retries()),
-                () = self.sim.sleep_until(job.deadline) => return out_of_time(&mut course, Limit::Deadline),
+                () = self.sim.sleep_until(job.deadline) => {
+                    return out_of_time(&mut course, Limit::Deadline, self.now());
+                }
                 () = self.sim.sleep_for(delay) => {}
             }
             course.waited();
@@ -336,9 +338,8 @@ impl Node {
     }
 }
 
-fn out_of_time(course: &mut Course, limit: Limit) -> Ended {
-    course.ran_out(limit);
-    Ended::Outcome(Outcome::from(limit.failure()), course.retries())
+fn out_of_time(course: &mut Course, limit: Limit, now: Instant) -> Ended {
+    Ended::Outcome(Outcome::from(course.ran_out(limit, now)), course.retries())
 }
 
 fn cancelled(job: &Job, attempt: u32) -> Ended {
