@@ -242,7 +242,7 @@ impl Node {
                 Cleared::Cancelled => return cancelled(job, course.retries()),
                 Cleared::OutOfTime => {
                     let limit = course.end(job.deadline).limit;
-                    return out_of_time(&mut course, limit);
+                    return out_of_time(&mut course, limit, self.now());
                 }
                 Cleared::TakenOver => return Ended::TakenOver,
             }
