@@ -264,7 +264,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             Attempt::OutOfTime(limit) => return out_of_time(course, limit),
             Attempt::Cancelled => return cancelled(job, course.retries(), worker),
         };
-        let delay = match course.failed(&failure, called, Instant::now(), chance()) {
+        let delay = match course.failed(&failure, called, job.deadline, Instant::now(), chance()) {
             NextStep::RetryAfter(delay) => delay,
             NextStep::OutOfTime { limit, .. } => return out_of_time(course, limit),
             NextStep::GiveUp | NextStep::Exhausted => {
@@ -415,18 +415,12 @@ async fn take_task(
     Ok(prepared.task)
 }
 
-/// Waits for `work`, but not beyond its end and the cancellation of the job. A limit on one call fails that call only.
+/// Waits for `work`, but not beyond its end and the cancellation of the job.
 async fn in_time<T>(job: &Job, end: End, work: impl Future<Output = T>) -> Result<T, Attempt> {
     tokio::select! {
         biased;
         () = job.cancel.cancelled() => Err(Attempt::Cancelled),
-        done = timeout_at(end.at, work) => done.map_err(|_| match end.limit {
-            limit @ Limit::TotalTimeOfOneCall { .. } => {
-                let taken = limit.length().unwrap_or_default() + end.at.elapsed();
-                Attempt::Done(Err(limit.failure().by(limit.ran_out(taken))))
-            }
-            limit => Attempt::OutOfTime(limit),
-        }),
+        done = timeout_at(end.at, work) => done.map_err(|_| Attempt::OutOfTime(end.limit)),
     }
 }
 

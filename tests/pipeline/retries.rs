@@ -134,7 +134,7 @@ fn the_total_limit_holds_with_the_timeouts_flag_alone() {
 }
 
 #[test]
-fn a_total_limit_of_each_call_is_an_error_that_the_plan_retries() {
+fn a_total_limit_of_each_call_ends_the_job_too_for_the_call_may_go_on() {
     in_system(async {
         let mut settings = Settings::default();
         settings.worker.timeouts.v2.enabled = true;
@@ -143,9 +143,9 @@ fn a_total_limit_of_each_call_is_an_error_that_the_plan_retries() {
         let (rig, result) = run(settings, json!({"wait": true}), 2).await;
         assert_eq!(
             (&result["status"], &result["error_code"]),
-            (&json!("error"), &json!("CONNECTION_TIMEOUT"))
+            (&json!("timeout"), &json!("CANCELLED_BY_TIMEOUT"))
         );
-        assert_eq!(rig.runs(), 2);
+        assert_eq!(rig.runs(), 1);
         rig.stop().await;
     });
 }

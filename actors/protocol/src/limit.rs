@@ -25,11 +25,9 @@ pub enum Operation {
     SqlConnect,
     /// Running a statement.
     SqlStatement,
-    /// One attempt, where the limit on all of them holds for each.
-    TotalOfAttempt,
     /// All attempts of a job and the waits between them, by the policy of retries.
     RetryBudget,
-    /// The same by the policy of timeouts.
+    /// The same by the policy of timeouts; or a single attempt, where that limit holds for each.
     Total,
     /// The assignment.
     Deadline,
@@ -37,7 +35,7 @@ pub enum Operation {
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::FsRead,
         Self::FsWrite,
         Self::FsDelete,
@@ -45,7 +43,6 @@ impl Operation {
         Self::HttpRead,
         Self::SqlConnect,
         Self::SqlStatement,
-        Self::TotalOfAttempt,
         Self::RetryBudget,
         Self::Total,
         Self::Deadline,
@@ -61,7 +58,7 @@ impl Operation {
             Self::HttpRead => "http_read",
             Self::SqlConnect => "sql_connect",
             Self::SqlStatement => "sql_statement",
-            Self::TotalOfAttempt | Self::Total => "total",
+            Self::Total => "total",
             Self::RetryBudget => "retry_budget",
             Self::Deadline => "deadline",
         }
@@ -71,7 +68,7 @@ impl Operation {
     /// the job, because of one `operation`, the `total` limit or the `deadline`.
     pub const fn timeout_type(self) -> &'static str {
         match self {
-            Self::HttpConnect | Self::HttpRead | Self::SqlConnect | Self::TotalOfAttempt => "attempt",
+            Self::HttpConnect | Self::HttpRead | Self::SqlConnect => "attempt",
             Self::FsRead | Self::FsWrite | Self::FsDelete | Self::SqlStatement => "operation",
             Self::RetryBudget | Self::Total => "total",
             Self::Deadline => "deadline",
@@ -87,7 +84,7 @@ impl Operation {
             Self::HttpConnect | Self::SqlConnect => "connect limit",
             Self::HttpRead => "answer limit",
             Self::SqlStatement => "statement limit",
-            Self::TotalOfAttempt | Self::Total => "total limit",
+            Self::Total => "total limit",
             Self::RetryBudget => "retry budget",
             Self::Deadline => "deadline",
         }

@@ -179,42 +179,56 @@ async fn the_total_limit_covers_all_calls_with_and_without_the_retry_flag() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_total_limit_of_each_call_fails_that_call_and_another_follows() {
+async fn a_total_limit_of_each_call_begins_anew_with_each_and_ends_the_job_all_the_same() {
     for mut bench in [Bench::cp1(), Bench::by_policy(policy())] {
         bench.rules.total = total(500, false);
-        let stuck = Call {
-            takes_ms: NEVER,
-            result: Ok(()),
-        };
+        let call = |takes_ms, result| Call { takes_ms, result };
         let bench = bench.asking(2, 100);
-        let done = bench.run([stuck.clone(), Call::works()]).await;
+        let done = bench
+            .run([call(450, Err(failed(NETWORK))), call(450, Ok(()))])
+            .await;
         assert_eq!(
             (done.called_at_ms.clone(), done.status()),
-            (vec![0, 600], "success")
+            (vec![0, 550], "success")
         );
-        let done = bench.run([stuck]).await;
-        assert_eq!((done.ended_at_ms, done.status()), (1_100, "error"));
-        let limit = (ErrorCode::ConnectionTimeout, json!("total_timeout"), json!(500));
+        let done = bench.run([call(NEVER, Ok(()))]).await;
+        assert_eq!(
+            (done.calls(), done.ended_at_ms, done.status()),
+            (1, 500, "timeout")
+        );
+        let limit = (ErrorCode::CancelledByTimeout, json!("total_timeout"), json!(500));
         assert_eq!(limit_of(&done.outcome), limit);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_deadline_ends_a_wait_and_says_what_it_always_said() {
-    for bench in [Bench::cp1(), Bench::by_policy(policy())] {
-        let mut bench = bench.asking(9, 100);
-        bench.deadline_ms = 250;
-        let done = bench.run([Call::fails(failed(NETWORK))]).await;
-        assert_eq!((done.called_at_ms.clone(), done.ended_at_ms), (vec![0, 100], 250));
-        assert_eq!(
-            done.outcome,
-            Outcome::from(Failure::timeout("the deadline of the assignment").by(RanOut::Deadline))
-        );
-        assert!(
-            done.lines_of("Retry exhausted").is_empty(),
-            "the deadline is no budget"
-        );
-    }
+async fn under_cp1_the_deadline_ends_a_wait_and_says_what_it_always_said() {
+    let mut bench = Bench::cp1().asking(9, 100);
+    bench.deadline_ms = 250;
+    let done = bench.run([Call::fails(failed(NETWORK))]).await;
+    assert_eq!((done.called_at_ms.clone(), done.ended_at_ms), (vec![0, 100], 250));
+    assert_eq!(
+        done.outcome,
+        Outcome::from(Failure::timeout("the deadline of the assignment").by(RanOut::Deadline))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_policy_a_wait_that_reaches_the_deadline_holds_no_slot_and_the_last_failure_is_told() {
+    let mut bench = Bench::by_policy(policy()).asking(9, 100);
+    bench.deadline_ms = 250;
+    let done = bench.run([Call::fails(answered(503))]).await;
+    assert_eq!((done.called_at_ms.clone(), done.ended_at_ms), (vec![0, 100], 100));
+    assert_eq!(done.status(), "timeout");
+    let failure = done.outcome.failure().expect("it failed");
+    assert_eq!(failure.details["next_wait_ms"], 200);
+    let last = &failure.details["last_error"];
+    assert_eq!(
+        (&last["code"], &last["status_code"]),
+        (&json!("HTTP_ERROR"), &json!(503))
+    );
+    let exhausted = done.lines_of("Retry exhausted");
+    assert!(exhausted.is_empty(), "the deadline is no budget");
 }
 
 #[tokio::test(start_paused = true)]

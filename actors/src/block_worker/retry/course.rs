@@ -119,13 +119,28 @@ impl Course {
         self.end(deadline).or_sooner(now, self.plan.limit_of_each_call())
     }
 
-    /// The attempt failed; `called` says whether the block was called at all, or only its inputs asked for.
-    pub fn failed(&mut self, failure: &Failure, called: bool, now: Instant, chance: f64) -> NextStep {
+    /// The attempt failed; `called` says whether the block was called at all, or only its inputs asked for. By policy a
+    /// wait that reaches up to the deadline is not begun: it would hold a slot for nothing. CP1 waits.
+    pub fn failed(
+        &mut self,
+        failure: &Failure,
+        called: bool,
+        deadline: Instant,
+        now: Instant,
+        chance: f64,
+    ) -> NextStep {
         let (attempt, spent) = (self.attempt, self.spent(now));
         let next = if called {
             self.plan.after(failure, attempt, spent, chance)
         } else {
             self.plan.before_the_first_call(failure, attempt, spent, chance)
+        };
+        let next = match next {
+            NextStep::RetryAfter(wait) if self.plan.is_by_policy() && now + wait >= deadline => {
+                let limit = Limit::Deadline;
+                NextStep::OutOfTime { limit, wait }
+            }
+            next => next,
         };
         self.last_error = Some(summary(failure));
         match next {
@@ -136,6 +151,11 @@ impl Course {
                     delay,
                 });
             }
+            // The deadline is no budget of retries.
+            NextStep::OutOfTime {
+                limit: Limit::Deadline,
+                wait,
+            } => self.not_begun = Some(wait),
             NextStep::Exhausted | NextStep::OutOfTime { .. } => {
                 if let NextStep::OutOfTime { wait, .. } = next {
                     self.not_begun = Some(wait);
@@ -156,14 +176,19 @@ impl Course {
     }
 
     /// A limit ends the job. One of retries is used up if there was an error to retry. Beside the limit, the details say how
-    /// the last attempt had failed (`last_error`) and which wait the limit does not hold (`next_wait_ms`); those of the
-    /// deadline are CP1's, without.
+    /// the last attempt had failed (`last_error`) and which wait the limit does not hold (`next_wait_ms`); those of a
+    /// deadline that has passed are CP1's, without.
     pub fn ran_out(&mut self, limit: Limit, now: Instant) -> Failure {
-        let mut failure = limit.failure().by(limit.ran_out(self.spent(now)));
-        if limit == Limit::Deadline {
+        let taken = match limit {
+            // Its clock began with the call.
+            Limit::TotalTimeOfOneCall { limit_ms } => Duration::from_millis(limit_ms),
+            _ => self.spent(now),
+        };
+        let mut failure = limit.failure().by(limit.ran_out(taken));
+        if limit == Limit::Deadline && self.not_begun.is_none() {
             return failure;
         }
-        if self.exhausted.is_none() {
+        if self.exhausted.is_none() && limit != Limit::Deadline {
             self.exhausted = self.pending.map(|pending| Exhaustion {
                 code: pending.code,
                 max_attempts: pending.max_attempts,

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit, RanOut};
 use caf_protocol::outcome::Failure;
 use tokio::time::Instant;
@@ -45,15 +44,14 @@ impl Limit {
         let operation = match self {
             Self::Deadline => return RanOut::Deadline,
             Self::RetryBudget { .. } => Operation::RetryBudget,
-            Self::TotalTime { .. } => Operation::Total,
-            Self::TotalTimeOfOneCall { .. } => Operation::TotalOfAttempt,
+            Self::TotalTime { .. } | Self::TotalTimeOfOneCall { .. } => Operation::Total,
         };
         let allowed = self.length().unwrap_or_default();
         OperationLimit { operation, allowed }.ran_out(taken)
     }
 
-    /// What running out of it means: the job is over as `timeout`, except for a limit on one call, after which another
-    /// call may follow. Details name the limit; those of the deadline are CP1's, without.
+    /// What running out of it means: the job is over as `timeout`. Not tried again, also where each call has its own total:
+    /// what was given up may still be doing its work. Details name the limit; those of the deadline are CP1's, without.
     pub fn failure(self) -> Failure {
         let named = |failure: Failure, name: &str, limit_ms: u64| {
             failure
@@ -70,11 +68,11 @@ impl Limit {
                 "total_timeout",
                 limit_ms,
             ),
-            Self::TotalTimeOfOneCall { limit_ms } => {
-                let text = "the total time limit of one attempt has passed";
-                let failure = Failure::new(ErrorCode::ConnectionTimeout, text);
-                named(failure, "total_timeout", limit_ms)
-            }
+            Self::TotalTimeOfOneCall { limit_ms } => named(
+                Failure::timeout("the time limit of one call"),
+                "total_timeout",
+                limit_ms,
+            ),
         }
     }
 }

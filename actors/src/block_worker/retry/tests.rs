@@ -491,7 +491,7 @@ mod limits {
     }
 
     #[test]
-    fn a_total_limit_of_each_call_ends_calls_and_not_the_job() {
+    fn a_total_limit_of_each_call_begins_anew_with_each() {
         let plan = limited(500, false).plan("probe", Asked::default());
         assert_eq!(
             plan.overall_limit().map(|(limit, _)| limit),
@@ -504,8 +504,8 @@ mod limits {
         let later = start + Duration::from_secs(10);
         let end = course.end_of_call(deadline, later);
         assert_eq!(end.at, later + Duration::from_millis(500));
-        assert_eq!(end.limit.failure().code, ErrorCode::ConnectionTimeout);
-        assert!(course.plan().is_retryable(&end.limit.failure()));
+        assert_eq!(end.limit, Limit::TotalTimeOfOneCall { limit_ms: 500 });
+        assert!(!course.plan().is_retryable(&end.limit.failure()));
         assert_eq!(course.end(deadline).at, start + Duration::from_secs(30));
     }
 

@@ -247,7 +247,7 @@ impl Node {
                 Cleared::TakenOver => return Ended::TakenOver,
             }
             if let Err(limit) = course.begin(self.now()) {
-                return out_of_time(&mut course, limit);
+                return out_of_time(&mut course, limit, self.now());
             }
             let (retries, spent) = (course.retries(), course.spent(self.now()));
             self.sim.with(|world| {
@@ -264,7 +264,13 @@ impl Node {
                 Attempt::OutOfTime(limit) => return out_of_time(&mut course, limit, self.now()),
                 Attempt::Cancelled => return cancelled(job, course.retries()),
             };
-            let delay = match course.failed(&failure, true, self.now(), self.chance(job, &course)) {
+            let delay = match course.failed(
+                &failure,
+                true,
+                job.deadline,
+                self.now(),
+                self.chance(job, &course),
+            ) {
                 NextStep::RetryAfter(delay) => delay,
                 NextStep::OutOfTime { limit, .. } => return out_of_time(&mut course, limit, self.now()),
                 NextStep::GiveUp | NextStep::Exhausted => {
@@ -329,11 +335,9 @@ impl Node {
         tokio::select! {
             biased;
             () = job.cancel.cancelled() => Attempt::Cancelled,
-            done = self.sim.limit_at(end.at, work) => match (done, end.limit) {
-                (Some(done), _) => Attempt::Done(done),
-                (None, limit @ Limit::TotalTimeOfOneCall { .. }) => Attempt::Done(Err(limit.failure())),
-                (None, limit) => Attempt::OutOfTime(limit),
-            },
+            done = self.sim.limit_at(end.at, work) => {
+                done.map_or(Attempt::OutOfTime(end.limit), Attempt::Done)
+            }
         }
     }
 }
