@@ -84,7 +84,7 @@ pub async fn run(
         Err(exit) => return Ok(exit),
     };
     let state = tokio::select! {
-        state = State::open(settings, &status, log) => state,
+        state = State::open(settings, sizes.iter().sum(), &status, log) => state,
         () = signals.next() => {
             log.emit(events::stopped(0, Exit::Ok.code()));
             return Ok(Exit::Ok);
@@ -248,12 +248,7 @@ async fn feed_and_wait(
         source_stopped.send_replace(false);
         adopt(&supervisor, source).await;
         log.emit(events::running(&settings.nats.subjects.assign));
-        let room = watch_room(
-            state.outbox.clone(),
-            tree.status.clone(),
-            &settings.worker.state_dir,
-            log,
-        );
+        let room = watch_room(state, tree.status.clone(), &settings.worker.state_dir, log);
         let window = async {
             if claims.fleet().is_some() {
                 watch_claims_window(connection, &settings.nats, &settings.idempotency, &claims).await;
@@ -288,7 +283,8 @@ async fn feed_and_wait(
     };
     connection.flush(LAST_FLUSH).await;
     let _ = timeout(LAST_FLUSH, state.outbox.flush()).await;
-    state.marks.clear();
+    // The disk may hang, and must not keep the process.
+    let _ = timeout(LAST_FLUSH, state.marks.clear()).await;
     keeper.stop();
     log.emit(events::stopped(tree.status.held().held_jobs(), drained.code()));
     Ok(drained)

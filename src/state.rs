@@ -15,8 +15,8 @@ use caf_actors::publisher::replay::Replay;
 use caf_actors::state_dir::StateDir;
 use caf_actors::state_dir::marks::{Mark, Marks};
 use caf_actors::status::NodeStatus;
-use caf_protocol::block::ResourceClass;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::settings::Settings;
 
@@ -26,6 +26,8 @@ const OPEN_RETRY: Duration = Duration::from_secs(1);
 const TRIES_PER_LINE: u32 = 30;
 /// Pause between two looks whether the directory is still there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest time that a look or a small write may take before the disk counts as hung.
+const HANG_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a node keeps on disk.
 pub struct State {
@@ -39,10 +41,10 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the first free slot, however long that takes.
-    pub async fn open(settings: &Settings, status: &NodeStatus, log: &Log) -> Self {
+    /// Opens the first free slot, however long that takes. At most `jobs` run at once.
+    pub async fn open(settings: &Settings, jobs: usize, status: &NodeStatus, log: &Log) -> Self {
         for attempt in 0.. {
-            match Self::try_open(settings, log) {
+            match Self::try_open(settings, jobs, log) {
                 Ok(state) => {
                     status.clear_obstacle();
                     return state;
@@ -59,11 +61,10 @@ impl State {
         unreachable!("the loop has no end of its own")
     }
 
-    fn try_open(settings: &Settings, log: &Log) -> anyhow::Result<Self> {
+    fn try_open(settings: &Settings, jobs: usize, log: &Log) -> anyhow::Result<Self> {
         let dir = StateDir::take(&settings.worker.state_dir)?;
         let outbox = Outbox::open(&dir, &settings.outbox, log)?;
-        let slots = ResourceClass::ALL.map(|class| settings.pools.get(class).max_concurrency);
-        let (marks, died_with) = Marks::open(&dir, slots.iter().sum())?;
+        let (marks, died_with) = Marks::open(&dir, jobs)?;
         log.emit(events::state_opened(dir.path(), outbox.snapshot().entries));
         Ok(Self {
             outbox,
@@ -120,39 +121,57 @@ async fn note_deaths(fleet: &Fleet, died_with: &[Mark], log: &Log) {
 
 /// Lets the node take work on only while results can be stored and are found by a later process, for as long as it is
 /// polled.
-pub async fn watch_room(outbox: Outbox, status: NodeStatus, state_dir: &Path, log: &Log) {
+pub async fn watch_room(state: &State, status: NodeStatus, state_dir: &Path, log: &Log) {
+    let State { outbox, marks, .. } = state;
     let (lost, is_lost) = watch::channel(None);
     // The second ends with the outbox only, and the first when nobody listens.
     tokio::select! {
-        () = watch_place(&outbox, &lost, log) => {}
-        () = let_in(&outbox, &status, state_dir, is_lost) => {}
+        () = watch_place(outbox, marks, &lost, log) => {}
+        () = let_in(outbox, &status, state_dir, is_lost) => {}
     }
 }
 
-/// Looks whether the directory is still there. This process cannot mend it, its files have no names any more; whoever
-/// moved the directory may move it back.
-async fn watch_place(outbox: &Outbox, lost: &watch::Sender<Option<String>>, log: &Log) {
+/// Looks whether the directory is still there, and whether its disk answers. This process cannot mend it, its files have no
+/// names any more; whoever moved the directory may move it back.
+async fn watch_place(outbox: &Outbox, marks: &Marks, lost: &watch::Sender<Option<String>>, log: &Log) {
     loop {
         tokio::time::sleep(PLACE_INTERVAL).await;
-        let outbox = outbox.clone();
+        let place = outbox.clone();
         // A disk that hangs must not stop the node.
-        let looked = tokio::task::spawn_blocking(move || outbox.is_in_place()).await;
-        let why = match looked {
-            Ok(looked) => looked.err().map(|error| error.to_string()),
-            // The runtime ends.
-            Err(_) => return,
+        let mut look = tokio::task::spawn_blocking(move || place.is_in_place());
+        let looked = match timeout(HANG_LIMIT, &mut look).await {
+            Err(_) => {
+                tell(lost, Some(hung(outbox)), log);
+                look.await
+            }
+            Ok(looked) => looked,
         };
-        if let Some(why) = &why
-            && lost.borrow().is_none()
-        {
-            log.emit(events::state_unusable(why));
-        }
-        lost.send_if_modified(|known| {
-            let changed = *known != why;
-            *known = why;
-            changed
-        });
+        // The runtime ends.
+        let Ok(looked) = looked else { return };
+        let why = looked.err().map(|error| error.to_string());
+        let is_hung = marks.writing_for() >= HANG_LIMIT;
+        tell(lost, why.or_else(|| is_hung.then(|| hung(outbox))), log);
     }
+}
+
+fn hung(outbox: &Outbox) -> String {
+    format!(
+        "worker.state_dir: the disk that holds {} does not answer",
+        outbox.file().display()
+    )
+}
+
+fn tell(lost: &watch::Sender<Option<String>>, why: Option<String>, log: &Log) {
+    if let Some(why) = &why
+        && lost.borrow().is_none()
+    {
+        log.emit(events::state_unusable(why));
+    }
+    lost.send_if_modified(|known| {
+        let changed = *known != why;
+        *known = why;
+        changed
+    });
 }
 
 async fn let_in(

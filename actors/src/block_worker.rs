@@ -198,7 +198,7 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
         () = job.cancel.cancelled() => return cancelled(job, 0, worker),
         entered = timeout_at(job.deadline, entered) => match entered {
             Ok(floor) => floor,
-            Err(_) => return Ended::Outcome(Outcome::from(Limit::Deadline.failure().by(RanOut::Deadline)), 0),
+            Err(_) => return too_late(),
         },
     };
     // Only the fleet asks who died with what.
@@ -207,13 +207,26 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
         .claim
         .as_ref()
         .filter(|claim| claim.fleet().is_some());
-    let _mark = worker.marks.as_ref().zip(claim).map(|(marks, claim)| {
-        marks.set(&Mark {
-            key: claim.key().clone(),
-            alone: job.alone,
-        })
-    });
+    let mark = async {
+        let (marks, claim) = worker.marks.as_ref().zip(claim)?;
+        let (key, alone) = (claim.key().clone(), job.alone);
+        Some(marks.set(&Mark { key, alone }).await)
+    };
+    // The disk may hang.
+    let _mark = tokio::select! {
+        biased;
+        () = job.cancel.cancelled() => return cancelled(job, 0, worker),
+        marked = timeout_at(job.deadline, mark) => match marked {
+            Ok(mark) => mark,
+            Err(_) => return too_late(),
+        },
+    };
     attempts(job, worker).await
+}
+
+/// The deadline passed before the first call.
+fn too_late() -> Ended {
+    Ended::Outcome(Outcome::from(Limit::Deadline.failure().by(RanOut::Deadline)), 0)
 }
 
 /// Room to run, returned when dropped.

@@ -301,16 +301,14 @@ fn stores_until_killed_when_it_is_the_child_of_a_test() {
     let Ok(base) = std::env::var(CHILD) else { return };
     let dir = StateDir::take(Path::new(&base)).unwrap();
     let (marks, _) = Marks::open(&dir, 4).unwrap();
-    let _mark = marks.set(&Mark {
-        key: AssignmentKey::new("tenant", "runs"),
-        alone: true,
-    });
     let outbox = Outbox::open(&dir, &OutboxSettings::default(), &Log::discard()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
+        let key = AssignmentKey::new("tenant", "runs");
+        let _mark = marks.set(&Mark { key, alone: true }).await;
         for n in 0.. {
             let id = outbox.store(large(&n.to_string(), 5_000)).await.unwrap();
             println!("stored {id}");

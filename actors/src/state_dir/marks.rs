@@ -3,15 +3,19 @@
 //! Neighbours: who runs a job sets a mark before and drops it after; the node reads at start what was left. A mark is
 //! one small write into a file of fixed records. It is in the system's memory then and survives kill -9; it is never
 //! forced to disk, so after a loss of power marks may be missing or torn: those are ignored. Marks are hints for
-//! quarantine: a mark that cannot be written never stops a job.
+//! quarantine: a mark that cannot be written never stops a job. A thread of its own writes, in the order of the requests:
+//! a disk that hangs must hold up who waits for a mark, and nobody else.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use caf_protocol::ids::AssignmentKey;
+use tokio::sync::oneshot;
 
 use super::{StateDir, StateDirError};
 
@@ -45,17 +49,31 @@ pub struct Marks(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    file: File,
+    requests: mpsc::Sender<Request>,
     book: Mutex<Book>,
-    /// Keeps the slot.
-    _dir: StateDir,
+    progress: Arc<Progress>,
 }
 
 #[derive(Debug)]
 struct Book {
     free: Vec<u64>,
     records: u64,
-    unwritten: u64,
+}
+
+/// What is written where; `done` hears of its end.
+#[derive(Debug)]
+struct Request {
+    at: u64,
+    bytes: Vec<u8>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+/// How the thread gets on.
+#[derive(Debug, Default)]
+struct Progress {
+    unwritten: AtomicU64,
+    /// Since when it is at a write.
+    writing: Mutex<Option<Instant>>,
 }
 
 /// The mark of one running assignment. Gone when dropped.
@@ -63,7 +81,7 @@ struct Book {
 #[must_use = "the mark is taken away when this is dropped"]
 pub struct MarkGuard {
     marks: Marks,
-    record: Option<u64>,
+    record: u64,
 }
 
 impl Marks {
@@ -90,50 +108,86 @@ impl Marks {
         let book = Book {
             free: (0..records).rev().collect(),
             records,
-            unwritten: 0,
         };
+        let progress = Arc::<Progress>::default();
+        let (requests, incoming) = mpsc::channel();
+        let (writes, lock) = (Arc::clone(&progress), dir.clone());
+        std::thread::Builder::new()
+            .name("marks".to_owned())
+            .spawn(move || {
+                // Keeps the slot for as long as something may be written into it.
+                let _lock = lock;
+                write_all(&file, &incoming, &writes);
+            })
+            .map_err(StateDirError::refused("start a thread for", &path))?;
         let shared = Shared {
-            file,
+            requests,
             book: Mutex::new(book),
-            _dir: dir.clone(),
+            progress,
         };
         Ok((Self(Arc::new(shared)), left))
     }
 
-    /// Marks an assignment as running, for as long as the guard lives. When all records are in use the file grows.
-    pub fn set(&self, mark: &Mark) -> MarkGuard {
+    /// Marks an assignment as running, for as long as the guard lives. When all records are in use the file grows. Dropped
+    /// before it ends, it leaves no mark.
+    pub async fn set(&self, mark: &Mark) -> MarkGuard {
         let record = self.book().take();
-        let written = self.0.file.write_all_at(&encode(mark), offset(record));
-        let record = match written {
-            Ok(()) => Some(record),
-            Err(_) => {
-                let mut book = self.book();
-                book.unwritten += 1;
-                book.free.push(record);
-                None
-            }
-        };
-        MarkGuard {
+        let guard = MarkGuard {
             marks: self.clone(),
             record,
-        }
+        };
+        self.write(offset(record), encode(mark).to_vec()).await;
+        guard
     }
 
     /// Takes all marks away: the process leaves of its own will, and nobody is to be blamed for its end.
-    pub fn clear(&self) {
-        let records = self.book().records;
-        let nothing = vec![0; usize::try_from(records).unwrap_or(0).saturating_mul(RECORD_BYTES)];
+    pub async fn clear(&self) {
+        let records = usize::try_from(self.book().records).unwrap_or(0);
         // A mark that stays is looked into once more than needed.
-        let _ = self.0.file.write_all_at(&nothing, 0);
+        self.write(0, vec![0; records.saturating_mul(RECORD_BYTES)]).await;
     }
 
     /// Marks that could not be written since the start.
     pub fn unwritten(&self) -> u64 {
-        self.book().unwritten
+        self.0.progress.unwritten.load(Relaxed)
+    }
+
+    /// For how long the write has lasted that is going on.
+    pub fn writing_for(&self) -> Duration {
+        let began = self.0.progress.writing();
+        began.map(|at| at.elapsed()).unwrap_or_default()
+    }
+
+    async fn write(&self, at: u64, bytes: Vec<u8>) {
+        let (done, is_done) = oneshot::channel();
+        let done = Some(done);
+        // The thread lives for as long as there is somebody to ask it.
+        let _ = self.0.requests.send(Request { at, bytes, done });
+        let _ = is_done.await;
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes until nobody can ask any more.
+fn write_all(file: &File, incoming: &mpsc::Receiver<Request>, progress: &Progress) {
+    while let Ok(Request { at, bytes, done }) = incoming.recv() {
+        *progress.writing() = Some(Instant::now());
+        let written = file.write_all_at(&bytes, at);
+        *progress.writing() = None;
+        progress.unwritten.fetch_add(u64::from(written.is_err()), Relaxed);
+        if let Some(done) = done {
+            // Who waited may have given up.
+            let _ = done.send(());
+        }
     }
 }
 
@@ -148,12 +202,14 @@ impl Book {
 
 impl Drop for MarkGuard {
     fn drop(&mut self) {
-        let Some(record) = self.record else { return };
-        let cleared = self.marks.0.file.write_all_at(&[0; RECORD_BYTES], offset(record));
-        let mut book = self.marks.book();
-        // Free all the same: the next mark overwrites what could not be cleared.
-        book.unwritten += u64::from(cleared.is_err());
-        book.free.push(record);
+        let request = Request {
+            at: offset(self.record),
+            bytes: vec![0; RECORD_BYTES],
+            done: None,
+        };
+        let _ = self.marks.0.requests.send(request);
+        // At once: whoever takes it next writes after this.
+        self.marks.book().free.push(self.record);
     }
 }
 

@@ -1,3 +1,5 @@
+use futures_util::FutureExt;
+
 use super::super::tests::Scratch;
 use super::*;
 
@@ -15,33 +17,35 @@ fn as_killed(dir: &StateDir, base: &Scratch) -> StateDir {
     other
 }
 
-#[test]
-fn marks_that_were_set_are_left_behind_once_and_dropped_ones_are_not() {
+#[tokio::test]
+async fn marks_that_were_set_are_left_behind_once_and_dropped_ones_are_not() {
     let base = Scratch::new();
     let dir = StateDir::take(&base.0).unwrap();
     let (marks, left) = Marks::open(&dir, 2).unwrap();
     assert!(left.is_empty());
-    let first = marks.set(&mark("a", false));
-    let _second = marks.set(&mark("b", true));
+    let first = marks.set(&mark("a", false)).await;
+    let _second = marks.set(&mark("b", true)).await;
     // More than there is room for: the file grows.
-    let _third = marks.set(&mark("c", false));
     drop(first);
+    let _third = marks.set(&mark("c", false)).await;
+    let _fourth = marks.set(&mark("d", false)).await;
     let killed = as_killed(&dir, &base);
-    let (_, mut left) = Marks::open(&killed, 2).unwrap();
-    left.sort_by_key(|mark| !mark.alone);
-    assert_eq!(left, [mark("b", true), mark("c", false)]);
+    let (_, left) = Marks::open(&killed, 2).unwrap();
+    // In the order of the records: the first was free again.
+    assert_eq!(left, [mark("c", false), mark("b", true), mark("d", false)]);
     assert_eq!(Marks::open(&killed, 2).unwrap().1, []);
     assert_eq!(marks.unwritten(), 0);
 }
 
-#[test]
-fn a_record_is_used_again_after_its_mark_is_dropped() {
+#[tokio::test]
+async fn a_record_is_used_again_after_its_mark_is_dropped() {
     let base = Scratch::new();
     let dir = StateDir::take(&base.0).unwrap();
     let (marks, _) = Marks::open(&dir, 1).unwrap();
     for name in ["a", "b", "c"] {
-        drop(marks.set(&mark(name, true)));
+        drop(marks.set(&mark(name, true)).await);
     }
+    marks.clear().await;
     let file = std::fs::read(dir.path().join(FILE)).unwrap();
     assert_eq!(file, [0; RECORD_BYTES]);
 }
@@ -61,14 +65,28 @@ fn torn_and_foreign_records_are_ignored() {
     assert_eq!(Marks::open(&dir, 4).unwrap().1, [mark("whole", false)]);
 }
 
-#[test]
-fn whoever_leaves_of_its_own_will_leaves_no_marks() {
+#[tokio::test]
+async fn whoever_leaves_of_its_own_will_leaves_no_marks() {
     let base = Scratch::new();
     let dir = StateDir::take(&base.0).unwrap();
     let (marks, _) = Marks::open(&dir, 2).unwrap();
-    std::mem::forget(marks.set(&mark("a", false)));
-    std::mem::forget(marks.set(&mark("b", true)));
-    marks.clear();
+    std::mem::forget(marks.set(&mark("a", false)).await);
+    std::mem::forget(marks.set(&mark("b", true)).await);
+    marks.clear().await;
     let (_, left) = Marks::open(&dir, 2).unwrap();
     assert_eq!(left, []);
+}
+
+#[tokio::test]
+async fn a_mark_that_was_given_up_before_it_was_written_is_taken_away_again() {
+    let base = Scratch::new();
+    let dir = StateDir::take(&base.0).unwrap();
+    let (marks, _) = Marks::open(&dir, 1).unwrap();
+    drop(marks.set(&mark("a", true)).now_or_never());
+    let _next = marks.set(&mark("b", false)).await;
+    assert_eq!(
+        Marks::open(&as_killed(&dir, &base), 1).unwrap().1,
+        [mark("b", false)]
+    );
+    assert_eq!(marks.writing_for(), Duration::ZERO);
 }
