@@ -229,7 +229,9 @@ fn a_deferred_message_comes_back_and_is_answered_once() {
         "rejection_policy": "defer",
         "policies": {"defer": {"enabled": true, "max_defer_time_ms": 3_000}},
     });
-    let (node, outside) = start(3, &defer, |worker| worker.env("NATS_MAX_DELIVER", 1));
+    let (node, outside) = start(3, &defer, |worker| {
+        worker.env("NATS_MAX_DELIVER", 1).env("LOG_LEVEL", "debug")
+    });
     let held = jobs(3, |_| outside.job("held"));
     send_in_turn(&node, &held);
     let late = [outside.job("late"), outside.job("never").deadline_ms(3_000)];
@@ -285,7 +287,13 @@ fn a_deferred_message_comes_back_and_is_answered_once() {
 fn no_more_than_half_of_the_consumer_is_deferred() {
     let defer = json!({"rejection_policy": "defer", "policies": {"defer": {"max_defer_time_ms": 60_000}}});
     let (node, outside) = start(3, &defer, |worker| {
-        worker.env("WORKER__NATS__MAX_ACK_PENDING", 24)
+        assert!(
+            lines.iter().all(|line| line["level"] == "DEBUG"),
+            "each comes back several times: {lines:?}"
+        );
+        worker
+            .env("WORKER__NATS__MAX_ACK_PENDING", 24)
+            .env("LOG_LEVEL", "debug")
     });
     let held = jobs(3, |_| outside.job("held"));
     send_in_turn(&node, &held);
@@ -454,6 +462,7 @@ fn share(part: usize, all: usize) -> f64 {
     f64::from(u32::try_from(part).expect("small")) / f64::from(u32::try_from(all).expect("small"))
 }
 
+                .env("LOG_LEVEL", "debug")
 /// DEGRADE-001: a burst beyond the queue.
 #[test]
 fn degrade_001_a_burst_beyond_the_queue_is_refused_in_part_and_all_that_was_accepted_succeeds() {
