@@ -207,9 +207,63 @@ fn the_dry_run_says_which_limit_leaves_no_time_for_more_retries() {
     let (_, lines) = dry_run(job.bytes(), |builder| builder);
     let retry = &lines[0]["retry"];
     assert_eq!(
-        (&retry["waits_ms"], &retry["cut_by"]),
-        (&json!([{"min": 100, "max": 100}]), &json!("deadline"))
+        (&retry["waits_ms"], &retry["cut_by"], &retry["may_be_cut_by"]),
+        (
+            &json!([{"min": 100, "max": 100}]),
+            &json!("deadline"),
+            &json!("deadline")
+        )
     );
+}
+
+#[test]
+fn the_dry_run_says_which_limit_cuts_retries_only_when_jitter_makes_the_waits_long() {
+    let waits = json!([{"min": 0, "max": 100}, {"min": 0, "max": 200}, {"min": 0, "max": 400}]);
+    for (deadline_ms, budget_ms, limit) in [
+        (500, 30_000, json!("deadline")),
+        (60_000, 700, json!("retry_budget")),
+        (60_000, 701, Value::Null),
+    ] {
+        let retry = json!({"max_attempts": 4, "backoff_ms": 100});
+        let job = AssignmentBuilder::new("fail", json!({"error_code": "NETWORK_ERROR"}))
+            .set("options", json!({"deadline_ms": deadline_ms, "retry": retry}));
+        let (_, lines) = dry_run(job.bytes(), |builder| {
+            builder
+                .policy(
+                    "retry",
+                    &json!({"default_policy": {"retry_budget_ms": budget_ms}}),
+                )
+                .env(RETRY, "1")
+        });
+        let retry = &lines[0]["retry"];
+        assert_eq!(
+            (&retry["waits_ms"], &retry["cut_by"], &retry["may_be_cut_by"]),
+            (&waits, &Value::Null, &limit),
+            "{deadline_ms} {budget_ms}"
+        );
+    }
+}
+
+#[test]
+fn the_dry_run_names_the_queue_policy_that_counts_which_need_not_be_the_one_that_is_written() {
+    let flag = "CP2_QUEUE_MANAGEMENT_ENABLED";
+    let defer = json!({"policies": {"reject_new": {"default": false}, "defer": {"enabled": true}}});
+    for (on, change, effective) in [
+        ("false", &defer, Value::Null),
+        ("true", &json!({}), json!("reject_new")),
+        ("true", &json!({"rejection_policy": "degrade"}), json!("degrade")),
+        ("true", &defer, json!("defer")),
+    ] {
+        let (_, lines) = dry_run(AssignmentBuilder::echo().bytes(), |builder| {
+            builder.policy("queue", change).env(flag, on)
+        });
+        let queue = &lines[0]["queue"];
+        assert_eq!(
+            queue.get("effective_policy"),
+            Some(&effective),
+            "{on} {change}: {queue}"
+        );
+    }
 }
 
 #[test]
