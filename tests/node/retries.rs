@@ -2,7 +2,7 @@
 
 use caf_testkit::faulty_http::{Fault, FaultyHttp};
 use caf_testkit::worker::{Finished, WorkerBuilder};
-use caf_testkit::{AssignmentBuilder, Collector};
+use caf_testkit::{AssignmentBuilder, Collector, wait_until};
 use serde_json::{Value, json};
 
 use crate::support::{Node, SOON, assert_each_answered_once, program};
@@ -104,6 +104,31 @@ fn with_the_flag_off_every_error_is_called_again_and_nothing_new_is_logged() {
     for message in ["Retry attempt started", "Retry exhausted"] {
         assert!(logged(&node, message).is_empty(), "{message}");
     }
+}
+
+#[test]
+fn a_job_that_waits_for_its_next_call_keeps_its_slot_and_counts_as_running() {
+    let mut node = beside(|builder| {
+        builder
+            .policy("retry", &json!({"default_policy": {"jitter_type": "none"}}))
+            .env(RETRY, "true")
+            .env("WORKER_IO_POOL_SIZE", 1)
+            .env("LOG_LEVEL", "debug")
+    });
+    let retry = json!({"max_attempts": 2, "backoff_ms": 20_000});
+    let waits = AssignmentBuilder::new("fail", json!({"error_code": "NETWORK_ERROR"}))
+        .set("options", json!({"deadline_ms": 5_000, "retry": retry}))
+        .set("resources", json!({"class": "io"}));
+    let next = AssignmentBuilder::echo().set("resources", json!({"class": "io"}));
+    node.client.assign(&waits).expect("is sent");
+    node.worker.wait_for_message("Attempt failed").expect("is logged");
+    node.client.assign(&next).expect("is sent");
+    wait_until("the next one waits for the only slot", SOON, || {
+        let page = node.worker.get("/_health").expect("answers");
+        let pool = page.json().expect("is JSON")["details"]["pools"]["io"].clone();
+        (&pool["running"], &pool["queued"]) == (&json!(1), &json!(1))
+    });
+    node.wait_answered(&[waits, next], SOON);
 }
 
 // ---- The dry run ----
