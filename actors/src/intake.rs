@@ -331,6 +331,7 @@ impl Intake {
             .log
             .emit(events::queue_full(identity, class.as_str(), depth, size));
         if let Some(refused) = refused {
+            self.parts.pools.get(class).places.note_rejected();
             self.parts
                 .log
                 .emit(events::queue::refused(identity, class, refused, size));

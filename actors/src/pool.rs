@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 pub use self::deferrals::{Deferral, Deferrals};
 use self::line::{Line, Waiting};
-pub use self::places::{Admitted, Debt, Deferrable, Place, Places, Refused, TakenPlace};
+pub use self::places::{Admitted, Debt, Deferrable, Place, Places, QueueSnapshot, Refused, TakenPlace};
 pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
@@ -107,6 +107,9 @@ pub struct PoolSnapshot {
     /// Slots that are neither free nor with a job that runs, when the auditor looked last: 0 unless the program is
     /// at fault.
     pub slots_unaccounted: usize,
+    /// Its queue, if that has a bound of its own; the fields stand among the others.
+    #[serde(flatten)]
+    pub queue: Option<QueueSnapshot>,
 }
 
 // ---- State ----
@@ -335,6 +338,7 @@ impl Handler<LookAtPool> for Pool {
             running: self.slots.busy(),
             slots: self.slots.count(),
             slots_unaccounted: self.slots.unaccounted(),
+            queue: self.places.snapshot(),
         }
     }
 }

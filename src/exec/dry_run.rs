@@ -11,6 +11,7 @@ use caf_actors::clock::whole_ms;
 use caf_actors::intake::decision::{Facts, Row, decide};
 use caf_actors::intake::preparation::{Preparation, Runnable};
 use caf_actors::job::Work;
+use caf_actors::pool::policy::Policy;
 use caf_actors::settings::policies::TotalLimit;
 use caf_blocks::Blocks;
 use caf_protocol::assignment::{Identity, Reading, read};
@@ -85,6 +86,8 @@ struct Queue {
     /// Absent where only held permits bound it.
     max_queue_size: Option<usize>,
     admission: Admission,
+    /// The policy that counts, whichever is named; absent with the flag off.
+    effective_policy: Option<&'static str>,
     /// Thresholds and policies; absent with the flag off.
     policy: Option<Value>,
 }
@@ -219,7 +222,8 @@ impl DryRun<'_> {
 
     fn queue(&self, class: ResourceClass) -> Queue {
         let size = self.in_force.pool(class);
-        let policy = self.in_force.queue.as_ref().map(|policy| {
+        let settings = self.in_force.queue.as_ref();
+        let policy = settings.map(|policy| {
             json!({
                 "rejection_policy": policy.rejection_policy,
                 "overload_thresholds": policy.overload_thresholds,
@@ -230,6 +234,7 @@ impl DryRun<'_> {
             slots: size.slots,
             max_queue_size: size.queue,
             admission: self.in_force.admission,
+            effective_policy: settings.map(|settings| Policy::chosen(settings).as_str()),
             policy,
         }
     }

@@ -166,15 +166,20 @@ fn each_pool_accepts_exactly_its_slots_and_its_queue_and_refuses_the_rest() {
 #[test]
 fn with_the_flag_off_nothing_is_refused_and_nothing_is_said_of_queues() {
     let outside = Outside::start();
-    let node = Node::start_with(|worker| {
+    let mut node = Node::start_with(|worker| {
         let worker = queued(outside.allow(worker), [(2, 5), (1, 3), (3, 4)], &json!({}));
-        worker.env("CP2_QUEUE_MANAGEMENT_ENABLED", "false")
+        worker
+            .env("CP2_QUEUE_MANAGEMENT_ENABLED", "false")
+            .env("LOG_LEVEL", "debug")
     });
     let load = jobs(60, |n| in_pool(outside.job("held"), ["cpu", "gpu", "io"][n % 3]));
     node.client.assign_all(&load).expect("are sent");
     wait_acks(&node, 60);
     assert_eq!(acks_by(&node, &load, "status"), counts([("accepted", 60)]));
     assert_eq!(acks_by(&node, &load, "overload_status"), counts([("none", 60)]));
+    let pool = io_pool(&mut node, 12);
+    let told: Vec<_> = pool.as_object().expect("is an object").keys().collect();
+    assert_eq!(told, ["queued", "running", "slots", "slots_unaccounted"]);
     outside.open();
     node.wait_answered(&load, SOON);
     let all = node.answers();
@@ -188,6 +193,49 @@ fn with_the_flag_off_nothing_is_refused_and_nothing_is_said_of_queues() {
     for line in LINES {
         assert_eq!(lines_of(&node, line).len(), 0, "{line}");
     }
+}
+
+/// What the health page says of the io pool, when so many wait.
+#[track_caller]
+fn io_pool(node: &mut Node, queued: usize) -> Value {
+    let mut pool = Value::Null;
+    wait_until(&format!("{queued} are queued"), SOON, || {
+        let page = node.worker.get("/_health").expect("answers");
+        let page = page.json().expect("is JSON");
+        assert_eq!(page["status"], "healthy", "a full queue is no fault: {page}");
+        pool = page["details"]["pools"]["io"].clone();
+        pool["queued"] == queued
+    });
+    pool
+}
+
+#[test]
+fn the_health_page_tells_how_full_a_bounded_queue_is_and_how_many_it_refused() {
+    let (mut node, outside) = start(10, &json!({}), |worker| worker);
+    let told = |node: &mut Node, queued: usize, status: &str, rejected: u64| {
+        let expected = json!({
+            "queued": queued, "running": usize::from(queued > 0), "slots": 1, "slots_unaccounted": 0,
+            "max_queue_size": 10, "overload_status": status, "rejected": rejected,
+        });
+        assert_eq!(io_pool(node, queued), expected);
+    };
+    told(&mut node, 0, "healthy", 0);
+    let mut load = Vec::new();
+    for (more, queued, status, rejected) in [
+        (6, 5, "degraded", 0),
+        (3, 8, "overloaded", 0),
+        (2, 10, "critical", 0),
+        (3, 10, "critical", 3),
+    ] {
+        let jobs = jobs(more, |_| outside.job("held"));
+        send_in_turn(&node, &jobs);
+        told(&mut node, queued, status, rejected);
+        load.extend(jobs);
+    }
+    outside.open();
+    node.wait_answered(&load, SOON);
+    wait_until("all is idle", SOON, || io_pool(&mut node, 0)["running"] == 0);
+    told(&mut node, 0, "healthy", 3);
 }
 
 /// Row 16.
@@ -229,7 +277,9 @@ fn a_deferred_message_comes_back_and_is_answered_once() {
         "rejection_policy": "defer",
         "policies": {"defer": {"enabled": true, "max_defer_time_ms": 3_000}},
     });
-    let (node, outside) = start(3, &defer, |worker| worker.env("NATS_MAX_DELIVER", 1));
+    let (node, outside) = start(3, &defer, |worker| {
+        worker.env("NATS_MAX_DELIVER", 1).env("LOG_LEVEL", "debug")
+    });
     let held = jobs(3, |_| outside.job("held"));
     send_in_turn(&node, &held);
     let late = [outside.job("late"), outside.job("never").deadline_ms(3_000)];
@@ -237,6 +287,10 @@ fn a_deferred_message_comes_back_and_is_answered_once() {
     let delays = |job: &AssignmentBuilder| -> Vec<u64> {
         let mut lines = lines_of(&node, "Assignment deferred");
         lines.retain(|line| line["context"]["assignment_id"] == job.assignment_id());
+        assert!(
+            lines.iter().all(|line| line["level"] == "DEBUG"),
+            "each comes back several times: {lines:?}"
+        );
         lines
             .iter()
             .filter_map(|line| line["context"]["delay_ms"].as_u64())
@@ -285,7 +339,9 @@ fn a_deferred_message_comes_back_and_is_answered_once() {
 fn no_more_than_half_of_the_consumer_is_deferred() {
     let defer = json!({"rejection_policy": "defer", "policies": {"defer": {"max_defer_time_ms": 60_000}}});
     let (node, outside) = start(3, &defer, |worker| {
-        worker.env("WORKER__NATS__MAX_ACK_PENDING", 24)
+        worker
+            .env("WORKER__NATS__MAX_ACK_PENDING", 24)
+            .env("LOG_LEVEL", "debug")
     });
     let held = jobs(3, |_| outside.job("held"));
     send_in_turn(&node, &held);
@@ -406,6 +462,7 @@ fn without_jetstream_nothing_is_deferred_and_who_waits_refuses_nothing() {
             queued(outside.allow(worker), [(1, 10), (1, 10), (1, 10)], &defer)
                 .env("WORKER__NATS__MODE", "core")
                 .env("WORKER__QUEUE__ADMISSION", admission)
+                .env("LOG_LEVEL", "debug")
         });
         let heard = node.client.collect_answers().expect("listens");
         let load = jobs(20, |_| outside.job("held"));

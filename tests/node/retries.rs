@@ -2,7 +2,7 @@
 
 use caf_testkit::faulty_http::{Fault, FaultyHttp};
 use caf_testkit::worker::{Finished, WorkerBuilder};
-use caf_testkit::{AssignmentBuilder, Collector};
+use caf_testkit::{AssignmentBuilder, Collector, wait_until};
 use serde_json::{Value, json};
 
 use crate::support::{Node, SOON, assert_each_answered_once, program};
@@ -106,6 +106,31 @@ fn with_the_flag_off_every_error_is_called_again_and_nothing_new_is_logged() {
     }
 }
 
+#[test]
+fn a_job_that_waits_for_its_next_call_keeps_its_slot_and_counts_as_running() {
+    let mut node = beside(|builder| {
+        builder
+            .policy("retry", &json!({"default_policy": {"jitter_type": "none"}}))
+            .env(RETRY, "true")
+            .env("WORKER_IO_POOL_SIZE", 1)
+            .env("LOG_LEVEL", "debug")
+    });
+    let retry = json!({"max_attempts": 2, "backoff_ms": 20_000});
+    let waits = AssignmentBuilder::new("fail", json!({"error_code": "NETWORK_ERROR"}))
+        .set("options", json!({"deadline_ms": 5_000, "retry": retry}))
+        .set("resources", json!({"class": "io"}));
+    let next = AssignmentBuilder::echo().set("resources", json!({"class": "io"}));
+    node.client.assign(&waits).expect("is sent");
+    node.worker.wait_for_message("Attempt failed").expect("is logged");
+    node.client.assign(&next).expect("is sent");
+    wait_until("the next one waits for the only slot", SOON, || {
+        let page = node.worker.get("/_health").expect("answers");
+        let pool = page.json().expect("is JSON")["details"]["pools"]["io"].clone();
+        (&pool["running"], &pool["queued"]) == (&json!(1), &json!(1))
+    });
+    node.wait_answered(&[waits, next], SOON);
+}
+
 // ---- The dry run ----
 
 fn dry_run(
@@ -207,9 +232,63 @@ fn the_dry_run_says_which_limit_leaves_no_time_for_more_retries() {
     let (_, lines) = dry_run(job.bytes(), |builder| builder);
     let retry = &lines[0]["retry"];
     assert_eq!(
-        (&retry["waits_ms"], &retry["cut_by"]),
-        (&json!([{"min": 100, "max": 100}]), &json!("deadline"))
+        (&retry["waits_ms"], &retry["cut_by"], &retry["may_be_cut_by"]),
+        (
+            &json!([{"min": 100, "max": 100}]),
+            &json!("deadline"),
+            &json!("deadline")
+        )
     );
+}
+
+#[test]
+fn the_dry_run_says_which_limit_cuts_retries_only_when_jitter_makes_the_waits_long() {
+    let waits = json!([{"min": 0, "max": 100}, {"min": 0, "max": 200}, {"min": 0, "max": 400}]);
+    for (deadline_ms, budget_ms, limit) in [
+        (500, 30_000, json!("deadline")),
+        (60_000, 700, json!("retry_budget")),
+        (60_000, 701, Value::Null),
+    ] {
+        let retry = json!({"max_attempts": 4, "backoff_ms": 100});
+        let job = AssignmentBuilder::new("fail", json!({"error_code": "NETWORK_ERROR"}))
+            .set("options", json!({"deadline_ms": deadline_ms, "retry": retry}));
+        let (_, lines) = dry_run(job.bytes(), |builder| {
+            builder
+                .policy(
+                    "retry",
+                    &json!({"default_policy": {"retry_budget_ms": budget_ms}}),
+                )
+                .env(RETRY, "1")
+        });
+        let retry = &lines[0]["retry"];
+        assert_eq!(
+            (&retry["waits_ms"], &retry["cut_by"], &retry["may_be_cut_by"]),
+            (&waits, &Value::Null, &limit),
+            "{deadline_ms} {budget_ms}"
+        );
+    }
+}
+
+#[test]
+fn the_dry_run_names_the_queue_policy_that_counts_which_need_not_be_the_one_that_is_written() {
+    let flag = "CP2_QUEUE_MANAGEMENT_ENABLED";
+    let defer = json!({"policies": {"reject_new": {"default": false}, "defer": {"enabled": true}}});
+    for (on, change, effective) in [
+        ("false", &defer, Value::Null),
+        ("true", &json!({}), json!("reject_new")),
+        ("true", &json!({"rejection_policy": "degrade"}), json!("degrade")),
+        ("true", &defer, json!("defer")),
+    ] {
+        let (_, lines) = dry_run(AssignmentBuilder::echo().bytes(), |builder| {
+            builder.policy("queue", change).env(flag, on)
+        });
+        let queue = &lines[0]["queue"];
+        assert_eq!(
+            queue.get("effective_policy"),
+            Some(&effective),
+            "{on} {change}: {queue}"
+        );
+    }
 }
 
 #[test]

@@ -79,9 +79,10 @@ pub fn dropped(identity: &Identity, class: ResourceClass, places: &Places) -> Ev
     rejection(identity, class, queue, status, "overloaded")
 }
 
-/// Row 5: a job goes back to the broker for a while.
+/// Row 5: a job goes back to the broker for a while. It does so again and again while the queue is loaded, which the line
+/// of the change of status has said.
 pub fn deferred(identity: &Identity, class: ResourceClass, queue: (usize, usize), delay_ms: u64) -> Event {
-    Event::new(Level::Info, "Assignment deferred")
+    Event::new(Level::Debug, "Assignment deferred")
         .of(identity)
         .with("resource_pool", class.as_str())
         .with("queue_depth", queue.0)

@@ -42,6 +42,19 @@ struct State {
     status: OverloadStatus,
     /// Since when the job waits that waits longest.
     oldest: Option<Instant>,
+    /// Jobs that row 4 refused since the start of the process.
+    rejected: u64,
+}
+
+/// What a bounded queue says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct QueueSnapshot {
+    /// Jobs that may wait.
+    pub max_queue_size: usize,
+    /// How loaded it is, in the words of acknowledgements (contract 4.1).
+    pub overload_status: OverloadStatus,
+    /// Jobs that row 4 refused since the start of the process.
+    pub rejected: u64,
 }
 
 /// One place. Returns when dropped.
@@ -111,6 +124,7 @@ impl Places {
             owed: 0,
             status: OverloadStatus::Healthy,
             oldest: None,
+            rejected: 0,
         };
         Self(Arc::new(Shared {
             class,
@@ -154,6 +168,22 @@ impl Places {
     pub fn queue(&self) -> (usize, usize) {
         let waiting = self.0.state().waiting(self.0.slots);
         (waiting, self.size())
+    }
+
+    /// The queue as the health page shows it; nothing when it has no bound of its own.
+    pub fn snapshot(&self) -> Option<QueueSnapshot> {
+        let rules = self.0.rules.as_ref()?;
+        let state = self.0.state();
+        Some(QueueSnapshot {
+            max_queue_size: rules.size,
+            overload_status: state.status,
+            rejected: state.rejected,
+        })
+    }
+
+    /// From intake: row 4 refused a job. What the places refuse may still leave by another row.
+    pub fn note_rejected(&self) {
+        self.0.state().rejected += 1;
     }
 
     /// How many may wait.

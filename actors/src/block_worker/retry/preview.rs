@@ -46,8 +46,12 @@ pub struct Waits {
     pub max_attempts: u32,
     /// Before each retry, as far as it can happen when calls take no time.
     pub waits_ms: Vec<Range>,
-    /// The limit that leaves no time for further retries, if one does: `deadline`, `retry_budget` or `total_timeout`.
+    /// The limit that leaves no time for further retries, also if each wait is its shortest and calls take no time:
+    /// `deadline`, `retry_budget` or `total_timeout`.
     pub cut_by: Option<&'static str>,
+    /// The limit that leaves no time for some of the retries if each wait is its longest. Calls take time too, so others
+    /// may be cut off all the same.
+    pub may_be_cut_by: Option<&'static str>,
 }
 
 /// Shortest and longest wait, in milliseconds; equal without jitter.
@@ -83,6 +87,7 @@ impl RetryPlan {
             max_attempts: 1,
             waits_ms: Vec::new(),
             cut_by: None,
+            may_be_cut_by: None,
         };
         Preview {
             mode: if self.is_by_policy() { "cp2" } else { "cp1" },
@@ -130,27 +135,38 @@ impl RetryPlan {
         // The first call begins in any case.
         let _ = course.begin(start);
         let end = start.checked_add(time_limit).map(|deadline| course.end(deadline));
+        let cut_after = |spent: Duration| {
+            end.filter(|end| spent >= end.at.saturating_duration_since(start))
+                .map(|end| limit_name(end.limit))
+        };
         let max_attempts = self.max_attempts(failure);
         let mut waits = Waits {
             max_attempts,
             waits_ms: Vec::new(),
             cut_by: None,
+            may_be_cut_by: None,
         };
-        let mut earliest = start;
+        let (mut shortest, mut longest) = (Duration::ZERO, Duration::ZERO);
         for retry in 0..max_attempts.saturating_sub(1) {
             let [min, max] = [0.0, 1.0].map(|chance| self.wait(failure, retry, chance));
-            earliest += min;
-            if let Some(end) = end.filter(|end| earliest >= end.at) {
-                waits.cut_by = Some(match end.limit {
-                    Limit::Deadline => "deadline",
-                    Limit::RetryBudget { .. } => "retry_budget",
-                    Limit::TotalTime { .. } | Limit::TotalTimeOfOneCall { .. } => "total_timeout",
-                });
+            shortest = shortest.saturating_add(min);
+            longest = longest.saturating_add(max);
+            waits.cut_by = cut_after(shortest);
+            waits.may_be_cut_by = cut_after(longest);
+            if waits.cut_by.is_some() {
                 break;
             }
             let [min, max] = [min, max].map(whole_ms);
             waits.waits_ms.push(Range { min, max });
         }
         waits
+    }
+}
+
+fn limit_name(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Deadline => "deadline",
+        Limit::RetryBudget { .. } => "retry_budget",
+        Limit::TotalTime { .. } | Limit::TotalTimeOfOneCall { .. } => "total_timeout",
     }
 }
