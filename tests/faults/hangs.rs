@@ -263,9 +263,10 @@ fn at_the_bound_of_strays_no_thread_is_started_and_the_health_page_says_so() {
 #[test]
 fn a_disk_that_is_only_slow_is_waited_for() {
     let stall = Stall::new().expect("is made");
-    let node = node(&stall, true, |worker| worker);
+    let limit = "WORKER__WORKER__TIMEOUTS__V2__FS_OPERATIONS__WRITE_TIMEOUT_MS";
+    let node = node(&stall, true, |worker| worker.env(limit, 60_000));
     stall
-        .delay(HeldCall::Sync, Duration::from_millis(LIMIT_MS / 4))
+        .delay(HeldCall::Sync, Duration::from_millis(LIMIT_MS))
         .expect("is switched");
     let put = AssignmentBuilder::new("fs.blob_put", json!({"path": "slow/new", "content": "x"}));
     assert_eq!(run(&node, put)["status"], "success");
