@@ -277,6 +277,18 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
         ),
         (
             Retry,
+            "block_policies.http.error_overrides",
+            json!({"399": {"max_attempts": 1}}),
+            "error_overrides.399: must be an HTTP status from 400 to 599",
+        ),
+        (
+            Retry,
+            "block_policies.http.error_overrides",
+            json!({"600": {"max_attempts": 1}}),
+            "must be an HTTP status from 400 to 599",
+        ),
+        (
+            Retry,
             "block_policies.http",
             json!({"max_attemps": 3}),
             "unknown key; the nearest known one is worker.retries.v2.block_policies.http.max_attempts",

@@ -42,6 +42,16 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// Its name, as settings and logs have it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::RejectNew => "reject_new",
+            Self::DropOldest { .. } => "drop_oldest",
+            Self::Defer { .. } => "defer",
+            Self::Degrade { .. } => "degrade",
+        }
+    }
+
     /// The policy that is named; without one the first that is enabled, `reject_new` only where it is the default too.
     pub fn chosen(settings: &QueuePolicySettings) -> Self {
         let policies = &settings.policies;

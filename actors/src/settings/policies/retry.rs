@@ -365,7 +365,7 @@ impl BlockPolicy {
                 rules.require(
                     error,
                     holds,
-                    "must be an HTTP status such as 429, or a code such as NETWORK_ERROR",
+                    "must be an HTTP status from 400 to 599, or a code such as NETWORK_ERROR",
                 );
                 rules.section(error, |rules| numbers.validate(rules));
             }
@@ -400,9 +400,10 @@ impl ErrorOverride {
     }
 }
 
+/// Whether this is an HTTP status that is an error.
 fn is_status(text: &str) -> bool {
     text.len() == 3
         && text
             .parse::<u16>()
-            .is_ok_and(|status| (100..=599).contains(&status))
+            .is_ok_and(|status| (400..=599).contains(&status))
 }
