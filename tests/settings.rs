@@ -12,6 +12,8 @@ use caf_worker::settings::load::{DEFAULT_FILE, Sources, load};
 use caf_worker::settings::origin::key_text;
 use serde_json::Value;
 
+#[path = "settings/flags.rs"]
+mod flags;
 #[path = "settings/policies.rs"]
 mod policies;
 #[path = "settings/scripts.rs"]

@@ -1,7 +1,9 @@
-//! Every feature flag with its value, where that came from, and what follows, for `config flags`.
+//! Every feature flag with its value, where that came from, and what follows: for `config flags`, and for the log of a
+//! node that starts.
 
+use caf_actors::pool::policy::Policy;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::environment::split;
 use super::feature::Feature;
@@ -35,6 +37,16 @@ pub enum Mode {
     /// By its policy.
     #[serde(rename = "CP2 mode")]
     Cp2,
+}
+
+impl Mode {
+    /// As logs name it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cp1 => "cp1",
+            Self::Cp2 => "cp2",
+        }
+    }
 }
 
 impl std::fmt::Display for Mode {
@@ -110,6 +122,25 @@ pub fn report(loaded: &Loaded) -> Report {
         ));
     }
     Report { flags, warnings }
+}
+
+/// What the log says at the start: the mode of each feature, where its flag came from, and which policy rejects.
+pub fn for_log(loaded: &Loaded, in_force: &InForce) -> Map<String, Value> {
+    let mut features = Map::new();
+    let mut sources = Map::new();
+    for flag in report(loaded).flags {
+        features.insert(flag.feature.to_owned(), flag.mode.as_str().into());
+        sources.insert(flag.feature.to_owned(), flag.source.into());
+    }
+    if let Some(policy) = &in_force.queue {
+        features.insert(
+            "rejection_policy".to_owned(),
+            Policy::chosen(policy).name().into(),
+        );
+    }
+    features.insert("admission".to_owned(), json!(in_force.admission));
+    features.insert("sources".to_owned(), sources.into());
+    features
 }
 
 /// Why the flags cannot be told.

@@ -11,7 +11,7 @@ const CONFIG: &str = "worker/validate_config.sh";
 const FLAGS: &str = "worker/validate_feature_flags.sh";
 
 /// A place with the shipped policy files.
-fn with_policies() -> Result<Place> {
+pub(super) fn with_policies() -> Result<Place> {
     let place = Place::new()?;
     for feature in Feature::ALL {
         place.file(feature.policy_file(), &shipped(feature)?.to_string())?;
