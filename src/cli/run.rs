@@ -58,7 +58,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
     let quiet = quiet(loaded);
     let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &quiet, Streams::StandardError, |log| {
-        for warning in &in_force.warnings {
+        for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         let blocks = |health| {
@@ -86,7 +86,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         ..quiet(loaded)
     };
     with_log(settings, &log, Streams::StandardError, |log| {
-        for warning in &in_force.warnings {
+        for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {

@@ -114,7 +114,7 @@ pub fn report(loaded: &Loaded) -> Report {
         .collect();
     let on = flags.iter().filter(|flag| flag.mode == Mode::Cp2);
     let on: Vec<_> = on.map(|flag| flag.feature).collect();
-    let mut warnings = [loaded.overruled.clone(), in_force.warnings].concat();
+    let mut warnings = [loaded.flag_warnings.clone(), in_force.warnings].concat();
     if !on.is_empty() {
         warnings.push(format!(
             "CP2 is on for {}: behaviour differs from the CP1 baseline",

@@ -66,3 +66,50 @@ fn the_log_of_a_node_that_starts_says_which_features_are_in_force_and_why() -> R
     );
     Ok(())
 }
+
+#[test]
+fn what_is_said_of_flags_in_vain_is_said_by_every_command_that_looks_at_them() -> Result<()> {
+    let place = with_policies()?;
+    let variables = [
+        ("CP2_ADVANCED_RETRIES_ENABLED", "true"),
+        ("CP2_CANCELLATION_ENABLED", "true"),
+        ("CP2_QUEUE_MANAGEMENT_ENABLED", "false"),
+        ("WORKER_QUEUE_V2_ENABLED", "true"),
+        ("WORKER__WORKER__QUEUE__V2__POLICIES__DEFER__ENABLED", "true"),
+    ];
+    let starts = [
+        "WORKER_QUEUE_V2_ENABLED says true and CP2_QUEUE_MANAGEMENT_ENABLED false",
+        "CP2_ADVANCED_RETRIES_ENABLED is no flag",
+        "CP2_CANCELLATION_ENABLED has no effect",
+        "worker.queue.v2.policies.defer is enabled and has no effect",
+    ];
+    let script = place.script("worker/validate_feature_flags.sh", &[], &variables)?;
+    let check = place.run("config check", &variables)?;
+    place.file("none.jsonl", "")?;
+    let exec = place.run("exec none.jsonl", &variables)?;
+    let dry = place.run("exec --dry-run none.jsonl", &variables)?;
+    assert_eq!((script.code, check.code), (0, 0), "{script:?} {check:?}");
+    let start = place.start(&variables)?;
+    let details: Vec<_> = start
+        .iter()
+        .filter_map(|line| line["context"]["detail"].as_str())
+        .collect();
+    for said in starts {
+        assert!(
+            script.answer.contains(&format!("[WARN] {said}")),
+            "{said}: {script:?}"
+        );
+        assert!(
+            check.complaint.contains(&format!("warning: {said}")),
+            "{said}: {check:?}"
+        );
+        assert!(
+            details.iter().any(|detail| detail.starts_with(said)),
+            "{said}: {details:?}"
+        );
+        for ran in [&exec, &dry] {
+            assert!(ran.complaint.contains(said), "{said}: {ran:?}");
+        }
+    }
+    Ok(())
+}
