@@ -225,7 +225,13 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Retry,
             "default_policy.max_attempts",
             json!(101),
-            "must be from 0 to 100, found 101",
+            "must be a whole number from 0 to 100, found 101",
+        ),
+        (
+            Retry,
+            "default_policy.max_attempts",
+            json!(4_294_967_296_u64),
+            "must be a whole number from 0 to 100, found 4294967296",
         ),
         (
             Retry,
@@ -249,7 +255,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Retry,
             "default_policy.retry_budget_ms",
             json!(0),
-            "must be from 1 to 3600000, found 0",
+            "must be a whole number from 1 to 3600000, found 0",
         ),
         (
             Retry,
@@ -297,7 +303,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Timeouts,
             "fs_operations.read_timeout_ms",
             json!(0),
-            "must be from 1 to 3600000, found 0",
+            "must be a whole number from 1 to 3600000, found 0",
         ),
         (
             Timeouts,
@@ -309,7 +315,13 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Queue,
             "max_queue_size",
             json!(0),
-            "must be from 1 to 1000000, found 0",
+            "must be a whole number from 1 to 1000000, found 0",
+        ),
+        (
+            Queue,
+            "max_queue_size",
+            json!(-1),
+            "must be a whole number from 1 to 1000000, found -1",
         ),
         (
             Queue,
@@ -333,7 +345,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Queue,
             "resource_pools.gpu.max_concurrency",
             json!(0),
-            "must be from 1 to 1024, found 0",
+            "must be a whole number from 1 to 1024, found 0",
         ),
         (
             Queue,
@@ -585,5 +597,23 @@ fn the_schema_knows_the_shipped_policies() -> Result<()> {
     ] {
         assert!(!schema.is_valid(&serde_json::from_str(bad)?), "{bad}");
     }
+    Ok(())
+}
+
+#[test]
+fn files_may_begin_with_a_byte_order_mark() -> Result<()> {
+    let place = Place::new()?;
+    for feature in Feature::ALL {
+        place.file(feature.policy_file(), &format!("\u{feff}{}", shipped(feature)?))?;
+    }
+    place.file("a.toml", "\u{feff}[limits]\nmax_held = 7\n")?;
+    place.file("b.json", "\u{feff}{\"nats\": {\"max_deliver\": 8}}")?;
+    assert_eq!(place.run("config check --policy", &[])?.code, 0);
+    let ran = place.run("config show --config a.toml --config b.json", &[])?;
+    assert_eq!(ran.line("limits.max_held")?, "limits.max_held = 7  # file a.toml");
+    assert_eq!(
+        ran.line("nats.max_deliver")?,
+        "nats.max_deliver = 8  # file b.json"
+    );
     Ok(())
 }
