@@ -35,8 +35,7 @@ impl Place {
 
     /// Runs a shipped script here with these arguments, with the program under test and nothing else in its environment.
     fn script(&self, name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Ran> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name);
-        let output = Command::new(script)
+        let output = Command::new(shipped_script(name))
             .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").context("there is a PATH")?)
@@ -63,6 +62,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+fn shipped_script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
 }
 
 #[derive(Debug)]

@@ -23,7 +23,10 @@ impl Place {
         assert_eq!(found.len(), 1, "{lines:?}");
         assert_eq!(found[0]["level"], "INFO");
         let mut context = found[0]["context"].clone();
-        context.as_object_mut().context("is an object")?.remove("worker_id");
+        context
+            .as_object_mut()
+            .context("is an object")?
+            .remove("worker_id");
         Ok(context)
     }
 }
