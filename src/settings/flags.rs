@@ -91,8 +91,22 @@ pub struct Report {
 /// Looks at the flags of settings that can be used.
 pub fn report(loaded: &Loaded) -> Report {
     let in_force = InForce::of(&loaded.settings, &loaded.ranks);
+    let flags = all(loaded, &in_force);
+    let on = flags.iter().filter(|flag| flag.mode == Mode::Cp2);
+    let on: Vec<_> = on.map(|flag| flag.feature).collect();
+    let mut warnings = [loaded.flag_warnings.clone(), in_force.warnings].concat();
+    if !on.is_empty() {
+        warnings.push(format!(
+            "CP2 is on for {}: behaviour differs from the CP1 baseline",
+            on.join(", ")
+        ));
+    }
+    Report { flags, warnings }
+}
+
+fn all(loaded: &Loaded, in_force: &InForce) -> Vec<Flag> {
     let tree = serde_json::to_value(&loaded.settings).unwrap_or_default();
-    let flags: Vec<_> = Feature::ALL
+    Feature::ALL
         .into_iter()
         .map(|feature| {
             let key = feature.flag_key();
@@ -111,24 +125,14 @@ pub fn report(loaded: &Loaded) -> Report {
                 key,
             }
         })
-        .collect();
-    let on = flags.iter().filter(|flag| flag.mode == Mode::Cp2);
-    let on: Vec<_> = on.map(|flag| flag.feature).collect();
-    let mut warnings = [loaded.flag_warnings.clone(), in_force.warnings].concat();
-    if !on.is_empty() {
-        warnings.push(format!(
-            "CP2 is on for {}: behaviour differs from the CP1 baseline",
-            on.join(", ")
-        ));
-    }
-    Report { flags, warnings }
+        .collect()
 }
 
 /// What the log says at the start: the mode of each feature, where its flag came from, and which policy rejects.
 pub fn for_log(loaded: &Loaded, in_force: &InForce) -> Map<String, Value> {
     let mut features = Map::new();
     let mut sources = Map::new();
-    for flag in report(loaded).flags {
+    for flag in all(loaded, in_force) {
         features.insert(flag.feature.to_owned(), flag.mode.as_str().into());
         sources.insert(flag.feature.to_owned(), flag.source.into());
     }
