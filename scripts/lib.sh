@@ -15,6 +15,18 @@ die() {
     exit 1
 }
 
+# usage SCRIPT: prints the comment at its head, and ends the script.
+usage() {
+    sed -n -e '1d' -e '/^#/!q' -e 's/^# \{0,1\}//p' "$1"
+    exit 0
+}
+
+# no_such_option SCRIPT WORD: says that it cannot be used so, and ends the script.
+no_such_option() {
+    say "[ERROR] there is no option $2: see $1 --help"
+    exit 64
+}
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # as_root COMMAND...: runs it as root, through sudo when we are somebody else.

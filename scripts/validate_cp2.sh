@@ -5,11 +5,17 @@
 #
 #   scripts/validate_cp2.sh
 #
-# One line per check. Exit code: 0 all hold; 1 at the first that does not. Policy files and profile are those of the
-# repository. Takes some seconds, never more than a minute.
+# One line per check. Exit code: 0 all hold; 1 at the first that does not; 64 there is no such option. Policy files and
+# profile are those of the repository. Takes some seconds, never more than a minute.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib.sh"
+
+case "${1-}" in
+"") ;;
+-h | --help) usage "${BASH_SOURCE[0]}" ;;
+*) no_such_option "${BASH_SOURCE[0]}" "$1" ;;
+esac
 
 # Longest wait for one state, in seconds.
 patience=10

@@ -12,6 +12,8 @@ use caf_worker::settings::load::{DEFAULT_FILE, Sources, load};
 use caf_worker::settings::origin::key_text;
 use serde_json::Value;
 
+#[path = "settings/flags.rs"]
+mod flags;
 #[path = "settings/policies.rs"]
 mod policies;
 #[path = "settings/scripts.rs"]
@@ -33,8 +35,7 @@ impl Place {
 
     /// Runs a shipped script here with these arguments, with the program under test and nothing else in its environment.
     fn script(&self, name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Ran> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name);
-        let output = Command::new(script)
+        let output = Command::new(shipped_script(name))
             .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").context("there is a PATH")?)
@@ -61,6 +62,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+fn shipped_script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
 }
 
 #[derive(Debug)]

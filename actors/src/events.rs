@@ -461,6 +461,14 @@ pub fn starting(mode: &str, pools: [usize; 3], version: &str) -> Event {
         .with("version", version)
 }
 
+/// The worker starts: which features are in force, and where their flags come from.
+pub fn features_in_force(features: Map<String, Value>) -> Event {
+    let event = Event::new(Level::Info, "Features in force");
+    features
+        .into_iter()
+        .fold(event, |event, (key, value)| event.with(&key, value))
+}
+
 /// The pools are up.
 pub fn pools_initialized(pools: [usize; 3]) -> Event {
     Event::new(Level::Info, "Actor pools initialized")

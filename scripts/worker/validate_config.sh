@@ -4,11 +4,20 @@
 #   scripts/worker/validate_config.sh [FILE...]    without a FILE the three in config/worker of the working directory
 #
 # Exit code: 0 all are valid; else that of the worst mistake, in this order: 1 bad JSON (or the file cannot be read),
-# 2 structure mismatch, 3 missing required field (or missing file). 69: the program itself is missing or fails.
+# 2 structure mismatch, 3 missing required field (or missing file). 64: there is no such option. 69: the program itself
+# is missing or fails.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../lib.sh"
 
+# A file may be named like an option.
+for argument in "$@"; do
+    [[ ! -e "$argument" ]] || continue
+    case "$argument" in
+    -h | --help) usage "${BASH_SOURCE[0]}" ;;
+    -*) no_such_option "${BASH_SOURCE[0]}" "$argument" ;;
+    esac
+done
 if ! worker="$(find_caf_worker)"; then
     say "[ERROR] caf-worker is not there: $caf_worker_advice"
     exit 69

@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::settings::in_force::InForce;
 use crate::settings::load::Loaded;
 use crate::settings::origin::Origin;
-use crate::settings::{LogLevel, LogSettings, Settings, not_yet, worker_id};
+use crate::settings::{LogLevel, LogSettings, Settings, flags, not_yet, worker_id};
 use crate::signals::Signals;
 use crate::submit::Show;
 use crate::telemetry::metrics::Metrics;
@@ -30,6 +30,7 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
     with_log(settings, &settings.log, Streams::Split, |log| {
         // Whatever the flags: samples come only from features that are in force.
         let log = &log.clone().with_meter(Arc::new(Metrics::default()));
+        log.emit(events::features_in_force(flags::for_log(loaded, &in_force)));
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
@@ -57,7 +58,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
     let quiet = quiet(loaded);
     let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &quiet, Streams::StandardError, |log| {
-        for warning in &in_force.warnings {
+        for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         let blocks = |health| {
@@ -85,7 +86,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         ..quiet(loaded)
     };
     with_log(settings, &log, Streams::StandardError, |log| {
-        for warning in &in_force.warnings {
+        for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {

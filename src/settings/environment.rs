@@ -46,8 +46,8 @@ const RUST_LOG: &str = "RUST_LOG";
 /// Base address: health one port above, metrics two.
 const PROMETHEUS_ENDPOINT: &str = "PROMETHEUS_ENDPOINT";
 
-/// The variables that may matter, by name, and the problems with their bytes.
-type Variables = BTreeMap<String, String>;
+/// The variables that may matter, by name.
+pub type Variables = BTreeMap<String, String>;
 
 /// Reads the plain names.
 pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
@@ -109,6 +109,12 @@ pub fn collect(
     let mut variables = Variables::new();
     for (name, value) in environment {
         let Some(name) = name.to_str().filter(|name| is_known(name)) else {
+            // Not ours, but perhaps meant for us; what its value says matters only if it is text.
+            if let (Some(name), Ok(text)) = (name.to_str(), value.into_string())
+                && flags::looks_like_one(name)
+            {
+                variables.insert(name.to_owned(), text);
+            }
             continue;
         };
         match value.into_string() {
@@ -124,6 +130,11 @@ pub fn collect(
         }
     }
     variables
+}
+
+/// What to say of variables that are flags, or look like it.
+pub fn flag_warnings(variables: &Variables) -> Vec<String> {
+    flags::warnings(variables)
 }
 
 /// The two endpoints above a base address.

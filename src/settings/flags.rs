@@ -1,7 +1,9 @@
-//! Every feature flag with its value, where that came from, and what follows, for `config flags`.
+//! Every feature flag with its value, where that came from, and what follows: for `config flags`, and for the log of a
+//! node that starts.
 
+use caf_actors::pool::policy::Policy;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::environment::split;
 use super::feature::Feature;
@@ -35,6 +37,16 @@ pub enum Mode {
     /// By its policy.
     #[serde(rename = "CP2 mode")]
     Cp2,
+}
+
+impl Mode {
+    /// As logs name it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cp1 => "cp1",
+            Self::Cp2 => "cp2",
+        }
+    }
 }
 
 impl std::fmt::Display for Mode {
@@ -79,8 +91,22 @@ pub struct Report {
 /// Looks at the flags of settings that can be used.
 pub fn report(loaded: &Loaded) -> Report {
     let in_force = InForce::of(&loaded.settings, &loaded.ranks);
+    let flags = all(loaded, &in_force);
+    let on = flags.iter().filter(|flag| flag.mode == Mode::Cp2);
+    let on: Vec<_> = on.map(|flag| flag.feature).collect();
+    let mut warnings = [loaded.flag_warnings.clone(), in_force.warnings].concat();
+    if !on.is_empty() {
+        warnings.push(format!(
+            "CP2 is on for {}: behaviour differs from the CP1 baseline",
+            on.join(", ")
+        ));
+    }
+    Report { flags, warnings }
+}
+
+fn all(loaded: &Loaded, in_force: &InForce) -> Vec<Flag> {
     let tree = serde_json::to_value(&loaded.settings).unwrap_or_default();
-    let flags: Vec<_> = Feature::ALL
+    Feature::ALL
         .into_iter()
         .map(|feature| {
             let key = feature.flag_key();
@@ -99,17 +125,26 @@ pub fn report(loaded: &Loaded) -> Report {
                 key,
             }
         })
-        .collect();
-    let on = flags.iter().filter(|flag| flag.mode == Mode::Cp2);
-    let on: Vec<_> = on.map(|flag| flag.feature).collect();
-    let mut warnings = [loaded.overruled.clone(), in_force.warnings].concat();
-    if !on.is_empty() {
-        warnings.push(format!(
-            "CP2 is on for {}: behaviour differs from the CP1 baseline",
-            on.join(", ")
-        ));
+        .collect()
+}
+
+/// What the log says at the start: the mode of each feature, where its flag came from, and which policy rejects.
+pub fn for_log(loaded: &Loaded, in_force: &InForce) -> Map<String, Value> {
+    let mut features = Map::new();
+    let mut sources = Map::new();
+    for flag in all(loaded, in_force) {
+        features.insert(flag.feature.to_owned(), flag.mode.as_str().into());
+        sources.insert(flag.feature.to_owned(), flag.source.into());
     }
-    Report { flags, warnings }
+    if let Some(policy) = &in_force.queue {
+        features.insert(
+            "rejection_policy".to_owned(),
+            Policy::chosen(policy).as_str().into(),
+        );
+    }
+    features.insert("admission".to_owned(), json!(in_force.admission));
+    features.insert("sources".to_owned(), sources.into());
+    features
 }
 
 /// Why the flags cannot be told.

@@ -16,6 +16,8 @@ use super::load::Ranks;
 use super::origin::KeyPath;
 use super::{Admission, Settings};
 
+mod advice;
+
 /// What is in force beyond CP1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InForce {
@@ -29,7 +31,7 @@ pub struct InForce {
     pools: [PoolSize; 3],
     /// What happens while pools are full.
     pub admission: Admission,
-    /// Flags that are on and have no effect, each with a sentence for the operator.
+    /// Flags that are on, and parts of policies, that have no effect: each with a sentence for the operator.
     pub warnings: Vec<String>,
 }
 
@@ -58,6 +60,8 @@ impl InForce {
         let timeouts =
             gate(Feature::Timeouts, worker.timeouts.v2.enabled).then(|| worker.timeouts.v2.clone());
         let queue = gate(Feature::Queue, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
+        warnings.extend(retry.iter().flat_map(advice::of_retry));
+        warnings.extend(queue.iter().flat_map(advice::of_queue));
         let admission = settings.queue.admission.unwrap_or(match queue {
             Some(_) => Admission::Refuse,
             None => Admission::Wait,

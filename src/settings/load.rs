@@ -60,8 +60,9 @@ pub struct Loaded {
     pub origins: BTreeMap<KeyPath, Origin>,
     /// How strong the source of each of those was.
     pub ranks: Ranks,
-    /// Flags that a file switches on in vain, each with a sentence: the policy file, which comes later, says off.
-    pub overruled: Vec<String>,
+    /// What the sources say of flags in vain, each with a sentence: a file whose policy file comes later and says off,
+    /// variables that disagree, or that look like flags and are none.
+    pub flag_warnings: Vec<String>,
 }
 
 impl Loaded {
@@ -102,7 +103,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let Reader {
         problems, rejected, ..
     } = reader;
-    judge(&catalogue, layers, problems, &rejected)
+    let mut loaded = judge(&catalogue, layers, problems, &rejected)?;
+    loaded
+        .flag_warnings
+        .extend(environment::flag_warnings(&variables));
+    Ok(loaded)
 }
 
 /// Whether a file is there; one of which that cannot be told is, so that reading it says why.
@@ -124,7 +129,7 @@ fn judge(
         layers.drop_under(&instance);
     }
     let (origins, ranks) = (layers.origins(), layers.ranks());
-    let overruled = Feature::ALL
+    let flag_warnings = Feature::ALL
         .iter()
         .filter_map(|feature| overruled(*feature, &layers))
         .collect();
@@ -142,7 +147,7 @@ fn judge(
                     settings,
                     origins,
                     ranks,
-                    overruled,
+                    flag_warnings,
                 });
             }
         }

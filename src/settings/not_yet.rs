@@ -1,7 +1,7 @@
 //! Keys that are accepted although they have no effect, so that files keep working.
 //!
-//! Neighbours: `config check` and the start print one warning for each such key that is not at its default, and for each
-//! flag that [`super::load`] found overruled.
+//! Neighbours: `config check` and the start print one warning for each such key that is not at its default, and for what
+//! [`super::load`] found of flags.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ pub const NOT_YET_IN_EFFECT: [(&str, &str); 3] = [
     ("nats.subjects.cancel", "requests to cancel are not read"),
 ];
 
-/// One sentence for each key without effect that is not at its default, and for each flag that was set in vain.
+/// One sentence for each key without effect that is not at its default, and what is to be said of flags.
 pub fn warnings(loaded: &Loaded) -> Vec<String> {
     let tree = |settings: &Settings| serde_json::to_value(settings).unwrap_or_default();
     let (set, default) = (tree(&loaded.settings), tree(&Settings::default()));
@@ -28,6 +28,6 @@ pub fn warnings(loaded: &Loaded) -> Vec<String> {
             let origin = loaded.origin(&split(key));
             format!("{key} ({origin}) has no effect in this version: {reason}")
         })
-        .chain(loaded.overruled.iter().cloned())
+        .chain(loaded.flag_warnings.iter().cloned())
         .collect()
 }

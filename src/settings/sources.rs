@@ -19,6 +19,9 @@ use super::origin::{KeyPath, Origin, Problem, is_secret, key_text};
 /// Largest settings file in bytes: the one with every key and its meaning has a hundredth of that.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// What some editors begin files with.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// One value from one source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
@@ -202,6 +205,9 @@ pub(super) fn read_file(path: &Path) -> Result<String, String> {
         .map_err(unreadable)?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {MAX_FILE_BYTES} bytes"));
+    }
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len());
     }
     String::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())
 }

@@ -225,7 +225,13 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Retry,
             "default_policy.max_attempts",
             json!(101),
-            "must be from 0 to 100, found 101",
+            "must be a whole number from 0 to 100, found 101",
+        ),
+        (
+            Retry,
+            "default_policy.max_attempts",
+            json!(4_294_967_296_u64),
+            "must be a whole number from 0 to 100, found 4294967296",
         ),
         (
             Retry,
@@ -249,7 +255,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Retry,
             "default_policy.retry_budget_ms",
             json!(0),
-            "must be from 1 to 3600000, found 0",
+            "must be a whole number from 1 to 3600000, found 0",
         ),
         (
             Retry,
@@ -277,6 +283,18 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
         ),
         (
             Retry,
+            "block_policies.http.error_overrides",
+            json!({"399": {"max_attempts": 1}}),
+            "error_overrides.399: must be an HTTP status from 400 to 599",
+        ),
+        (
+            Retry,
+            "block_policies.http.error_overrides",
+            json!({"600": {"max_attempts": 1}}),
+            "must be an HTTP status from 400 to 599",
+        ),
+        (
+            Retry,
             "block_policies.http",
             json!({"max_attemps": 3}),
             "unknown key; the nearest known one is worker.retries.v2.block_policies.http.max_attempts",
@@ -285,7 +303,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Timeouts,
             "fs_operations.read_timeout_ms",
             json!(0),
-            "must be from 1 to 3600000, found 0",
+            "must be a whole number from 1 to 3600000, found 0",
         ),
         (
             Timeouts,
@@ -297,7 +315,13 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Queue,
             "max_queue_size",
             json!(0),
-            "must be from 1 to 1000000, found 0",
+            "must be a whole number from 1 to 1000000, found 0",
+        ),
+        (
+            Queue,
+            "max_queue_size",
+            json!(-1),
+            "must be a whole number from 1 to 1000000, found -1",
         ),
         (
             Queue,
@@ -321,7 +345,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
             Queue,
             "resource_pools.gpu.max_concurrency",
             json!(0),
-            "must be from 1 to 1024, found 0",
+            "must be a whole number from 1 to 1024, found 0",
         ),
         (
             Queue,
@@ -573,5 +597,23 @@ fn the_schema_knows_the_shipped_policies() -> Result<()> {
     ] {
         assert!(!schema.is_valid(&serde_json::from_str(bad)?), "{bad}");
     }
+    Ok(())
+}
+
+#[test]
+fn files_may_begin_with_a_byte_order_mark() -> Result<()> {
+    let place = Place::new()?;
+    for feature in Feature::ALL {
+        place.file(feature.policy_file(), &format!("\u{feff}{}", shipped(feature)?))?;
+    }
+    place.file("a.toml", "\u{feff}[limits]\nmax_held = 7\n")?;
+    place.file("b.json", "\u{feff}{\"nats\": {\"max_deliver\": 8}}")?;
+    assert_eq!(place.run("config check --policy", &[])?.code, 0);
+    let ran = place.run("config show --config a.toml --config b.json", &[])?;
+    assert_eq!(ran.line("limits.max_held")?, "limits.max_held = 7  # file a.toml");
+    assert_eq!(
+        ran.line("nats.max_deliver")?,
+        "nats.max_deliver = 8  # file b.json"
+    );
     Ok(())
 }

@@ -1,17 +1,19 @@
 //! `scripts/worker/*`, run as an operator runs them: exit codes and lines. `validate_cp2.sh` needs a broker, so
 //! `tests/node/scripts.rs` has it.
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 use caf_worker::settings::feature::Feature;
 
-use super::Place;
 use super::policies::{bad_files, shipped};
+use super::{Place, Ran, shipped_script};
 
 const CONFIG: &str = "worker/validate_config.sh";
 const FLAGS: &str = "worker/validate_feature_flags.sh";
 
 /// A place with the shipped policy files.
-fn with_policies() -> Result<Place> {
+pub(super) fn with_policies() -> Result<Place> {
     let place = Place::new()?;
     for feature in Feature::ALL {
         place.file(feature.policy_file(), &shipped(feature)?.to_string())?;
@@ -245,6 +247,45 @@ fn flags_that_are_no_flags_and_settings_that_cannot_be_read_have_codes_of_their_
         ran.code == 2 && ran.answer.contains("queue_policy.json: is not JSON"),
         "{ran:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn every_script_has_help_and_refuses_other_options_without_a_program() -> Result<()> {
+    let place = Place::new()?;
+    let no_program = [("CAF_WORKER_BIN", "/nowhere/caf-worker")];
+    for script in [CONFIG, FLAGS, "validate_cp2.sh"] {
+        for option in ["--help", "-h"] {
+            let ran = place.script(script, &[option], &no_program)?;
+            assert_eq!((ran.code, ran.complaint.as_str()), (0, ""), "{script}: {ran:?}");
+            assert!(
+                ran.answer.contains(&format!("\n  scripts/{script}")) && ran.answer.contains("Exit code: 0 "),
+                "{script}: {ran:?}"
+            );
+        }
+        let ran = place.script(script, &["--nope"], &no_program)?;
+        assert!(
+            ran.code == 64 && ran.answer.starts_with("[ERROR] there is no option --nope: see "),
+            "{script}: {ran:?}"
+        );
+    }
+    for arguments in [&["--output", "json"][..], &["a.toml"], &["--config"]] {
+        assert_eq!(place.script(FLAGS, arguments, &[])?.code, 64, "{arguments:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_script_can_be_called_through_a_symbolic_link() -> Result<()> {
+    let place = with_policies()?;
+    for script in [CONFIG, FLAGS, "validate_cp2.sh"] {
+        let link = place.0.join("link.sh");
+        std::os::unix::fs::symlink(shipped_script(script), &link)?;
+        let output = Command::new(&link).arg("--help").current_dir(&place.0).output()?;
+        let ran = Ran::new(output)?;
+        assert_eq!((ran.code, ran.complaint.as_str()), (0, ""), "{script}: {ran:?}");
+        std::fs::remove_file(link)?;
+    }
     Ok(())
 }
 

@@ -42,7 +42,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Its name in settings.
+    /// Its name, as settings and logs have it.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::RejectNew => "reject_new",

@@ -22,3 +22,9 @@ pub use timeouts::{FsOperationLimits, HttpConnectionLimits, TimeoutPolicySetting
 
 /// Longest time that any of the policies may name, in milliseconds: no deadline is longer.
 pub const MAX_POLICY_MS: u64 = 3_600_000;
+/// Most calls that any of the policies may name.
+const MAX_ATTEMPTS: u32 = 100;
+/// Most jobs that may wait in a queue.
+const MAX_QUEUE: usize = 1_000_000;
+/// Most jobs that a pool may run at once.
+const MAX_SLOTS: usize = 1_024;

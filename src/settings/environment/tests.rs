@@ -1,5 +1,6 @@
 use super::*;
 use crate::settings::catalogue::Catalogue;
+use crate::settings::feature::Feature;
 
 fn read(variables: &[(&str, &str)]) -> (Vec<(String, Option<Value>)>, Vec<String>) {
     let catalogue = Catalogue::default();
@@ -200,4 +201,91 @@ fn bytes_that_are_no_text_are_an_error_only_in_our_variables() {
     assert!(collect(&mut reader, environment).is_empty());
     assert_eq!(reader.problems.len(), 1);
     assert_eq!(reader.problems[0].to_string(), "env NATS_URL: is not UTF-8");
+}
+
+fn flag_warnings_of(pairs: &[(&str, &str)]) -> Vec<String> {
+    let catalogue = Catalogue::default();
+    let mut reader = Reader::new(&catalogue);
+    let environment = pairs.iter().map(|(name, text)| (name.into(), text.into()));
+    let variables = collect(&mut reader, environment);
+    plain(&mut reader, &variables);
+    assert_eq!(reader.problems, []);
+    flag_warnings(&variables)
+}
+
+#[test]
+fn a_variable_that_looks_like_a_flag_and_is_none_is_told_the_nearest_flag() {
+    for (name, nearest) in [
+        ("CP2_ADVANCED_RETRIES_ENABLED", "CP2_ADVANCED_RETRY_ENABLED"),
+        ("WORKER_RETRIS_V2_ENABLED", "WORKER_RETRIES_V2_ENABLED"),
+        ("WORKER_TIMEOUTS_V2_ENABLED", "CP2_COMPLETE_TIMEOUT_ENABLED"),
+        ("CP2_QUEUE_MANAGMENT_ENABLED", "CP2_QUEUE_MANAGEMENT_ENABLED"),
+        ("BEAMLINE_QUEUE_ENABLED", "WORKER_QUEUE_V2_ENABLED"),
+    ] {
+        for value in ["true", "false", "maybe"] {
+            let said = format!("{name} is no flag and has no effect; the nearest known one is {nearest}");
+            assert_eq!(flag_warnings_of(&[(name, value)]), [said]);
+        }
+    }
+    for name in Feature::ALL.iter().flat_map(|feature| feature.variables()) {
+        assert_eq!(flag_warnings_of(&[(name, "true")]), Vec::<String>::new());
+    }
+    let none = [
+        ("CP2_ADVANCED_RETRY", "1"),
+        ("WORKER_RETRIES_ENABLED", "1"),
+        ("WORKER__WORKER__QUEUE__V2__ENABLED", "1"),
+        ("CP2_ENABLED", "1"),
+    ];
+    assert_eq!(flag_warnings_of(&none), Vec::<String>::new());
+}
+
+#[test]
+fn a_flag_of_a_later_version_is_said_to_do_nothing_while_it_is_on() {
+    for (name, feature) in [
+        ("CP2_CANCELLATION_ENABLED", "cancellation"),
+        ("CP2_CIRCUIT_BREAKER_ENABLED", "circuit breaker"),
+        ("CP2_OBSERVABILITY_METRICS_ENABLED", "metrics"),
+        ("BEAMLINE_METRICS_ENABLED", "metrics"),
+        ("CP2_OBSERVABILITY_TRACING_ENABLED", "tracing"),
+        ("BEAMLINE_TRACING_ENABLED", "tracing"),
+    ] {
+        let said = format!("{name} has no effect: this version has no {feature} that a flag switches on");
+        assert_eq!(flag_warnings_of(&[(name, "Yes")]), [said]);
+        assert_eq!(flag_warnings_of(&[(name, "false")]), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn names_of_one_flag_that_disagree_are_said_with_the_one_that_counts() {
+    let (first, second) = ("CP2_ADVANCED_RETRY_ENABLED", "WORKER_RETRIES_V2_ENABLED");
+    let prefixed = "WORKER__WORKER__RETRIES__V2__ENABLED";
+    let either = |on: &str, off: &str| {
+        format!(
+            "{on} says true and {off} false: true counts, because either name switches worker.retries.v2.enabled on"
+        )
+    };
+    let over = |says: bool, plain: &str| {
+        format!(
+            "{prefixed} says {says} and {plain} {}: {says} counts, because WORKER__… comes after plain names",
+            !says
+        )
+    };
+    for (given, said) in [
+        (
+            &[(first, "false"), (second, "true")][..],
+            vec![either(second, first)],
+        ),
+        (&[(first, "1"), (second, "")], vec![either(first, second)]),
+        (&[(prefixed, "false"), (first, "true")], vec![over(false, first)]),
+        (&[(prefixed, "true"), (second, "no")], vec![over(true, second)]),
+        (&[(prefixed, ""), (first, "true")], vec![over(false, first)]),
+        (
+            &[(prefixed, "0"), (first, "0"), (second, "1")],
+            vec![over(false, second)],
+        ),
+        (&[(first, "1"), (second, "yes"), (prefixed, "true")], vec![]),
+        (&[(first, "0"), (second, ""), (prefixed, "no")], vec![]),
+    ] {
+        assert_eq!(flag_warnings_of(given), said, "{given:?}");
+    }
 }

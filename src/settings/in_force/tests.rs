@@ -341,3 +341,65 @@ fn an_admission_that_is_set_stands_whatever_the_flag() {
         assert_eq!(in_force(&dir.load(&[], &environment, &[])).admission, expected);
     }
 }
+
+#[test]
+fn a_block_policy_of_a_family_that_no_block_has_is_said() {
+    let dir = Dir::empty();
+    let warned = |flag: &str| {
+        dir.file(
+            "own.toml",
+            "[worker.retries.v2.block_policies]\nhttp.max_attempts = 2\nhtp.max_attempts = 2\n\
+             HTTP.max_attempts = 2\n\"http.request\".max_attempts = 2\necho.max_attempts = 2",
+        );
+        let found = in_force(&dir.load(&["own.toml"], &[("CP2_ADVANCED_RETRY_ENABLED", flag)], &[]));
+        found.warnings
+    };
+    let of = |name: &str| {
+        format!(
+            "worker.retries.v2.block_policies.{name} has no effect: no block is of that family; the families are echo, \
+             fail, fs, http, sleep, sql (the job type up to its first dot)"
+        )
+    };
+    assert_eq!(warned("1"), [of("HTTP"), of("htp"), of("\"http.request\"")]);
+    assert_eq!(warned("0"), Vec::<String>::new());
+}
+
+#[test]
+fn a_rejection_policy_that_is_enabled_and_does_not_count_is_said() {
+    let dir = Dir::with_policies();
+    let warned = |settings: &str| {
+        dir.file("own.toml", &format!("[worker.queue.v2]\n{settings}"));
+        in_force(&dir.load(&["own.toml"], &[("CP2_QUEUE_MANAGEMENT_ENABLED", "1")], &[])).warnings
+    };
+    let of = |name: &str, counts: &str, why: &str| {
+        format!(
+            "worker.queue.v2.policies.{name} is enabled and has no effect: {counts} counts, because {why}; \
+             worker.queue.v2.rejection_policy = {name} would choose it"
+        )
+    };
+    let drop_oldest = "policies.drop_oldest.enabled = true\n";
+    let both = "policies.reject_new.default = false\npolicies.defer.enabled = true\n";
+    assert_eq!(
+        warned(drop_oldest),
+        [of(
+            "drop_oldest",
+            "reject_new",
+            "policies.reject_new is enabled and the default"
+        )]
+    );
+    assert_eq!(
+        warned(&format!("{drop_oldest}rejection_policy = \"degrade\"")),
+        [of("drop_oldest", "degrade", "rejection_policy names it")]
+    );
+    assert_eq!(
+        warned(&format!("{drop_oldest}{both}")),
+        [of(
+            "defer",
+            "drop_oldest",
+            "of those that are enabled it comes first"
+        )]
+    );
+    for counts in [both, "rejection_policy = \"defer\""] {
+        assert_eq!(warned(counts), Vec::<String>::new());
+    }
+}

@@ -4,7 +4,7 @@ use caf_protocol::block::ResourceClass;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::MAX_POLICY_MS;
+use super::{MAX_POLICY_MS, MAX_QUEUE, MAX_SLOTS};
 use crate::settings::rules::Rules;
 
 /// Section `worker.queue.v2`.
@@ -14,6 +14,7 @@ pub struct QueuePolicySettings {
     /// Whether it is in force.
     pub enabled: bool,
     /// Jobs that may wait in each pool beyond the running ones, where neither `resource_pools` nor `pools` says.
+    #[schemars(range(min = 1, max = MAX_QUEUE))]
     pub max_queue_size: usize,
     /// What happens before a queue is full. `reject_new` leaves the choice to `policies`; a full queue always rejects.
     pub rejection_policy: RejectionPolicy,
@@ -114,6 +115,7 @@ pub struct DropOldestSettings {
     /// Whether it may be chosen.
     pub enabled: bool,
     /// A job that has waited longer than this is not dropped any more, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub max_drop_age_ms: u64,
 }
 
@@ -133,6 +135,7 @@ pub struct DeferSettings {
     /// Whether it may be chosen.
     pub enabled: bool,
     /// How long a job stays away when the queue is all but full, in milliseconds; nothing when it is half full.
+    #[schemars(range(min = 100, max = MAX_POLICY_MS))]
     pub max_defer_time_ms: u64,
 }
 
@@ -239,15 +242,17 @@ impl ResourcePools {
 #[serde(deny_unknown_fields, default)]
 pub struct PoolQueueSettings {
     /// Jobs that may wait beyond the running ones.
+    #[schemars(range(min = 1, max = MAX_QUEUE))]
     pub max_queue_size: Option<usize>,
     /// Jobs that run at once.
+    #[schemars(range(min = 1, max = MAX_SLOTS))]
     pub max_concurrency: Option<usize>,
 }
 
 impl QueuePolicySettings {
     /// Checks that thresholds ascend and numbers can act.
     pub fn validate(&self, rules: &mut Rules) {
-        rules.range("max_queue_size", self.max_queue_size, 1..=1_000_000);
+        rules.range("max_queue_size", self.max_queue_size, 1..=MAX_QUEUE);
         rules.section("overload_thresholds", |rules| {
             self.overload_thresholds.validate(rules)
         });
@@ -256,8 +261,12 @@ impl QueuePolicySettings {
             for class in ResourceClass::ALL {
                 let pool = self.resource_pools.get(class);
                 rules.section(class.as_str(), |rules| {
-                    rules.range("max_queue_size", pool.max_queue_size.unwrap_or(1), 1..=1_000_000);
-                    rules.range("max_concurrency", pool.max_concurrency.unwrap_or(1), 1..=1_024);
+                    rules.range("max_queue_size", pool.max_queue_size.unwrap_or(1), 1..=MAX_QUEUE);
+                    rules.range(
+                        "max_concurrency",
+                        pool.max_concurrency.unwrap_or(1),
+                        1..=MAX_SLOTS,
+                    );
                 });
             }
         });

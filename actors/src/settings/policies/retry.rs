@@ -6,7 +6,7 @@ use caf_protocol::error_code::ErrorCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::MAX_POLICY_MS;
+use super::{MAX_ATTEMPTS, MAX_POLICY_MS};
 use crate::settings::rules::Rules;
 
 /// Section `worker.retries.v2`. A request's own numbers come before those of its block, these before those of the
@@ -30,16 +30,20 @@ pub struct RetryPolicySettings {
 #[serde(deny_unknown_fields, default)]
 pub struct BackoffSettings {
     /// Total calls.
+    #[schemars(range(min = 0, max = MAX_ATTEMPTS))]
     pub max_attempts: u32,
     /// Wait before the first retry, in milliseconds, before jitter.
+    #[schemars(range(min = 0, max = MAX_POLICY_MS))]
     pub base_delay_ms: u64,
     /// Longest wait, in milliseconds, before jitter.
+    #[schemars(range(min = 0, max = MAX_POLICY_MS))]
     pub max_delay_ms: u64,
     /// How waits are spread.
     pub jitter_type: Jitter,
     /// By what the wait grows from retry to retry.
     pub exponential_base: f64,
     /// Most time for all calls and waits together, in milliseconds, from the first call on.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub retry_budget_ms: u64,
 }
 
@@ -266,16 +270,20 @@ pub struct StatusClass {
 #[serde(deny_unknown_fields, default)]
 pub struct BlockPolicy {
     /// Total calls.
+    #[schemars(range(min = 0, max = MAX_ATTEMPTS))]
     pub max_attempts: Option<u32>,
     /// Wait before the first retry, in milliseconds.
+    #[schemars(range(min = 0, max = MAX_POLICY_MS))]
     pub base_delay_ms: Option<u64>,
     /// Longest wait, in milliseconds.
+    #[schemars(range(min = 0, max = MAX_POLICY_MS))]
     pub max_delay_ms: Option<u64>,
     /// How waits are spread.
     pub jitter_type: Option<Jitter>,
     /// By what the wait grows from retry to retry.
     pub exponential_base: Option<f64>,
     /// Most time for all calls and waits together, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub retry_budget_ms: Option<u64>,
     /// Other numbers for single errors: an HTTP status such as `429`, or a code such as `NETWORK_ERROR`.
     pub error_overrides: BTreeMap<String, ErrorOverride>,
@@ -286,10 +294,13 @@ pub struct BlockPolicy {
 #[serde(deny_unknown_fields, default)]
 pub struct ErrorOverride {
     /// Total calls.
+    #[schemars(range(min = 0, max = MAX_ATTEMPTS))]
     pub max_attempts: Option<u32>,
     /// Wait before the first retry, in milliseconds.
+    #[schemars(range(min = 0, max = MAX_POLICY_MS))]
     pub base_delay_ms: Option<u64>,
     /// Longest wait, in milliseconds.
+    #[schemars(range(min = 0, max = MAX_POLICY_MS))]
     pub max_delay_ms: Option<u64>,
     /// How waits are spread.
     pub jitter_type: Option<Jitter>,
@@ -365,7 +376,7 @@ impl BlockPolicy {
                 rules.require(
                     error,
                     holds,
-                    "must be an HTTP status such as 429, or a code such as NETWORK_ERROR",
+                    "must be an HTTP status from 400 to 599, or a code such as NETWORK_ERROR",
                 );
                 rules.section(error, |rules| numbers.validate(rules));
             }
@@ -386,7 +397,7 @@ impl BlockPolicy {
 
 impl ErrorOverride {
     fn validate(&self, rules: &mut Rules) {
-        rules.range("max_attempts", self.max_attempts.unwrap_or(1), 0..=100);
+        rules.range("max_attempts", self.max_attempts.unwrap_or(1), 0..=MAX_ATTEMPTS);
         rules.range(
             "base_delay_ms",
             self.base_delay_ms.unwrap_or(1),
@@ -400,9 +411,10 @@ impl ErrorOverride {
     }
 }
 
+/// Whether this is an HTTP status that is an error.
 fn is_status(text: &str) -> bool {
     text.len() == 3
         && text
             .parse::<u16>()
-            .is_ok_and(|status| (100..=599).contains(&status))
+            .is_ok_and(|status| (400..=599).contains(&status))
 }

@@ -25,10 +25,13 @@ pub struct TimeoutPolicySettings {
 #[serde(deny_unknown_fields, default)]
 pub struct FsOperationLimits {
     /// Longest read, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub read_timeout_ms: u64,
     /// Longest write, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub write_timeout_ms: u64,
     /// Longest removal, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub delete_timeout_ms: u64,
 }
 
@@ -47,8 +50,10 @@ impl Default for FsOperationLimits {
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConnectionLimits {
     /// Longest name lookup, and longest TCP and TLS handshake, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub connect_timeout_ms: u64,
     /// Longest wait for the head of the answer, and longest reception of its body, in milliseconds.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub read_timeout_ms: u64,
 }
 
@@ -66,6 +71,7 @@ impl Default for HttpConnectionLimits {
 #[serde(deny_unknown_fields, default)]
 pub struct TotalLimit {
     /// Most time, in milliseconds, from the first attempt on; running out ends the job as `timeout`.
+    #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub total_timeout_ms: u64,
     /// Whether it holds across attempts; otherwise each attempt has it for itself.
     pub enforce_across_retries: bool,
