@@ -56,7 +56,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
     }
     // What succeeds is in the printed results; the log speaks up for failures only.
     let quiet = quiet(loaded);
-    let in_force = InForce::of(settings, &loaded.ranks);
+    let in_force = InForce::without_broker(settings, &loaded.ranks);
     with_log(settings, &quiet, Streams::StandardError, |log| {
         for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));

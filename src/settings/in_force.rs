@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use caf_actors::block_worker::retry::RetryRules;
-use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
+use caf_actors::pool::policy::Policy;
+use caf_actors::settings::policies::{
+    QueuePolicySettings, RejectionPolicy, RetryPolicySettings, TimeoutPolicySettings,
+};
 use caf_protocol::block::ResourceClass;
 
 use super::environment::split;
@@ -47,6 +50,16 @@ pub struct PoolSize {
 impl InForce {
     /// From settings, and what the sources said.
     pub fn of(settings: &Settings, said: &Ranks) -> Self {
+        Self::with_admission(settings, said, Admission::Refuse)
+    }
+
+    /// The same for a run without a broker: nobody delivers again what is refused, and the rest of the input can wait.
+    pub fn without_broker(settings: &Settings, said: &Ranks) -> Self {
+        Self::with_admission(settings, said, Admission::Wait)
+    }
+
+    /// `bounded` is the admission to bounded queues where the settings do not say.
+    fn with_admission(settings: &Settings, said: &Ranks, bounded: Admission) -> Self {
         let Settings { worker, pools, .. } = settings;
         let mut warnings = Vec::new();
         let mut gate = |feature: Feature, is_on: bool| {
@@ -59,13 +72,16 @@ impl InForce {
         let retry = gate(Feature::Retry, worker.retries.v2.enabled).then(|| worker.retries.v2.clone());
         let timeouts =
             gate(Feature::Timeouts, worker.timeouts.v2.enabled).then(|| worker.timeouts.v2.clone());
-        let queue = gate(Feature::Queue, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
+        let mut queue = gate(Feature::Queue, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
         warnings.extend(retry.iter().flat_map(advice::of_retry));
         warnings.extend(queue.iter().flat_map(advice::of_queue));
         let admission = settings.queue.admission.unwrap_or(match queue {
-            Some(_) => Admission::Refuse,
+            Some(_) => bounded,
             None => Admission::Wait,
         });
+        if let (Admission::Wait, Some(policy)) = (admission, &mut queue) {
+            warnings.extend(refuse_nothing(policy));
+        }
         Self {
             pools: ResourceClass::ALL.map(|class| {
                 let pool = pools.get(class);
@@ -111,6 +127,23 @@ impl InForce {
         let index = ResourceClass::ALL.iter().position(|other| *other == class);
         self.pools[index.unwrap_or_default()]
     }
+}
+
+/// While pulling waits for room, nothing that came is sent away: what does not fit is safe where it is.
+fn refuse_nothing(policy: &mut QueuePolicySettings) -> Option<String> {
+    let chosen = Policy::chosen(policy);
+    policy.policies.drop_oldest.enabled = false;
+    policy.policies.defer.enabled = false;
+    if matches!(
+        policy.rejection_policy,
+        RejectionPolicy::DropOldest | RejectionPolicy::Defer
+    ) {
+        policy.rejection_policy = RejectionPolicy::RejectNew;
+    }
+    (Policy::chosen(policy) != chosen).then(|| {
+        let (section, name) = (Feature::Queue.section(), chosen.as_str());
+        format!("{section}: {name} has no effect with queue.admission = wait, which sends nothing away")
+    })
 }
 
 /// Whether a source says anything of a policy beside its flag.

@@ -101,8 +101,18 @@ fn the_shipped_policy_files_hold_the_contracts_numbers_and_the_built_in_ones_are
         let contract: Value = serde_json::from_str(contract)?;
         assert_eq!(shipped(feature)?, contract, "{}", feature.policy_file());
     }
-    // What has no default: numbers of single blocks and pools.
+    // What has no default: numbers of single blocks, pools and categories.
     let mut loaded = load_shipped(&[])?.settings;
+    let categories = &mut loaded.worker.retries.v2.error_classification;
+    for max_attempts in [
+        &mut categories.validation_errors.max_attempts,
+        &mut categories.execution_errors.max_attempts,
+        &mut categories.network_errors.max_attempts,
+        &mut categories.system_errors.max_attempts,
+        &mut categories.cancellation_errors.max_attempts,
+    ] {
+        assert!(max_attempts.take().is_some());
+    }
     loaded.worker.retries.v2.block_policies.clear();
     loaded.worker.queue.v2.resource_pools = Default::default();
     assert_eq!(loaded, Settings::default());

@@ -145,7 +145,7 @@ impl Places {
         };
         // While a slot is free, nobody waits.
         let depth = state.waiting(self.0.slots);
-        if state.taken - state.owed < self.0.slots {
+        if state.staying() < self.0.slots {
             return self.0.let_in(&mut state, Terms::FULL, false);
         }
         let newcomer = Newcomer {
@@ -200,7 +200,7 @@ impl Places {
     pub fn free(&self) -> Option<usize> {
         let state = self.0.state();
         self.is_bounded()
-            .then(|| self.0.most.saturating_sub(state.taken - state.owed))
+            .then(|| self.0.most.saturating_sub(state.staying()))
     }
 
     /// From the pool: since when the job waits that waits longest.
@@ -219,9 +219,15 @@ impl Places {
 }
 
 impl State {
-    /// Jobs that wait; those that are about to leave do not count.
+    /// Jobs that are not about to leave. More may be owed than there are: when many end at once, their debts are forgiven
+    /// a moment later.
+    fn staying(&self) -> usize {
+        self.taken.saturating_sub(self.owed)
+    }
+
+    /// Those of them that wait.
     fn waiting(&self, slots: usize) -> usize {
-        (self.taken - self.owed).saturating_sub(slots)
+        self.staying().saturating_sub(slots)
     }
 }
 

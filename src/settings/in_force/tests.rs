@@ -403,3 +403,34 @@ fn a_rejection_policy_that_is_enabled_and_does_not_count_is_said() {
         assert_eq!(warned(counts), Vec::<String>::new());
     }
 }
+
+#[test]
+fn who_waits_for_room_sends_nothing_away() {
+    let dir = Dir::with_policies();
+    let queue = ("CP2_QUEUE_MANAGEMENT_ENABLED", "true");
+    for policy in ["drop_oldest", "defer"] {
+        let named = ("WORKER__WORKER__QUEUE__V2__REJECTION_POLICY", policy);
+        let refusing = in_force(&dir.load(&[], &[queue, named], &[]));
+        assert_eq!(refusing.warnings, Vec::<String>::new());
+        assert_eq!(Policy::chosen(refusing.queue.as_ref().unwrap()).as_str(), policy);
+        let waits = ("WORKER__QUEUE__ADMISSION", "wait");
+        let waiting = in_force(&dir.load(&[], &[queue, named, waits], &[]));
+        assert_eq!(Policy::chosen(waiting.queue.as_ref().unwrap()), Policy::RejectNew);
+        assert!(waiting.warnings[0].contains(&format!("{policy} has no effect with queue.admission = wait")));
+    }
+}
+
+#[test]
+fn without_a_broker_bounded_queues_are_waited_for_unless_the_settings_say_otherwise() {
+    let dir = Dir::with_policies();
+    let queue = ("CP2_QUEUE_MANAGEMENT_ENABLED", "true");
+    let admission = |environment: &[(&str, &str)]| {
+        let loaded = dir.load(&[], environment, &[]);
+        InForce::without_broker(&loaded.settings, &loaded.ranks).admission
+    };
+    assert_eq!(admission(&[queue]), Admission::Wait);
+    assert_eq!(
+        admission(&[queue, ("WORKER__QUEUE__ADMISSION", "refuse")]),
+        Admission::Refuse
+    );
+}

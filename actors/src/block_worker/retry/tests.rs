@@ -28,6 +28,10 @@ fn asked(max_attempts: u32, backoff_ms: u64) -> Asked {
 fn policy() -> RetryPolicySettings {
     let mut policy = RetryPolicySettings::default();
     policy.default_policy.jitter_type = Jitter::None;
+    // As the shipped file says; without a file the default policy's number counts.
+    let categories = &mut policy.error_classification;
+    categories.validation_errors.max_attempts = Some(0);
+    categories.network_errors.max_attempts = Some(5);
     policy
 }
 

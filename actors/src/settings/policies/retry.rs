@@ -72,8 +72,8 @@ pub enum Jitter {
     Equal,
 }
 
-/// Which errors are tried again, by category.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Which errors are tried again, by category. A category that says no number of calls leaves it to the default policy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ErrorClassification {
     /// 1xxx: the inputs are wrong.
@@ -86,28 +86,6 @@ pub struct ErrorClassification {
     pub system_errors: CategorySettings<SystemRetryable>,
     /// 5xxx: the job was ended.
     pub cancellation_errors: CategorySettings<bool>,
-}
-
-impl Default for ErrorClassification {
-    fn default() -> Self {
-        let never = CategorySettings {
-            retryable: false,
-            max_attempts: Some(0),
-        };
-        Self {
-            validation_errors: never.clone(),
-            execution_errors: CategorySettings {
-                retryable: ExecutionRetryable::default(),
-                max_attempts: Some(3),
-            },
-            network_errors: NetworkCategory::default(),
-            system_errors: CategorySettings {
-                retryable: SystemRetryable::default(),
-                max_attempts: Some(3),
-            },
-            cancellation_errors: never,
-        }
-    }
 }
 
 /// A category of errors: which of them are tried again, and how often.
@@ -166,7 +144,7 @@ impl Default for SystemRetryable {
 }
 
 /// Errors of the other side.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkCategory {
     /// Which are tried again.
@@ -175,16 +153,6 @@ pub struct NetworkCategory {
     pub max_attempts: Option<u32>,
     /// Which HTTP statuses are tried again where `http_error` is `conditional`.
     pub http_status_mapping: StatusMapping,
-}
-
-impl Default for NetworkCategory {
-    fn default() -> Self {
-        Self {
-            retryable: NetworkRetryable::default(),
-            max_attempts: Some(5),
-            http_status_mapping: StatusMapping::default(),
-        }
-    }
 }
 
 /// Which errors of the other side are tried again.
