@@ -331,3 +331,31 @@ fn a_removal_that_was_given_up_before_its_last_step_does_not_come_true() {
     assert_eq!(run(&node, again)["status"], "success");
     assert!(!file.exists());
 }
+
+#[test]
+fn a_state_directory_on_a_disk_that_hangs_is_said_and_does_not_keep_the_process() {
+    let stall = Stall::new().expect("is made");
+    let mut node = Node::start_with(|worker| {
+        worker
+            .under(&stall)
+            .env("WORKER__WORKER__STATE_DIR", stall.directory().display())
+            .env("WORKER__DRAIN__SOFT_S", 1)
+            .env("WORKER__DRAIN__HARD_S", 2)
+    });
+    stall.hold(HeldCall::Write).expect("is switched");
+    let job = AssignmentBuilder::echo();
+    node.client.assign(&job).expect("is sent");
+    node.worker.wait_for_readiness(503).expect("it is said");
+    let page = node.worker.get("/_health").expect("answers");
+    let why = page.json().expect("is JSON")["checks"]["state_dir"].clone();
+    assert_eq!(why["status"], "fail", "{why}");
+    assert!(why["message"].to_string().contains("does not answer"), "{why}");
+    stall.release(HeldCall::Write).expect("is switched");
+    node.worker.wait_for_readiness(200).expect("goes on");
+    node.wait_answered(&[job], SOON);
+    stall.hold(HeldCall::Write).expect("is switched");
+    node.client.assign(&AssignmentBuilder::echo()).expect("is sent");
+    wait_until("its mark hangs", SOON, || stall.held(HeldCall::Write) > 1);
+    node.worker.terminate().expect("is told");
+    node.worker.wait_exit(SOON).expect("leaves");
+}
