@@ -115,9 +115,9 @@ fn a_job_that_waits_for_its_next_call_keeps_its_slot_and_counts_as_running() {
             .env("WORKER_IO_POOL_SIZE", 1)
             .env("LOG_LEVEL", "debug")
     });
-    let retry = json!({"max_attempts": 2, "backoff_ms": 20_000});
+    let retry = json!({"max_attempts": 2, "backoff_ms": 3_000});
     let waits = AssignmentBuilder::new("fail", json!({"error_code": "NETWORK_ERROR"}))
-        .set("options", json!({"deadline_ms": 5_000, "retry": retry}))
+        .set("options", json!({"deadline_ms": 30_000, "retry": retry}))
         .set("resources", json!({"class": "io"}));
     let next = AssignmentBuilder::echo().set("resources", json!({"class": "io"}));
     node.client.assign(&waits).expect("is sent");
