@@ -28,7 +28,7 @@ use crate::clock;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
 use crate::pool::policy::Terms;
-use crate::pool::{Admitted, Deferral, Enqueue, PoolDoors, Refused, TakenPlace};
+use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, TakenPlace};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
@@ -179,11 +179,12 @@ impl Intake {
         decide_with_place(facts, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
-            let deferrable = case
-                .holdings
-                .lease
-                .as_ref()
-                .map(|_| (left, self.parts.status.deferrals()));
+            let deferrable = case.holdings.lease.as_ref().map(|lease| Deferrable {
+                left,
+                sequence: lease.sequence,
+                deliveries: lease.deliveries,
+                deferrals: self.parts.status.deferrals(),
+            });
             Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
         })
     }

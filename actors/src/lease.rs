@@ -38,6 +38,8 @@ pub struct Lease {
     id: u64,
     /// Position in the stream: tells a delivery repeated from a copy of the same assignment.
     pub sequence: u64,
+    /// How often the broker has delivered the message, this time included; 0 where it is not known.
+    pub deliveries: u64,
     table: LeaseTable,
 }
 
@@ -96,12 +98,13 @@ impl Term {
 
 impl LeaseTable {
     /// Holds a delivery that arrived at `now`.
-    pub fn hold(&self, token: LeaseToken, sequence: u64, now: Instant) -> Lease {
+    pub fn hold(&self, token: LeaseToken, sequence: u64, deliveries: u64, now: Instant) -> Lease {
         let id = self.0.next.fetch_add(1, Relaxed);
         self.terms().insert(id, Term::new(token, now));
         Lease {
             id,
             sequence,
+            deliveries,
             table: self.clone(),
         }
     }
@@ -214,7 +217,7 @@ mod tests {
     #[test]
     fn a_lease_is_in_the_table_until_dropped_and_follows_redelivery() {
         let (table, now) = (table(), Instant::now());
-        let lease = table.hold("first".into(), 7, now);
+        let lease = table.hold("first".into(), 7, 1, now);
         lease.adopt("second".into(), now);
         assert_eq!(tokens(&table, now), ["second"]);
         assert_eq!(lease.token(now).as_deref(), Some("second"));
@@ -226,7 +229,7 @@ mod tests {
     fn a_lease_lapses_for_good_shortly_before_the_broker_would_take_it_back() {
         let (table, start) = (table(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        let lease = table.hold("first".into(), 7, start);
+        let lease = table.hold("first".into(), 7, 1, start);
         assert!(lease.is_valid(at(8_999)));
         let renewable = table.renewable(at(5_000));
         table.renewed(&renewable, at(5_000));
@@ -252,7 +255,7 @@ mod tests {
     fn a_lease_that_lapsed_before_it_was_delivered_again_vouches_only_after_the_claim_has() {
         let (table, start) = (table(), Instant::now());
         let at = |s| start + Duration::from_secs(s);
-        let lease = table.hold("first".into(), 7, start);
+        let lease = table.hold("first".into(), 7, 1, start);
         lease.adopt("second".into(), at(5));
         assert!(
             lease.vouches(at(5)),
@@ -272,7 +275,7 @@ mod tests {
     fn a_renewal_of_an_earlier_delivery_does_not_count_for_a_later_one() {
         let (table, start) = (table(), Instant::now());
         let at = |s| start + Duration::from_secs(s);
-        let lease = table.hold("first".into(), 7, start);
+        let lease = table.hold("first".into(), 7, 1, start);
         let earlier = table.renewable(start);
         lease.adopt("second".into(), at(1));
         table.renewed(&earlier, at(8));

@@ -257,13 +257,21 @@ fn a_deferred_message_goes_back_without_a_word_and_its_deadline_counts_from_its_
         );
         assert_eq!(rig.counts(), (6, 0, 0), "no acknowledgement, no result");
         rig.pass(std::time::Duration::from_millis(100)).await;
-        rig.deliver_again(assignment("late", &short), 6, "again").await;
-        rig.settled(2).await;
-        assert!(matches!(rig.verdicts()[1].1, Verdict::Nak { delay_ms: 100 }));
-        rig.pass(std::time::Duration::from_millis(2_000)).await;
+        for (n, away_ms) in [(1, 200), (2, 400), (3, 800)] {
+            rig.deliver_again(assignment("late", &short), 6, &format!("again {n}"))
+                .await;
+            rig.settled(n + 1).await;
+            assert!(
+                matches!(rig.verdicts()[n].1, Verdict::Nak { delay_ms } if delay_ms == away_ms),
+                "twice as long each time: {:?}",
+                rig.verdicts()
+            );
+            rig.pass(std::time::Duration::from_millis(away_ms)).await;
+        }
+        rig.pass(std::time::Duration::from_millis(600)).await;
         rig.deliver_again(assignment("late", &short), 6, "for the last time")
             .await;
-        rig.settled(3).await;
+        rig.settled(5).await;
         let result = rig.result_of("late");
         assert_eq!(
             (&result["status"], &result["retries_used"]),
@@ -272,7 +280,7 @@ fn a_deferred_message_goes_back_without_a_word_and_its_deadline_counts_from_its_
         assert_eq!(ack_of(&rig, "late")["status"], "accepted");
         assert_eq!(rig.lines("Queue rejection"), 0);
         rig.release();
-        rig.settled(9).await;
+        rig.settled(11).await;
         assert_eq!(rig.counts(), (7, 7, 0));
         rig.stop().await;
     });

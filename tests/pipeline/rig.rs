@@ -1,6 +1,6 @@
 //! A tree with fake edges: deliveries go in by hand, publications and verdicts are collected.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -296,6 +296,8 @@ pub(crate) struct Rig {
     runs: Arc<AtomicUsize>,
     released: watch::Sender<bool>,
     log: Arc<Saboteur>,
+    /// How often each message was delivered.
+    deliveries: Mutex<HashMap<u64, u64>>,
 }
 
 impl Rig {
@@ -373,6 +375,7 @@ impl Rig {
             runs,
             released,
             log,
+            deliveries: Mutex::default(),
         }
     }
 
@@ -427,8 +430,10 @@ impl Rig {
         let lease = Some(Arc::new(self.tree.leases.hold(
             token.into(),
             sequence,
+            self.count_delivery(sequence),
             Instant::now(),
         )));
+        self.tree.status.deferrals().came_back(sequence);
         let mut delivery = Delivery {
             arrival,
             permit,
@@ -444,6 +449,13 @@ impl Rig {
             delivery = back;
             tokio::task::yield_now().await;
         }
+    }
+
+    fn count_delivery(&self, sequence: u64) -> u64 {
+        let mut deliveries = self.deliveries.lock().expect("not poisoned");
+        let count = deliveries.entry(sequence).or_default();
+        *count += 1;
+        *count
     }
 
     /// Lets every waiting probe finish, now and from now on.

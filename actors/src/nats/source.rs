@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::attention::Attention;
-use self::pull::{PullEnd, PullRequest, position_of, pull_end};
+use self::pull::{PullEnd, PullRequest, count_and_position_of, pull_end};
 use super::connection::{Connection, delay};
 use super::headers_of;
 use super::streams::ensure_consumer;
@@ -308,8 +308,10 @@ impl SourceParts {
             return;
         };
         self.status.consumption().delivered();
-        let sequence = position_of(reply).unwrap_or_default();
-        let lease = Arc::new(self.leases.hold(reply.as_str().into(), sequence, delivered));
+        let (deliveries, sequence) = count_and_position_of(reply).unwrap_or_default();
+        let lease = self
+            .leases
+            .hold(reply.as_str().into(), sequence, deliveries, delivered);
         let size = message.payload.len();
         let permit = match reservation
             .as_mut()
@@ -319,11 +321,13 @@ impl SourceParts {
             // A late message of an earlier request: there are few of them, and none is worth waiting for room.
             None => self.status.held().take_extra(size),
         };
+        // It is held now, and no longer deferred.
+        self.status.deferrals().came_back(sequence);
         let arrival = arrival(&message, Some((Arc::clone(stream), sequence)));
         self.pass_on(Delivery {
             arrival,
             permit,
-            lease: Some(lease),
+            lease: Some(Arc::new(lease)),
             given_up: None,
         })
         .await;

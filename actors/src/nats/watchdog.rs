@@ -105,9 +105,9 @@ pub async fn run_watchdog(mut parts: WatchdogParts) {
             _ = looks.tick() => {}
         }
         let look = async {
-            let held = parts.status.held().held_jobs();
+            let own = parts.status.held().held_jobs() + parts.status.deferrals().outstanding(Instant::now());
             let (server, acknowledged) = parts.ask().await;
-            parts.note_deferrals(&server, held);
+            parts.note_deferrals(&server, own);
             let seen = parts.observe(began, server);
             let action = judge.decide(&seen);
             parts.carry_out(action, &seen).await;
@@ -157,13 +157,18 @@ impl WatchdogParts {
         }
     }
 
-    /// What is on its way to others bounds what may be deferred here. `held_before` the broker was asked: what has left
-    /// since is in its answer all the same.
-    fn note_deferrals(&self, server: &ServerView, held_before: usize) {
+    /// What is on its way to others bounds what may be deferred here. `own_before`: held and deferred here before the
+    /// broker was asked.
+    fn note_deferrals(&self, server: &ServerView, own_before: usize) {
         if let ServerView::Consumer(view) = server {
-            let held = self.status.held().held_jobs().max(held_before);
-            let deferrals = self.status.deferrals();
-            deferrals.saw(Instant::now(), view.ack_pending, view.max_ack_pending, held);
+            let (deferrals, held) = (self.status.deferrals(), self.status.held().held_jobs());
+            deferrals.saw(
+                Instant::now(),
+                view.ack_pending,
+                view.max_ack_pending,
+                held,
+                own_before,
+            );
         }
     }
 

@@ -98,8 +98,18 @@ pub struct Refused {
     pub cannot_defer: bool,
 }
 
-/// What is left of a job's time, and who says whether more may be sent back, where a broker delivers them again.
-pub type Deferrable<'a> = Option<(Duration, &'a Deferrals)>;
+/// A job whose broker delivers it again.
+#[derive(Clone, Copy)]
+pub struct Deferrable<'a> {
+    /// What is left of its time.
+    pub left: Duration,
+    /// Position of its message in the stream.
+    pub sequence: u64,
+    /// How often it was delivered, this time included; 0 where that is not known.
+    pub deliveries: u64,
+    /// Who says whether more may be sent back.
+    pub deferrals: &'a Deferrals,
+}
 
 impl Places {
     /// Places of a pool whose queue only held permits bound.
@@ -137,8 +147,8 @@ impl Places {
         }))
     }
 
-    /// Takes a place, if the rules say so.
-    pub fn admit(&self, now: Instant, deferrable: Deferrable<'_>) -> Admitted {
+    /// Takes a place, if the rules say so. `deferrable`: nothing where no broker delivers the job again.
+    pub fn admit(&self, now: Instant, deferrable: Option<Deferrable<'_>>) -> Admitted {
         let mut state = self.0.state();
         let Some(rules) = &self.0.rules else {
             return self.0.let_in(&mut state, Terms::FULL, false);
@@ -150,7 +160,8 @@ impl Places {
         }
         let newcomer = Newcomer {
             oldest_waited: state.oldest.map(|since| now.saturating_duration_since(since)),
-            deferrable_within: deferrable.map(|(left, _)| left),
+            deferrable_within: deferrable.map(|job| job.left),
+            deliveries: deferrable.map_or(0, |job| job.deliveries),
         };
         let refused = |cannot_defer| Admitted::Refused(Refused { depth, cannot_defer });
         match rules.judge(depth, newcomer) {
@@ -159,7 +170,7 @@ impl Places {
             Judgement::Full => refused(false),
             Judgement::CannotDefer => refused(true),
             Judgement::Defer { delay_ms } => deferrable
-                .and_then(|(_, deferrals)| deferrals.try_take(now, delay_ms))
+                .and_then(|job| job.deferrals.try_take(now, job.sequence, delay_ms))
                 .map_or_else(|| refused(true), Admitted::Deferred),
         }
     }

@@ -150,6 +150,8 @@ pub struct Newcomer {
     pub oldest_waited: Option<Duration>,
     /// What is left of its time, where a broker delivers it again; nothing where none does.
     pub deferrable_within: Option<Duration>,
+    /// How often it was delivered, this time included; 0 where that is not known.
+    pub deliveries: u64,
 }
 
 /// What becomes of a job that wants in.
@@ -227,7 +229,7 @@ impl QueueRules {
             }
             Policy::Defer { max_ms } if status >= OverloadStatus::Degraded => {
                 match newcomer.deferrable_within {
-                    Some(left) => deferral(self.used(depth), *max_ms, whole_ms(left)),
+                    Some(left) => deferral(self.used(depth), *max_ms, newcomer.deliveries, whole_ms(left)),
                     // There is room, and nobody to send it back to.
                     None => Judgement::LetIn(Terms::FULL),
                 }
@@ -248,15 +250,23 @@ impl QueueRules {
     }
 }
 
-/// (u − 0.5)·2·max, at least the shortest time, at most what is left.
-fn deferral(used: f64, max_ms: u64, left_ms: u64) -> Judgement {
+/// (u − 0.5)·2·max, at least the shortest time, at most what is left. From the second delivery on also at least what
+/// doubles with each, up to `max_ms`: a queue that stays half full would have everything come round at the shortest time.
+fn deferral(used: f64, max_ms: u64, deliveries: u64, left_ms: u64) -> Judgement {
     if left_ms < SHORTEST_DEFERRAL_MS {
         return Judgement::CannotDefer;
     }
     let share = ((used - DEFERRALS_GROW_FROM) * 2.0).clamp(0.0, 1.0);
     let wanted = Duration::from_millis(max_ms).mul_f64(share);
+    let doublings = u32::try_from(deliveries.saturating_sub(1)).unwrap_or(u32::MAX);
+    let backoff_ms = SHORTEST_DEFERRAL_MS
+        .saturating_mul(2u64.saturating_pow(doublings))
+        .min(max_ms);
     Judgement::Defer {
-        delay_ms: whole_ms(wanted).max(SHORTEST_DEFERRAL_MS).min(left_ms),
+        delay_ms: whole_ms(wanted)
+            .max(backoff_ms)
+            .max(SHORTEST_DEFERRAL_MS)
+            .min(left_ms),
     }
 }
 

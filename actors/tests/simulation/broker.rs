@@ -61,6 +61,7 @@ pub(crate) struct Delivered {
     pub spec: usize,
     pub sequence: u64,
     pub token: Arc<str>,
+    pub deliveries: u64,
     pub sent_at: Micros,
 }
 
@@ -178,6 +179,7 @@ impl World {
                 spec: message.spec,
                 sequence,
                 token,
+                deliveries: message.deliveries,
                 sent_at: now,
             };
             if message.deliveries > 1 {

@@ -206,10 +206,12 @@ impl Node {
                     world.broker.late.insert(delivered.sequence);
                 });
             }
-            let lease = Arc::new(self.leases.hold(delivered.token, delivered.sequence, now));
+            let (token, sequence) = (delivered.token, delivered.sequence);
+            let lease = Arc::new(self.leases.hold(token, sequence, delivered.deliveries, now));
             let permit = reservation
                 .take(self.spec(delivered.spec).payload.len())
                 .expect("reserved one");
+            self.deferrals.came_back(sequence);
             let holdings = Holdings {
                 claim: None,
                 lease: Some(lease),
@@ -221,7 +223,7 @@ impl Node {
                 self.spawn(async move { node.settle(holdings, Verdict::Nak { delay_ms: 100 }).await });
                 break;
             }
-            let (node, sequence) = (Arc::clone(&self), delivered.sequence);
+            let node = Arc::clone(&self);
             self.spawn(async move {
                 node.sim.moment().await;
                 node.take_in(delivered.spec, sequence, now, holdings).await;

@@ -115,15 +115,19 @@ pub(super) fn pull_end(status: u16, description: &str) -> Result<Option<PullEnd>
     }
 }
 
-/// The stream sequence in the reply subject of a delivery. Servers write 9 tokens, newer ones 12 with a domain.
-pub(super) fn position_of(reply: &str) -> Option<u64> {
+/// How often the message was delivered, and its stream sequence: both are in the reply subject of a delivery. Servers
+/// write 9 tokens, newer ones 12 with a domain.
+pub(super) fn count_and_position_of(reply: &str) -> Option<(u64, u64)> {
     let tokens: Vec<&str> = reply.split('.').collect();
     let index = match tokens.len() {
-        9 => 5,
-        11.. => 7,
+        9 => 4,
+        11.. => 6,
         _ => return None,
     };
-    tokens.get(index)?.parse().ok()
+    Some((
+        tokens.get(index)?.parse().ok()?,
+        tokens.get(index + 1)?.parse().ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -131,16 +135,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sequence_is_found_in_both_forms_of_the_reply_subject() {
+    fn count_and_sequence_are_found_in_both_forms_of_the_reply_subject() {
         assert_eq!(
-            position_of("$JS.ACK.caf-stream.caf-workers.1.42.7.1700000000000000000.0"),
-            Some(42)
+            count_and_position_of("$JS.ACK.caf-stream.caf-workers.3.42.7.1700000000000000000.0"),
+            Some((3, 42))
         );
         assert_eq!(
-            position_of("$JS.ACK.hub.account.caf-stream.caf-workers.1.42.7.1700000000000000000.0.token"),
-            Some(42)
+            count_and_position_of(
+                "$JS.ACK.hub.account.caf-stream.caf-workers.3.42.7.1700000000000000000.0.token"
+            ),
+            Some((3, 42))
         );
-        assert_eq!(position_of("_INBOX.x"), None);
+        assert_eq!(count_and_position_of("_INBOX.x"), None);
     }
 
     #[test]

@@ -18,6 +18,7 @@ fn enabled(change: impl FnOnce(&mut RejectionPolicies)) -> QueuePolicySettings {
 const BACK_WITHIN_A_MINUTE: Newcomer = Newcomer {
     oldest_waited: None,
     deferrable_within: Some(Duration::from_secs(60)),
+    deliveries: 1,
 };
 
 #[test]
@@ -155,7 +156,7 @@ fn the_oldest_is_dropped_from_overloaded_on_unless_it_has_waited_too_long() {
     );
     let waited = |seconds| Newcomer {
         oldest_waited: Some(Duration::from_secs(seconds)),
-        deferrable_within: None,
+        ..Newcomer::default()
     };
     assert_eq!(rules.judge(7, waited(1)), Judgement::LetIn(Terms::FULL));
     assert_eq!(rules.judge(8, waited(1)), Judgement::DropOldest);
@@ -169,8 +170,8 @@ fn deferrals_grow_with_the_queue_and_end_with_the_deadline() {
     let rules = rules(Policy::Defer { max_ms: 30_000 }, 10);
     let delay = |depth, left_ms| {
         let newcomer = Newcomer {
-            oldest_waited: None,
             deferrable_within: Some(Duration::from_millis(left_ms)),
+            ..BACK_WITHIN_A_MINUTE
         };
         rules.judge(depth, newcomer)
     };
@@ -188,6 +189,35 @@ fn deferrals_grow_with_the_queue_and_end_with_the_deadline() {
         rules.judge(9, nobody_delivers_again),
         Judgement::LetIn(Terms::FULL)
     );
+}
+
+#[test]
+fn who_is_deferred_again_stays_away_twice_as_long_up_to_the_longest_and_the_deadline() {
+    let rules = rules(Policy::Defer { max_ms: 3_000 }, 10);
+    let delays = |depth, left_ms, deliveries: &[u64]| -> Vec<u64> {
+        let judge = |&deliveries| {
+            let newcomer = Newcomer {
+                oldest_waited: None,
+                deferrable_within: Some(Duration::from_millis(left_ms)),
+                deliveries,
+            };
+            match rules.judge(depth, newcomer) {
+                Judgement::Defer { delay_ms } => delay_ms,
+                other => panic!("{other:?}"),
+            }
+        };
+        deliveries.iter().map(judge).collect()
+    };
+    assert_eq!(
+        delays(5, 60_000, &[0, 1, 2, 3, 4, 5, 6, 7, 70, u64::MAX]),
+        [100, 100, 200, 400, 800, 1_600, 3_000, 3_000, 3_000, 3_000]
+    );
+    assert_eq!(
+        delays(7, 60_000, &[1, 4, 5, 6]),
+        [1_200, 1_200, 1_600, 3_000],
+        "the longer of both"
+    );
+    assert_eq!(delays(5, 700, &[3, 4, 5]), [400, 700, 700], "what is left");
 }
 
 #[test]

@@ -72,6 +72,7 @@ struct Job {
 struct Driven {
     places: Places,
     deferrals: Deferrals,
+    submitted: u64,
     slots: usize,
     size: usize,
     now: Instant,
@@ -97,6 +98,7 @@ impl Driven {
                 Log::discard(),
             ),
             deferrals: Deferrals::new(1_000),
+            submitted: 0,
             slots,
             size,
             now: Instant::now(),
@@ -113,7 +115,14 @@ impl Driven {
 
     fn submit(&mut self, deadline_ms: u64) -> Admitted {
         let left = Duration::from_millis(deadline_ms);
-        self.places.admit(self.now, Some((left, &self.deferrals)))
+        self.submitted += 1;
+        let job = Deferrable {
+            left,
+            sequence: self.submitted,
+            deliveries: 1,
+            deferrals: &self.deferrals,
+        };
+        self.places.admit(self.now, Some(job))
     }
 
     fn admit(&mut self, taken: TakenPlace, deadline_ms: u64) {

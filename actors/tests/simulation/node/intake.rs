@@ -11,7 +11,7 @@ use caf_actors::intake::HAND_BACK_DELAY_MS;
 use caf_actors::intake::decision::{Facts, PoolFact, Row, StandingFact, decide_with_place};
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
 use caf_actors::pool::policy::Terms;
-use caf_actors::pool::{Admitted, Deferral, TakenPlace};
+use caf_actors::pool::{Admitted, Deferrable, Deferral, TakenPlace};
 use caf_actors::publisher::AckState;
 use caf_actors::sink::{Outgoing, Verdict};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
@@ -116,7 +116,12 @@ impl Node {
         decide_with_place(facts, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
-            let deferrable = case.holdings.lease.as_ref().map(|_| (left, &self.deferrals));
+            let deferrable = case.holdings.lease.as_ref().map(|lease| Deferrable {
+                left,
+                sequence: lease.sequence,
+                deliveries: lease.deliveries,
+                deferrals: &self.deferrals,
+            });
             Some(self.places.admit(now, deferrable))
         })
     }
