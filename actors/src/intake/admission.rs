@@ -117,7 +117,11 @@ impl Intake {
             Learnt::HeldElsewhere { same_message } => case.standing = Standing::Elsewhere { same_message },
             Learnt::Finished(result) => case.standing = Standing::Finished(result.map(Arc::new)),
             Learnt::TakeOver(record) => {
-                self.parts.log.emit(events::taken_over(&case.identity, &record));
+                // What this process has given back itself comes back: nobody is taken over.
+                let was_own = |found: &ClaimRecord| found.owner == claimant.owner;
+                if !found.record.as_ref().is_some_and(was_own) {
+                    self.parts.log.emit(events::taken_over(&case.identity, &record));
+                }
                 let passed_ms = clock::epoch_ms().saturating_sub(record.first_start_ms);
                 let now = Instant::now();
                 case.first_start = now.checked_sub(Duration::from_millis(passed_ms)).unwrap_or(now);
