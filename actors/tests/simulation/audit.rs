@@ -528,11 +528,8 @@ impl World {
                 matches!(&self.scenario.queue, Some(queue) if matches!(queue.policy, Policy::DropOldest { .. }))
             }
             "row 6" => matches!(spec.kind, Kind::Works { .. }),
-            "row 7" => {
-                matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. })
-                    || self.scenario.limits_each_call()
-            }
-            "row 8" => spec.deadline_ms < MAX_DEADLINE_MS || self.scenario.limits_all_calls(),
+            "row 7" => matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. }),
+            "row 8" => spec.deadline_ms < MAX_DEADLINE_MS || self.scenario.limits_calls(),
             "row 8b" => spec.deadline_ms < MAX_DEADLINE_MS,
             "row 9" => !spec.repeatable && !self.scenario.faults.is_empty(),
             "row 14" => ledger.deaths >= self.scenario.rule.max_deaths && ledger.deaths_alone > 0,

@@ -172,16 +172,9 @@ impl Scenario {
         scenario
     }
 
-    /// Whether something beside the deadline bounds all calls of a job.
-    pub(crate) fn limits_all_calls(&self) -> bool {
-        let total = self.retry.total.as_ref();
-        self.retry.policy.is_some() || total.is_some_and(|total| total.enforce_across_retries)
-    }
-
-    /// Whether something beside the deadline bounds each call of a job.
-    pub(crate) fn limits_each_call(&self) -> bool {
-        let total = self.retry.total.as_ref();
-        total.is_some_and(|total| !total.enforce_across_retries)
+    /// Whether something beside the deadline bounds the calls of a job.
+    pub(crate) fn limits_calls(&self) -> bool {
+        self.retry.policy.is_some() || self.retry.total.is_some()
     }
 
     /// What was drawn, for the trace.
