@@ -260,7 +260,15 @@ pub(super) struct Advisory {
     /// How often it was delivered.
     #[serde(default)]
     deliveries: u64,
+    /// Why, in the words of whoever did it.
+    #[serde(default)]
+    reason: String,
 }
+
+/// What the server says when a message that somebody has in hand is removed from its stream. That is no termination by a
+/// client: after a crash the server says so of messages that were acknowledged and removed before, when its consumer had
+/// not noted it yet; and what an operator removes is still answered by whoever works on it.
+const REMOVED: &str = "Unacknowledged message was deleted";
 
 impl Advisory {
     /// The message and what became of it; nothing when it is of another kind.
@@ -269,7 +277,7 @@ impl Advisory {
         let deliveries = advisory.deliveries;
         let found = match advisory.kind.strip_prefix("io.nats.jetstream.advisory.v1.")? {
             "max_deliver" => Found::Exhausted { deliveries },
-            "terminated" => Found::Terminated,
+            "terminated" if advisory.reason != REMOVED => Found::Terminated,
             _ => return None,
         };
         Some((advisory.stream_seq, found))
@@ -464,17 +472,21 @@ mod tests {
 
     #[test]
     fn advisories_of_both_kinds_are_read_and_no_others() {
-        let advisory = |kind: &str| {
+        let advisory_because = |kind: &str, reason: &str| {
             let text = format!(
-                r#"{{"type":"io.nats.jetstream.advisory.v1.{kind}","id":"x","stream":"S","consumer":"c","stream_seq":7,"deliveries":2}}"#
+                r#"{{"type":"io.nats.jetstream.advisory.v1.{kind}","id":"x","stream":"S","consumer":"c","stream_seq":7,"deliveries":2,"reason":"{reason}"}}"#
             );
             Advisory::read(text.as_bytes())
         };
+        let advisory = |kind| advisory_because(kind, "");
         assert_eq!(
             advisory("max_deliver"),
             Some((7, Found::Exhausted { deliveries: 2 }))
         );
         assert_eq!(advisory("terminated"), Some((7, Found::Terminated)));
+        let because = |reason| advisory_because("terminated", reason);
+        assert_eq!(because("enough of it"), Some((7, Found::Terminated)));
+        assert_eq!(because("Unacknowledged message was deleted"), None);
         assert_eq!(advisory("nak"), None);
         assert_eq!(Advisory::read(b"noise"), None);
         assert_eq!(Advisory::read(b"{}"), None);
