@@ -248,7 +248,7 @@ fn a_deferred_message_goes_back_without_a_word_and_its_deadline_counts_from_its_
         let rig = Rig::start_with(policy(RejectionPolicy::Defer)).await;
         deliver(&rig, 0..6, &waiting()).await;
         let short =
-            json!({"job": {"type": "probe", "payload": {"wait": true}}, "options": {"deadline_ms": 2_000}});
+            json!({"job": {"type": "probe", "payload": {"wait": true}}, "options": {"deadline_ms": 3_000}});
         rig.deliver(assignment("late", &short), 6).await;
         rig.settled(1).await;
         assert_eq!(
@@ -268,7 +268,7 @@ fn a_deferred_message_goes_back_without_a_word_and_its_deadline_counts_from_its_
             );
             rig.pass(std::time::Duration::from_millis(away_ms)).await;
         }
-        rig.pass(std::time::Duration::from_millis(600)).await;
+        rig.pass(std::time::Duration::from_millis(1_600)).await;
         rig.deliver_again(assignment("late", &short), 6, "for the last time")
             .await;
         rig.settled(5).await;

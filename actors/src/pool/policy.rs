@@ -14,6 +14,8 @@ use crate::settings::policies::{DegradationLevel, OverloadThresholds, QueuePolic
 /// Shortest time for which a job is sent back to the broker, in milliseconds: an immediate return would come straight
 /// back, thousands of times a second.
 pub const SHORTEST_DEFERRAL_MS: u64 = 100;
+/// Longest time that repetition alone keeps a job away, in milliseconds: so long a place may stay unused.
+const LONGEST_BACKOFF_MS: u64 = 5_000;
 /// Share of a queue from which on deferrals grow (contract 4.2), whatever counts as degraded.
 const DEFERRALS_GROW_FROM: f64 = 0.5;
 
@@ -251,7 +253,8 @@ impl QueueRules {
 }
 
 /// (u − 0.5)·2·max, at least the shortest time, at most what is left. From the second delivery on also at least what
-/// doubles with each, up to `max_ms`: a queue that stays half full would have everything come round at the shortest time.
+/// doubles with each, up to `max_ms` and a few seconds: a queue that stays half full would have everything come round at
+/// the shortest time. That takes no more than half of what is left, or a job would come back only to time out.
 fn deferral(used: f64, max_ms: u64, deliveries: u64, left_ms: u64) -> Judgement {
     if left_ms < SHORTEST_DEFERRAL_MS {
         return Judgement::CannotDefer;
@@ -261,7 +264,9 @@ fn deferral(used: f64, max_ms: u64, deliveries: u64, left_ms: u64) -> Judgement 
     let doublings = u32::try_from(deliveries.saturating_sub(1)).unwrap_or(u32::MAX);
     let backoff_ms = SHORTEST_DEFERRAL_MS
         .saturating_mul(2u64.saturating_pow(doublings))
-        .min(max_ms);
+        .min(max_ms)
+        .min(LONGEST_BACKOFF_MS)
+        .min(left_ms / 2);
     Judgement::Defer {
         delay_ms: whole_ms(wanted)
             .max(backoff_ms)

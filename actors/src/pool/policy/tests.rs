@@ -192,7 +192,7 @@ fn deferrals_grow_with_the_queue_and_end_with_the_deadline() {
 }
 
 #[test]
-fn who_is_deferred_again_stays_away_twice_as_long_up_to_the_longest_and_the_deadline() {
+fn who_is_deferred_again_stays_away_twice_as_long_up_to_the_longest_and_half_of_the_time_left() {
     let rules = rules(Policy::Defer { max_ms: 3_000 }, 10);
     let delays = |depth, left_ms, deliveries: &[u64]| -> Vec<u64> {
         let judge = |&deliveries| {
@@ -217,7 +217,9 @@ fn who_is_deferred_again_stays_away_twice_as_long_up_to_the_longest_and_the_dead
         [1_200, 1_200, 1_600, 3_000],
         "the longer of both"
     );
-    assert_eq!(delays(5, 700, &[3, 4, 5]), [400, 700, 700], "what is left");
+    let half = "no more than half of what is left, so that it can still run";
+    assert_eq!(delays(5, 700, &[2, 3, 4, 5]), [200, 350, 350, 350], "{half}");
+    assert_eq!(delays(7, 700, &[1]), [700], "the contract's number may take all");
 }
 
 #[test]
