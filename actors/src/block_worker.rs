@@ -2,8 +2,8 @@
 //!
 //! Neighbours: its pool gives it a job with a slot; the outcome goes to the publisher. A block that panics, hangs or
 //! blocks its thread hurts its own job only. Inputs that are kept elsewhere are fetched here, once, before the first call
-//! (`payload`); no more of them are in memory than there are slots. The worker never retries what the plan does not allow and never talks
-//! to a broker.
+//! (`payload`); no more of them are in memory than there are slots. The worker never retries what the plan does not allow
+//! and never talks to a broker.
 
 mod payload;
 pub mod retry;

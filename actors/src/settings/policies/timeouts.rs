@@ -52,7 +52,7 @@ pub struct HttpConnectionLimits {
     /// Longest name lookup, and longest TCP and TLS handshake, in milliseconds.
     #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub connect_timeout_ms: u64,
-    /// Longest wait for the head of the answer, and longest reception of its body, in milliseconds.
+    /// Longest wait for the head of the answer (connecting counts too), and longest reception of its body, in milliseconds.
     #[schemars(range(min = 1, max = MAX_POLICY_MS))]
     pub read_timeout_ms: u64,
 }
