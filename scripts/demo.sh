@@ -64,7 +64,7 @@ wait_until 30 broker_is_up || die "nats-server does not answer"
 say "== starting a worker, health on port $health_port"
 mkdir -p "$directory/data"
 cd "$directory"
-WORKER__HTTP__HEALTH_ADDR="127.0.0.1:$health_port" "$worker" serve >"$directory/worker.log" 2>&1 &
+WORKER__HTTP__HEALTH_ADDR="127.0.0.1:$health_port" WORKER__HTTP__ADMIN_ADDR=127.0.0.1:0 "$worker" serve >"$directory/worker.log" 2>&1 &
 worker_pid=$!
 wait_until 30 is_ready || die "the worker did not become ready"
 

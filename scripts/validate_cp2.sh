@@ -127,7 +127,7 @@ start_worker() {
     cp -R "$root/config" "$directory/node/config"
     cd "$directory/node"
     "${with_flags[@]}" NATS_URL="$nats_url" LOG_LEVEL=info WORKER__HTTP__HEALTH_ADDR="127.0.0.1:$health_port" \
-        WORKER__TENANTS__ALLOWED=cp2-tenant \
+        WORKER__HTTP__METRICS_ADDR=127.0.0.1:0 WORKER__HTTP__ADMIN_ADDR=127.0.0.1:0 WORKER__TENANTS__ALLOWED=cp2-tenant \
         "$worker" serve --config config/production.toml >"$directory/worker.log" 2>&1 &
     worker_pid=$!
     wait_until "$patience" is_ready || fails "the worker is not ready after $patience s"

@@ -32,7 +32,8 @@ use tokio::time::Instant;
 
 use crate::assignments::{Input, answerable_id, read_all};
 use crate::exit::Exit;
-use crate::http::{Health, HealthPort};
+use crate::http::Port;
+use crate::http::health::{self, Health};
 use crate::settings::Settings;
 use crate::settings::in_force::InForce;
 use crate::shutdown::{Feed, Guarantee, drain};
@@ -159,13 +160,14 @@ struct Fed {
 }
 
 /// The configured port on this host only, or any when that one is taken.
-fn open_health_port(configured: &str, health: &Health) -> anyhow::Result<HealthPort> {
+fn open_health_port(configured: &str, health: &Health) -> anyhow::Result<Port> {
     let port = configured
         .parse::<SocketAddr>()
         .map_or(0, |address| address.port());
     let here = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    HealthPort::open(here(port), health.clone())
-        .or_else(|_| HealthPort::open(here(0), health.clone()))
+    let pages = health::pages(health.clone());
+    Port::open(here(port), pages.clone())
+        .or_else(|_| Port::open(here(0), pages))
         .context("cannot open a port for the health page")
 }
 

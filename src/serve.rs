@@ -35,12 +35,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::exit::Exit;
-use crate::http::{Health, HealthPort};
+use crate::http::health::Health;
+use crate::ports::Ports;
 use crate::settings::Settings;
 use crate::settings::in_force::InForce;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
 use crate::state::{State, watch_room};
+use crate::telemetry::metrics::Metrics;
 use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_status};
 
 /// How long the last verdicts may take to reach the broker.
@@ -62,7 +64,7 @@ pub async fn run(
     in_force: &InForce,
     mut blocks: Blocks,
     mut signals: Signals,
-    log: &Log,
+    (log, metrics): (&Log, Option<Arc<Metrics>>),
 ) -> anyhow::Result<Exit> {
     let mode = settings.nats.mode;
     let mode_name = if mode == NatsMode::Core {
@@ -79,8 +81,8 @@ pub async fn run(
     }
     let status = new_status(settings);
     let health = Health::new(status.clone(), mode_name, log.worker_id());
-    let port = match open_health_port(settings, &health, log) {
-        Ok(port) => port,
+    let ports = match Ports::open(&settings.http, &health, metrics, log) {
+        Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };
     let state = tokio::select! {
@@ -128,36 +130,8 @@ pub async fn run(
     let tree = build(settings, in_force, blocks, edges, loops, status, log).await;
     health.watch(&tree);
     let exit = feed_and_wait(settings, tree, (&state, &replay), &connection, &mut signals, log).await?;
-    let address = port.address;
-    port.close().await;
-    log.emit(events::health_stopped(&address.ip().to_string(), address.port()));
+    ports.close(log).await;
     Ok(exit)
-}
-
-/// Opens the health port, or says why not.
-fn open_health_port(settings: &Settings, health: &Health, log: &Log) -> Result<HealthPort, Exit> {
-    let opened = settings
-        .http
-        .health_addr
-        .parse()
-        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))
-        .and_then(|address| HealthPort::open(address, health.clone()));
-    match opened {
-        Ok(port) => {
-            log.emit(events::health_started(
-                &port.address.ip().to_string(),
-                port.address.port(),
-            ));
-            Ok(port)
-        }
-        Err(error) => {
-            log.emit(events::bind_failed(
-                &settings.http.health_addr,
-                &error.to_string(),
-            ));
-            Err(Exit::Unavailable)
-        }
-    }
 }
 
 /// Connects on the pipeline's event loop, where the socket is then served, and makes the sink there.

@@ -102,6 +102,10 @@ pub struct WorkerSettings {
     pub timeouts: WorkerTimeoutSettings,
     /// Queue management.
     pub queue: WorkerQueueSettings,
+    /// Metrics.
+    pub metrics: MetricsSettings,
+    /// Traces.
+    pub tracing: TracingSettings,
 }
 
 impl Default for WorkerSettings {
@@ -115,8 +119,26 @@ impl Default for WorkerSettings {
             retries: WorkerRetrySettings::default(),
             timeouts: WorkerTimeoutSettings::default(),
             queue: WorkerQueueSettings::default(),
+            metrics: MetricsSettings::default(),
+            tracing: TracingSettings::default(),
         }
     }
+}
+
+/// Metrics: what happens in the worker, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsSettings {
+    /// Whether anything is measured, and shown at `http.metrics_addr`.
+    pub enabled: bool,
+}
+
+/// Traces: what happens to each assignment, as spans.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracingSettings {
+    /// Whether spans are sent to a collector.
+    pub enabled: bool,
 }
 
 /// Retries, by version.
@@ -167,9 +189,9 @@ pub enum Admission {
 pub struct HttpSettings {
     /// Health, liveness and readiness.
     pub health_addr: String,
-    /// Metrics. Not in effect yet.
+    /// Metrics, while the flag of metrics is on.
     pub metrics_addr: String,
-    /// Status, explain and cancel. Not in effect yet.
+    /// For operators: what the node does, and what became of an assignment.
     pub admin_addr: String,
 }
 

@@ -22,6 +22,8 @@ mod kubernetes;
 mod large;
 #[path = "node/life.rs"]
 mod life;
+#[path = "node/metrics.rs"]
+mod metrics;
 #[path = "node/queue.rs"]
 mod queue;
 #[path = "node/retries.rs"]
@@ -33,6 +35,8 @@ mod seen_from_outside;
 #[path = "faults/side_effects.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod side_effects;
+#[path = "node/status.rs"]
+mod status;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;

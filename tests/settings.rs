@@ -19,6 +19,11 @@ mod policies;
 #[path = "settings/scripts.rs"]
 mod scripts;
 
+/// Where the policy of a feature that needs one stands.
+fn policy_file(feature: Feature) -> &'static str {
+    feature.policy_file().expect("it needs a policy")
+}
+
 /// A working directory of its own, removed at the end.
 struct Place(PathBuf);
 
@@ -396,7 +401,7 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
     // The numbers of the policies stand in files of their own.
     let is_policy = |key: &String| {
         let of = |feature: &Feature| key.starts_with(feature.section()) && *key != feature.flag_key();
-        Feature::ALL.iter().any(of)
+        Feature::WITH_POLICY.iter().any(of)
     };
     let mut known: Vec<String> = Catalogue::default()
         .keys()

@@ -8,6 +8,7 @@ pub mod queue;
 pub mod retry;
 pub mod timeouts;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use caf_protocol::ack::RejectReason;
@@ -519,23 +520,16 @@ pub fn warning(text: &str) -> Event {
     Event::new(Level::Warn, "Warning").with("detail", text)
 }
 
-/// A port is open.
-pub fn health_started(address: &str, port: u16) -> Event {
-    Event::new(Level::Info, "Health endpoint started")
-        .with("address", address)
-        .with("port", port)
-}
-
-/// A port is closed.
-pub fn health_stopped(address: &str, port: u16) -> Event {
-    Event::new(Level::Info, "Health endpoint stopped")
-        .with("address", address)
-        .with("port", port)
+/// A port is open. `message` is one of contract 8.2, such as `Health endpoint started`.
+pub fn endpoint(message: &'static str, address: SocketAddr) -> Event {
+    Event::new(Level::Info, message)
+        .with("address", address.ip().to_string())
+        .with("port", address.port())
 }
 
 /// A port could not be opened.
-pub fn bind_failed(address: &str, error: &str) -> Event {
-    Event::new(Level::Error, "Failed to bind health socket")
+pub fn bind_failed(message: &'static str, address: &str, error: &str) -> Event {
+    Event::new(Level::Error, message)
         .with("address", address)
         .with("error", error)
 }

@@ -51,7 +51,11 @@ fn check(loaded: &Loaded, output: OutputFormat) -> Exit {
 /// Judges policy files, those of the working directory when none is named.
 fn check_policies(working_dir: &Path, files: Vec<PathBuf>, output: OutputFormat) -> Exit {
     let files = match files.is_empty() {
-        true => Feature::ALL.map(|feature| feature.policy_file().into()).to_vec(),
+        true => Feature::ALL
+            .iter()
+            .filter_map(|feature| feature.policy_file())
+            .map(PathBuf::from)
+            .collect(),
         false => files,
     };
     let catalogue = Catalogue::default();

@@ -28,15 +28,16 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
     let settings = &loaded.settings;
     let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &settings.log, Streams::Split, |log| {
-        // Whatever the flags: samples come only from features that are in force.
-        let log = &log.clone().with_meter(Arc::new(Metrics::default()));
+        let metrics = in_force.metrics.then(|| Arc::new(Metrics::default()));
+        let metered = metrics.iter().cloned();
+        let log = &metered.fold(log.clone(), |log, metrics| log.with_meter(metrics));
         log.emit(events::features_in_force(flags::for_log(loaded, &in_force)));
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
             Ok(blocks) => on_event_loop(log, async {
-                serve_command::run(settings, &in_force, blocks, Signals::listen()?, log).await
+                serve_command::run(settings, &in_force, blocks, Signals::listen()?, (log, metrics)).await
             }),
             Err(error) => complain(&error),
         }

@@ -16,11 +16,24 @@ pub enum Feature {
     Timeouts,
     /// Bounded queues and overload answers.
     Queue,
+    /// Metrics and the port that shows them.
+    Metrics,
+    /// Spans of each assignment, sent to a collector.
+    Tracing,
 }
 
 impl Feature {
-    /// All of them, in the order in which their files are read.
-    pub const ALL: [Self; 3] = [Self::Retry, Self::Timeouts, Self::Queue];
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Retry,
+        Self::Timeouts,
+        Self::Queue,
+        Self::Metrics,
+        Self::Tracing,
+    ];
+
+    /// Those that need a policy to be in force, in the order in which their files are read.
+    pub const WITH_POLICY: [Self; 3] = [Self::Retry, Self::Timeouts, Self::Queue];
 
     /// Name in reports.
     pub const fn name(self) -> &'static str {
@@ -28,6 +41,8 @@ impl Feature {
             Self::Retry => "retry",
             Self::Timeouts => "timeouts",
             Self::Queue => "queue",
+            Self::Metrics => "metrics",
+            Self::Tracing => "tracing",
         }
     }
 
@@ -37,6 +52,8 @@ impl Feature {
             Self::Retry => "worker.retries.v2",
             Self::Timeouts => "worker.timeouts.v2",
             Self::Queue => "worker.queue.v2",
+            Self::Metrics => "worker.metrics",
+            Self::Tracing => "worker.tracing",
         }
     }
 
@@ -51,15 +68,19 @@ impl Feature {
             Self::Retry => &["CP2_ADVANCED_RETRY_ENABLED", "WORKER_RETRIES_V2_ENABLED"],
             Self::Timeouts => &["CP2_COMPLETE_TIMEOUT_ENABLED"],
             Self::Queue => &["CP2_QUEUE_MANAGEMENT_ENABLED", "WORKER_QUEUE_V2_ENABLED"],
+            Self::Metrics => &["CP2_OBSERVABILITY_METRICS_ENABLED", "BEAMLINE_METRICS_ENABLED"],
+            Self::Tracing => &["CP2_OBSERVABILITY_TRACING_ENABLED", "BEAMLINE_TRACING_ENABLED"],
         }
     }
 
-    /// File of the policy, relative to the working directory; read when it is there.
-    pub const fn policy_file(self) -> &'static str {
+    /// File of the policy, relative to the working directory; read when it is there. Nothing for a feature whose flag is
+    /// enough.
+    pub const fn policy_file(self) -> Option<&'static str> {
         match self {
-            Self::Retry => "config/worker/retry_policy.json",
-            Self::Timeouts => "config/worker/timeout_policy.json",
-            Self::Queue => "config/worker/queue_policy.json",
+            Self::Retry => Some("config/worker/retry_policy.json"),
+            Self::Timeouts => Some("config/worker/timeout_policy.json"),
+            Self::Queue => Some("config/worker/queue_policy.json"),
+            Self::Metrics | Self::Tracing => None,
         }
     }
 
@@ -82,6 +103,7 @@ impl Feature {
                 "retry_budget.total_timeout_ms",
             ],
             Self::Queue => &["enabled", "max_queue_size", "rejection_policy"],
+            Self::Metrics | Self::Tracing => &[],
         };
         let key = |name: &&str| split(&format!("{}.{name}", self.section()));
         below.iter().map(key).collect()

@@ -30,6 +30,10 @@ pub struct InForce {
     pub timeouts: Option<TimeoutPolicySettings>,
     /// Bounded queues; nothing is a queue that only held permits bound.
     pub queue: Option<QueuePolicySettings>,
+    /// Whether anything is measured, and shown on a port.
+    pub metrics: bool,
+    /// Whether spans are sent to a collector.
+    pub tracing: bool,
     /// Slots and queue of each pool, in the order of [`ResourceClass::ALL`].
     pools: [PoolSize; 3],
     /// What happens while pools are full.
@@ -73,6 +77,8 @@ impl InForce {
         let timeouts =
             gate(Feature::Timeouts, worker.timeouts.v2.enabled).then(|| worker.timeouts.v2.clone());
         let mut queue = gate(Feature::Queue, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
+        let metrics = gate(Feature::Metrics, worker.metrics.enabled);
+        let tracing = gate(Feature::Tracing, worker.tracing.enabled);
         warnings.extend(retry.iter().flat_map(advice::of_retry));
         warnings.extend(queue.iter().flat_map(advice::of_queue));
         let admission = settings.queue.admission.unwrap_or(match queue {
@@ -96,6 +102,8 @@ impl InForce {
             retry,
             timeouts,
             queue,
+            metrics,
+            tracing,
             admission,
             warnings,
         }
@@ -107,6 +115,8 @@ impl InForce {
             Feature::Retry => self.retry.is_some(),
             Feature::Timeouts => self.timeouts.is_some(),
             Feature::Queue => self.queue.is_some(),
+            Feature::Metrics => self.metrics,
+            Feature::Tracing => self.tracing,
         }
     }
 
@@ -146,8 +156,11 @@ fn refuse_nothing(policy: &mut QueuePolicySettings) -> Option<String> {
     })
 }
 
-/// Whether a source says anything of a policy beside its flag.
+/// Whether a source says anything of a policy beside its flag, where one is needed.
 fn is_configured(said: &Ranks, feature: Feature) -> bool {
+    if feature.policy_file().is_none() {
+        return true;
+    }
     let prefix = split(feature.section());
     let flag = split(&feature.flag_key());
     let says = |key: &KeyPath| key.starts_with(&prefix) && *key != flag;
@@ -158,7 +171,7 @@ fn is_configured(said: &Ranks, feature: Feature) -> bool {
 }
 
 fn no_policy(feature: Feature) -> String {
-    let (section, file) = (feature.section(), feature.policy_file());
+    let (section, file) = (feature.section(), feature.policy_file().unwrap_or_default());
     format!(
         "{section}.enabled is on, but no source says anything else below {section}: the feature stays off (CP1). \
          {file} of the working directory is where its policy is looked for"

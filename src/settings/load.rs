@@ -84,7 +84,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     if is_there(&sources.working_dir, default_file) {
         layers.push(reader.file(&sources.working_dir, default_file));
     }
-    for file in Feature::ALL.map(|feature| Path::new(feature.policy_file())) {
+    for file in Feature::ALL.iter().filter_map(|feature| feature.policy_file()) {
+        let file = Path::new(file);
         if is_there(&sources.working_dir, file) {
             let judged = PolicyFile::judge(&catalogue, &sources.working_dir, file);
             reader.problems.extend(judged.problems().cloned());
@@ -162,7 +163,7 @@ fn overruled(feature: Feature, layers: &Layers) -> Option<String> {
     let values = layers.values(&environment::split(&key));
     let (last, earlier) = values.split_last()?;
     let is_on = |entry: &&&Entry| entry.value == Some(Value::Bool(true));
-    let policy_file = Origin::File(feature.policy_file().into());
+    let policy_file = Origin::File(feature.policy_file()?.into());
     let in_vain = earlier.iter().find(is_on)?;
     (last.origin == policy_file && !is_on(&last)).then(|| {
         let by = &last.origin;

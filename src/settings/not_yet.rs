@@ -10,11 +10,8 @@ use super::environment::split;
 use super::load::Loaded;
 
 /// Keys without effect, and why.
-pub const NOT_YET_IN_EFFECT: [(&str, &str); 3] = [
-    ("http.metrics_addr", "there is no metrics endpoint"),
-    ("http.admin_addr", "there is no admin endpoint"),
-    ("nats.subjects.cancel", "requests to cancel are not read"),
-];
+pub const NOT_YET_IN_EFFECT: [(&str, &str); 1] =
+    [("nats.subjects.cancel", "requests to cancel are not read")];
 
 /// One sentence for each key without effect that is not at its default, and what is to be said of flags.
 pub fn warnings(loaded: &Loaded) -> Vec<String> {

@@ -83,6 +83,7 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
     settings.nats.url = nats.url();
     settings.nats.ack_wait_ms = ACK_WAIT_MS;
     settings.http.health_addr = "127.0.0.1:0".to_owned();
+    settings.http.admin_addr = "127.0.0.1:0".to_owned();
     settings.worker.heartbeat_interval_ms = 200;
     let (stop, requests) = tokio::sync::mpsc::channel(1);
     let node = std::thread::spawn(move || {
@@ -95,7 +96,7 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
                 &InForce::of(&settings, &Ranks::new()),
                 registry.into(),
                 Signals::from(requests),
-                &Log::discard(),
+                (&Log::discard(), None),
             )
             .await
         })

@@ -13,9 +13,9 @@ use caf_worker::settings::load::{Loaded, Sources, load};
 use caf_worker::settings::origin::key_text;
 use serde_json::{Value, json};
 
-use super::{Place, Ran};
+use super::{Place, Ran, policy_file};
 
-/// Contract 7.2, 7.3 and 4.2, in the order of [`Feature::ALL`].
+/// Contract 7.2, 7.3 and 4.2, in the order of [`Feature::WITH_POLICY`].
 const CONTRACT: [&str; 3] = [
     r#"{"worker":{"retries":{"v2":{
   "enabled": false,
@@ -64,7 +64,7 @@ fn root() -> PathBuf {
 }
 
 pub(super) fn shipped(feature: Feature) -> Result<Value> {
-    let text = std::fs::read_to_string(root().join(feature.policy_file()))?;
+    let text = std::fs::read_to_string(root().join(policy_file(feature)))?;
     Ok(serde_json::from_str(&text)?)
 }
 
@@ -97,9 +97,9 @@ fn set(document: &mut Value, key: &str, value: Value) -> Result<()> {
 
 #[test]
 fn the_shipped_policy_files_hold_the_contracts_numbers_and_the_built_in_ones_are_the_same() -> Result<()> {
-    for (feature, contract) in Feature::ALL.into_iter().zip(CONTRACT) {
+    for (feature, contract) in Feature::WITH_POLICY.into_iter().zip(CONTRACT) {
         let contract: Value = serde_json::from_str(contract)?;
-        assert_eq!(shipped(feature)?, contract, "{}", feature.policy_file());
+        assert_eq!(shipped(feature)?, contract, "{}", policy_file(feature));
     }
     // What has no default: numbers of single blocks, pools and categories.
     let mut loaded = load_shipped(&[])?.settings;
@@ -129,7 +129,7 @@ fn the_shipped_policy_files_show_every_name_that_policies_have() -> Result<()> {
     let sections: BTreeSet<&str> = shown.iter().flat_map(|key| key.split('.')).collect();
     for key in Catalogue::default().keys() {
         let text = key_text(&key);
-        if !Feature::ALL
+        if !Feature::WITH_POLICY
             .iter()
             .any(|feature| text.starts_with(feature.section()))
         {
@@ -151,7 +151,7 @@ fn the_shipped_flags_are_off_and_the_production_profile_switches_all_on() -> Res
     let baseline = InForce::of(&off.settings, &off.ranks);
     let production = load_shipped(&["config/production.toml"])?;
     let full = InForce::of(&production.settings, &production.ranks);
-    for feature in Feature::ALL {
+    for feature in Feature::WITH_POLICY {
         assert!(!baseline.has(feature) && full.has(feature), "{feature:?}");
     }
     assert!(baseline.warnings.is_empty() && full.warnings.is_empty());
@@ -179,7 +179,7 @@ pub(super) fn bad_files() -> Result<Vec<(Feature, String, i32, String)>> {
     let mut add = |feature, text: &str, code, says: &str| {
         cases.push((feature, text.to_owned(), code, says.to_owned()));
     };
-    for feature in Feature::ALL {
+    for feature in Feature::WITH_POLICY {
         let section = feature.section();
         add(feature, "", 1, "is empty");
         add(
@@ -383,7 +383,7 @@ fn the_node_refuses_exactly_the_policy_files_that_the_validator_refuses() -> Res
         _ => "missing required field",
     };
     for (feature, text, code, says) in bad_files()? {
-        let file = feature.policy_file();
+        let file = policy_file(feature);
         place.file(file, &text)?;
         let judged = place.run(&format!("config check --policy {file}"), &[])?;
         let start: String = text.chars().take(300).collect();
@@ -415,8 +415,8 @@ fn the_node_refuses_exactly_the_policy_files_that_the_validator_refuses() -> Res
         assert_eq!(refused, told);
         std::fs::remove_file(place.0.join(file))?;
     }
-    for feature in Feature::ALL {
-        place.file(feature.policy_file(), &shipped(feature)?.to_string())?;
+    for feature in Feature::WITH_POLICY {
+        place.file(policy_file(feature), &shipped(feature)?.to_string())?;
     }
     for command in ["config check --policy", "config check"] {
         let ran = place.run(command, &[])?;
@@ -428,7 +428,7 @@ fn the_node_refuses_exactly_the_policy_files_that_the_validator_refuses() -> Res
 #[test]
 fn a_policy_file_may_leave_out_what_has_a_default_and_other_sources_may_say_single_things() -> Result<()> {
     let place = Place::new()?;
-    for feature in Feature::ALL {
+    for feature in Feature::WITH_POLICY {
         let mut least = json!({});
         for key in feature.required() {
             let mut here = &mut least;
@@ -440,7 +440,7 @@ fn a_policy_file_may_leave_out_what_has_a_default_and_other_sources_may_say_sing
                 .context("is there")?
                 .clone();
         }
-        place.file(feature.policy_file(), &least.to_string())?;
+        place.file(policy_file(feature), &least.to_string())?;
     }
     place.file(
         "part.json",
@@ -487,7 +487,7 @@ fn a_file_without_a_telling_name_is_judged_by_what_it_holds() -> Result<()> {
         let Ran { code, answer, .. } = place.run("config check --policy my.settings", &[])?;
         Ok((code, answer))
     };
-    for feature in Feature::ALL {
+    for feature in Feature::WITH_POLICY {
         let (code, said) = answer(&shipped(feature)?.to_string())?;
         let expected = format!(
             "[INFO] my.settings: {} policy ({})\n[OK] my.settings: valid\n",
@@ -538,10 +538,7 @@ fn a_file_without_a_telling_name_is_judged_by_what_it_holds() -> Result<()> {
 #[test]
 fn verdicts_on_policy_files_and_flags_can_be_had_as_json() -> Result<()> {
     let place = Place::new()?;
-    place.file(
-        Feature::Retry.policy_file(),
-        &shipped(Feature::Retry)?.to_string(),
-    )?;
+    place.file(policy_file(Feature::Retry), &shipped(Feature::Retry)?.to_string())?;
     place.file("q.json", r#"{"worker": {"queue": {"v2": {"enabled": 1}}}}"#)?;
     let ran = place.run(
         "config check --output json --policy config/worker/retry_policy.json q.json",
@@ -597,7 +594,7 @@ fn verdicts_on_policy_files_and_flags_can_be_had_as_json() -> Result<()> {
 fn the_schema_knows_the_shipped_policies() -> Result<()> {
     let ran = Place::new()?.run("config schema", &[])?;
     let schema = jsonschema::validator_for(&serde_json::from_str(&ran.answer)?)?;
-    for feature in Feature::ALL {
+    for feature in Feature::WITH_POLICY {
         assert!(schema.is_valid(&shipped(feature)?), "{feature:?}");
     }
     for bad in [
@@ -613,8 +610,8 @@ fn the_schema_knows_the_shipped_policies() -> Result<()> {
 #[test]
 fn files_may_begin_with_a_byte_order_mark() -> Result<()> {
     let place = Place::new()?;
-    for feature in Feature::ALL {
-        place.file(feature.policy_file(), &format!("\u{feff}{}", shipped(feature)?))?;
+    for feature in Feature::WITH_POLICY {
+        place.file(policy_file(feature), &format!("\u{feff}{}", shipped(feature)?))?;
     }
     place.file("a.toml", "\u{feff}[limits]\nmax_held = 7\n")?;
     place.file("b.json", "\u{feff}{\"nats\": {\"max_deliver\": 8}}")?;

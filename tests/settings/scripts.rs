@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use caf_worker::settings::feature::Feature;
 
 use super::policies::{bad_files, shipped};
-use super::{Place, Ran, shipped_script};
+use super::{Place, Ran, policy_file, shipped_script};
 
 const CONFIG: &str = "worker/validate_config.sh";
 const FLAGS: &str = "worker/validate_feature_flags.sh";
@@ -15,8 +15,8 @@ const FLAGS: &str = "worker/validate_feature_flags.sh";
 /// A place with the shipped policy files.
 pub(super) fn with_policies() -> Result<Place> {
     let place = Place::new()?;
-    for feature in Feature::ALL {
-        place.file(feature.policy_file(), &shipped(feature)?.to_string())?;
+    for feature in Feature::WITH_POLICY {
+        place.file(policy_file(feature), &shipped(feature)?.to_string())?;
     }
     Ok(place)
 }
@@ -26,10 +26,10 @@ fn good_policy_files_are_ok_in_place_or_by_name() -> Result<()> {
     let place = with_policies()?;
     let ran = place.script(CONFIG, &[], &[])?;
     let lines: Vec<_> = ran.answer.lines().collect();
-    let expected: Vec<_> = Feature::ALL
+    let expected: Vec<_> = Feature::WITH_POLICY
         .iter()
         .flat_map(|feature| {
-            let (file, name, section) = (feature.policy_file(), feature.name(), feature.section());
+            let (file, name, section) = (policy_file(*feature), feature.name(), feature.section());
             [
                 format!("[INFO] {file}: {name} policy ({section})"),
                 format!("[OK] {file}: valid"),
@@ -57,7 +57,7 @@ fn good_policy_files_are_ok_in_place_or_by_name() -> Result<()> {
 fn each_kind_of_mistake_has_its_exit_code_and_names_file_and_key() -> Result<()> {
     let place = Place::new()?;
     for (feature, text, code, says) in bad_files()? {
-        let file = feature.policy_file();
+        let file = policy_file(feature);
         place.file(file, &text)?;
         let ran = place.script(CONFIG, &[file], &[])?;
         let start: String = text.chars().take(300).collect();
@@ -79,7 +79,7 @@ fn files_that_are_not_there_or_cannot_be_read_are_named_too() -> Result<()> {
     // Nobody can read it, not even root.
     std::os::unix::fs::symlink("/proc/self/mem", place.0.join("unreadable.json"))?;
     std::fs::write(place.0.join("bytes.json"), [0xff, 0xfe])?;
-    let good = Feature::Queue.policy_file();
+    let good = policy_file(Feature::Queue);
     for (file, code, says) in [
         ("absent.json", 3, "the file is not there"),
         ("directory.json", 1, "cannot be read: Is a directory"),
@@ -241,7 +241,7 @@ fn flags_that_are_no_flags_and_settings_that_cannot_be_read_have_codes_of_their_
     // A wrong flag is said first of all.
     let flag = [("CP2_ADVANCED_RETRY_ENABLED", "maybe")];
     assert_eq!(place.script(FLAGS, &["--config", "broken.toml"], &flag)?.code, 1);
-    place.file(Feature::Queue.policy_file(), "{")?;
+    place.file(policy_file(Feature::Queue), "{")?;
     let ran = place.script(FLAGS, &[], &[])?;
     assert!(
         ran.code == 2 && ran.answer.contains("queue_policy.json: is not JSON"),

@@ -10,13 +10,9 @@ use crate::settings::origin::Origin;
 use crate::settings::sources::{Entry, Reader};
 
 /// Flags of the contract whose features this version does not have.
-const OF_LATER_VERSIONS: [(&str, &str); 6] = [
+const OF_LATER_VERSIONS: [(&str, &str); 2] = [
     ("CP2_CANCELLATION_ENABLED", "cancellation"),
     ("CP2_CIRCUIT_BREAKER_ENABLED", "circuit breaker"),
-    ("CP2_OBSERVABILITY_METRICS_ENABLED", "metrics"),
-    ("BEAMLINE_METRICS_ENABLED", "metrics"),
-    ("CP2_OBSERVABILITY_TRACING_ENABLED", "tracing"),
-    ("BEAMLINE_TRACING_ENABLED", "tracing"),
 ];
 
 /// How names of flags begin and end.

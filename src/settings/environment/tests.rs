@@ -244,10 +244,6 @@ fn a_flag_of_a_later_version_is_said_to_do_nothing_while_it_is_on() {
     for (name, feature) in [
         ("CP2_CANCELLATION_ENABLED", "cancellation"),
         ("CP2_CIRCUIT_BREAKER_ENABLED", "circuit breaker"),
-        ("CP2_OBSERVABILITY_METRICS_ENABLED", "metrics"),
-        ("BEAMLINE_METRICS_ENABLED", "metrics"),
-        ("CP2_OBSERVABILITY_TRACING_ENABLED", "tracing"),
-        ("BEAMLINE_TRACING_ENABLED", "tracing"),
     ] {
         let said = format!("{name} has no effect: this version has no {feature} that a flag switches on");
         assert_eq!(flag_warnings_of(&[(name, "Yes")]), [said]);

@@ -166,14 +166,17 @@ fn document(base: &Path, path: &Path) -> Result<json::Document, (Fault, String)>
 /// The feature whose file has this name.
 fn named_by(path: &Path) -> Option<Feature> {
     let name = path.file_name()?;
-    let has_name = |feature: &Feature| Path::new(feature.policy_file()).file_name() == Some(name);
+    let has_name = |feature: &Feature| {
+        let file = feature.policy_file().map(Path::new);
+        file.and_then(Path::file_name) == Some(name)
+    };
     Feature::ALL.into_iter().find(has_name)
 }
 
 /// The feature whose area stands below `worker`.
 fn held_by(root: &Value) -> Result<Feature, String> {
     let area = |feature: Feature| feature.section().trim_end_matches(".v2");
-    let held: Vec<Feature> = Feature::ALL
+    let held: Vec<Feature> = Feature::WITH_POLICY
         .into_iter()
         .filter(|feature| at(root, area(*feature)).is_some())
         .collect();
@@ -191,7 +194,7 @@ fn held_by(root: &Value) -> Result<Feature, String> {
 }
 
 fn any_section() -> String {
-    Feature::ALL.map(Feature::section).join(" or ")
+    Feature::WITH_POLICY.map(Feature::section).join(" or ")
 }
 
 fn at<'a>(root: &'a Value, key: &str) -> Option<&'a Value> {

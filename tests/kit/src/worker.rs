@@ -118,7 +118,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// `serve` beside this broker, with a health port that the system picks.
+    /// `serve` beside this broker, with ports that the system picks.
     #[must_use]
     pub fn serve(self, nats: &NatsServer) -> Self {
         self.serve_at(nats.url())
@@ -134,6 +134,8 @@ impl WorkerBuilder {
         self.arg("serve")
             .env("NATS_URL", url)
             .env("WORKER__HTTP__HEALTH_ADDR", "127.0.0.1:0")
+            .env("WORKER__HTTP__METRICS_ADDR", "127.0.0.1:0")
+            .env("WORKER__HTTP__ADMIN_ADDR", "127.0.0.1:0")
     }
 
     /// Starts it. Does not wait until it is ready: [`Worker::wait_ready`] does.
@@ -373,6 +375,14 @@ impl Worker {
     /// When the worker does not log it.
     pub fn metrics_port(&mut self) -> Result<u16> {
         self.port_in("Metrics endpoint started")
+    }
+
+    /// Port of the admin endpoint, from the log.
+    ///
+    /// # Errors
+    /// When the worker does not log it.
+    pub fn admin_port(&mut self) -> Result<u16> {
+        self.port_in("Admin endpoint started")
     }
 
     fn port_in(&mut self, message: &str) -> Result<u16> {

@@ -1,0 +1,95 @@
+//! The ports of a node that serves: health, metrics while their flag is on, and admin.
+//!
+//! Neighbours: `serve` opens them before anything else and closes them last; [`crate::http`] has the pages.
+
+use std::io;
+use std::sync::Arc;
+
+use actix_web::web::ServiceConfig;
+use caf_actors::events::{self, Log};
+
+use crate::exit::Exit;
+use crate::http::health::Health;
+use crate::http::{Port, admin, health, metrics};
+use crate::settings::HttpSettings;
+use crate::telemetry::metrics::Metrics;
+
+/// Open ports, each with the message that says that it is closed.
+pub struct Ports(Vec<(Port, &'static str)>);
+
+/// How the log speaks of one port.
+struct Words {
+    started: &'static str,
+    failed: &'static str,
+    stopped: &'static str,
+}
+
+const HEALTH: Words = Words {
+    started: "Health endpoint started",
+    failed: "Failed to bind health socket",
+    stopped: "Health endpoint stopped",
+};
+const METRICS: Words = Words {
+    started: "Metrics endpoint started",
+    failed: "Failed to bind metrics socket",
+    stopped: "Metrics endpoint stopped",
+};
+const ADMIN: Words = Words {
+    started: "Admin endpoint started",
+    failed: "Failed to bind admin socket",
+    stopped: "Admin endpoint stopped",
+};
+
+impl Ports {
+    /// Opens them, or says in the log why not.
+    ///
+    /// # Errors
+    /// With the exit code when one cannot be opened.
+    pub fn open(
+        settings: &HttpSettings,
+        health: &Health,
+        metrics: Option<Arc<Metrics>>,
+        log: &Log,
+    ) -> Result<Self, Exit> {
+        let mut ports = Self(Vec::new());
+        ports.add(&HEALTH, &settings.health_addr, health::pages(health.clone()), log)?;
+        if let Some(metrics) = metrics {
+            ports.add(&METRICS, &settings.metrics_addr, metrics::pages(metrics), log)?;
+        }
+        ports.add(&ADMIN, &settings.admin_addr, admin::pages(health.clone()), log)?;
+        Ok(ports)
+    }
+
+    /// Closes them.
+    pub async fn close(self, log: &Log) {
+        for (port, stopped) in self.0 {
+            let address = port.address;
+            port.close().await;
+            log.emit(events::endpoint(stopped, address));
+        }
+    }
+
+    fn add(
+        &mut self,
+        words: &Words,
+        address: &str,
+        pages: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+        log: &Log,
+    ) -> Result<(), Exit> {
+        let opened = address
+            .parse()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+            .and_then(|address| Port::open(address, pages));
+        match opened {
+            Ok(port) => {
+                log.emit(events::endpoint(words.started, port.address));
+                self.0.push((port, words.stopped));
+                Ok(())
+            }
+            Err(error) => {
+                log.emit(events::bind_failed(words.failed, address, &error.to_string()));
+                Err(Exit::Unavailable)
+            }
+        }
+    }
+}
