@@ -37,27 +37,33 @@ fn the_log_of_a_node_that_starts_says_which_features_are_in_force_and_why() -> R
     assert_eq!(
         place.features(&[])?,
         json!({
-            "retry": "cp1", "timeouts": "cp1", "queue": "cp1", "admission": "wait",
+            "retry": "cp1", "timeouts": "cp1", "queue": "cp1", "metrics": "cp1", "tracing": "cp1", "admission": "wait",
             "sources": {
                 "retry": "file config/worker/retry_policy.json",
                 "timeouts": "file config/worker/timeout_policy.json",
                 "queue": "file config/worker/queue_policy.json",
+                "metrics": "default",
+                "tracing": "default",
             },
         })
     );
     let on = place.features(&[
         ("CP2_ADVANCED_RETRY_ENABLED", "true"),
         ("WORKER_QUEUE_V2_ENABLED", "1"),
+        ("BEAMLINE_METRICS_ENABLED", "true"),
         ("WORKER__WORKER__QUEUE__V2__REJECTION_POLICY", "defer"),
     ])?;
     assert_eq!(
         on,
         json!({
-            "retry": "cp2", "timeouts": "cp1", "queue": "cp2", "admission": "refuse", "rejection_policy": "defer",
+            "retry": "cp2", "timeouts": "cp1", "queue": "cp2", "metrics": "cp2", "tracing": "cp1", "admission": "refuse",
+            "rejection_policy": "defer",
             "sources": {
                 "retry": "env CP2_ADVANCED_RETRY_ENABLED",
                 "timeouts": "file config/worker/timeout_policy.json",
                 "queue": "env WORKER_QUEUE_V2_ENABLED",
+                "metrics": "env BEAMLINE_METRICS_ENABLED",
+                "tracing": "default",
             },
         })
     );

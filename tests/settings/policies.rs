@@ -583,6 +583,8 @@ fn verdicts_on_policy_files_and_flags_can_be_had_as_json() -> Result<()> {
             flag("retry", true, "CP2 mode"),
             flag("timeouts", false, "CP1 baseline"),
             flag("queue", true, "CP1 baseline"),
+            flag("metrics", false, "CP1 baseline"),
+            flag("tracing", false, "CP1 baseline"),
         ]
     );
     assert_eq!(report["flags"][0]["source"], "env CP2_ADVANCED_RETRY_ENABLED");

@@ -142,7 +142,7 @@ fn flags_are_printed_with_value_source_and_mode_and_cp2_is_warned_about() -> Res
     assert_eq!((ran.code, ran.complaint.as_str()), (0, ""), "{ran:?}");
     assert_eq!(
         ran.answer.matches(": CP1 baseline; ").count(),
-        3,
+        Feature::ALL.len(),
         "{}",
         ran.answer
     );
@@ -198,11 +198,12 @@ fn the_production_profile_is_seen_when_it_is_named() -> Result<()> {
     let ran = place.script(FLAGS, &["--config", profile], &[])?;
     assert_eq!(
         (ran.code, ran.answer.matches(": CP2 mode; ").count()),
-        (0, 3),
+        (0, Feature::ALL.len()),
         "{ran:?}"
     );
     assert!(
-        ran.answer.contains("[WARN] CP2 is on for retry, timeouts, queue"),
+        ran.answer
+            .contains("[WARN] CP2 is on for retry, timeouts, queue, metrics, tracing:"),
         "{}",
         ran.answer
     );
