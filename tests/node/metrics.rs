@@ -268,7 +268,7 @@ impl Scrape {
     fn assert_of_contract(&self) {
         for &(name, kind, labels, _) in CONTRACT {
             assert_eq!(self.kinds.get(name).map(String::as_str), Some(kind), "{name}");
-            let mut expected: BTreeSet<_> = labels.split_whitespace().collect();
+            let expected: BTreeSet<_> = labels.split_whitespace().collect();
             for series in self.values.keys() {
                 let (of, found) = series.split_once('{').unwrap_or((series, ""));
                 let of = ["_bucket", "_sum", "_count"]
@@ -282,7 +282,6 @@ impl Scrape {
                     assert_eq!(names, expected, "{series}");
                 }
             }
-            expected.clear();
         }
     }
 }
@@ -324,7 +323,7 @@ fn send_mixed_load(node: &Node) {
     let mut load = jobs(4, |_| AssignmentBuilder::echo());
     load.push(flow);
     load.extend(jobs(2, |_| AssignmentBuilder::echo().tenant("beta")));
-    load.extend(jobs(3, |_| failing("PERMISSION_DENIED")));
+    load.extend(jobs(3, |_| failing("PERMISSION_DENIED").max_attempts(1)));
     load.push(failing("NETWORK_ERROR").max_attempts(2));
     load.extend(jobs(2, |_| AssignmentBuilder::sleep(60_000).deadline_ms(200)));
     load.push(AssignmentBuilder::new("no.such.block", json!({})));
@@ -521,7 +520,7 @@ fn numbers_are_those_of_the_load_with_every_flag_and_in_detail() {
             .policy("timeout", &json!({}))
             .policy(
                 "queue",
-                &json!({"resource_pools": {"cpu": sizes, "gpu": sizes, "io": small}}),
+                &json!({"resource_pools": {"cpu": sizes, "gpu": small, "io": sizes}}),
             )
     });
     send_mixed_load(&node);
@@ -538,7 +537,10 @@ fn numbers_are_those_of_the_load_with_every_flag_and_in_detail() {
     );
 
     // One runs, two wait, three are refused; the server answers when it is told.
-    let load = jobs(6, |n| outside.job(&format!("job-{n}")));
+    let load = jobs(6, |n| {
+        let job = outside.job(&format!("job-{n}"));
+        job.set("resources", json!({"class": "gpu"}))
+    });
     for (sent, job) in load.iter().enumerate() {
         node.client.assign(job).expect("is sent");
         let acked = |job: &AssignmentBuilder| !answers(&node.client).acks(job.assignment_id()).is_empty();
@@ -547,26 +549,26 @@ fn numbers_are_those_of_the_load_with_every_flag_and_in_detail() {
     let full = scrape_when(&mut node, "worker_jobs_held", 3.0);
     full.assert_values(&[
         (
-            "worker_queue_rejections_total{rejection_reason=\"queue_full\",resource_pool=\"io\"}",
+            "worker_queue_rejections_total{rejection_reason=\"queue_full\",resource_pool=\"gpu\"}",
             3.0,
         ),
         (
-            "worker_queue_rejections_total{rejection_reason=\"critical\",resource_pool=\"io\"}",
+            "worker_queue_rejections_total{rejection_reason=\"critical\",resource_pool=\"gpu\"}",
             0.0,
         ),
         ("worker_assignments_total{row=\"4\"}", 3.0),
-        ("worker_overload_status{resource_pool=\"io\"}", 3.0),
+        ("worker_overload_status{resource_pool=\"gpu\"}", 3.0),
         ("worker_overload_status{resource_pool=\"cpu\"}", 0.0),
-        ("worker_queue_depth{resource_pool=\"io\"}", 2.0),
-        ("worker_pool_queue_depth{resource_class=\"io\"}", 2.0),
-        ("worker_active_tasks{resource_pool=\"io\"}", 1.0),
-        ("worker_pool_slots{resource_pool=\"io\"}", 1.0),
-        ("worker_pool_slots_available{resource_pool=\"io\"}", 0.0),
+        ("worker_queue_depth{resource_pool=\"gpu\"}", 2.0),
+        ("worker_pool_queue_depth{resource_class=\"gpu\"}", 2.0),
+        ("worker_active_tasks{resource_pool=\"gpu\"}", 1.0),
+        ("worker_pool_slots{resource_pool=\"gpu\"}", 1.0),
+        ("worker_pool_slots_available{resource_pool=\"gpu\"}", 0.0),
         ("worker_leases_held", 3.0),
     ]);
     outside.open();
     node.wait_answered(&load, SOON);
-    scrape_when(&mut node, "worker_overload_status{resource_pool=\"io\"}", 0.0);
+    scrape_when(&mut node, "worker_overload_status{resource_pool=\"gpu\"}", 0.0);
 }
 
 /// Contract 8.3: below 100 ms. What it may take here is the patience with a part that does not answer.
