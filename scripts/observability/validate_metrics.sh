@@ -4,8 +4,8 @@
 #
 #   scripts/observability/validate_metrics.sh [--strict] [--detailed]
 #
-#   --strict     also demands what is measured only once it happens (jobs, retries, limits, refusals, flows). Without, what has
-#                not happened yet is named in one [INFO] line
+#   --strict     demands a series of every name, also of what is measured only once it happens (jobs, retries, limits, refusals,
+#                flows). Without, what has not happened yet is named in one [INFO] line
 #   --detailed   ids of runs, flows and steps may be labels: the worker is in its detailed mode
 #
 # WORKER_METRICS_URL: the page (http://localhost:9092/metrics). WORKER_URL: the health port, asked only to say why the page is
@@ -30,7 +30,7 @@ for argument in "$@"; do
     esac
 done
 
-# When, name, type, labels. `start`: from the first scrape on; `later`: once it has happened.
+# From when on there is a series, name, type, labels. `start`: from the first scrape; `later`: once it has happened.
 required() {
     cat <<'TABLE'
 later worker_tasks_total counter block_type status
@@ -254,7 +254,7 @@ else
     [[ "$failed" == true ]] || holds "text format, no id is a label (read by $reader)"
 fi
 
-missing=()
+unseen=()
 declare -A type_of=() labels_of=()
 while read -r what name rest; do
     case "$what" in
@@ -264,18 +264,22 @@ while read -r what name rest; do
 done <"$directory/findings"
 checked=0
 while read -r when name kind labels; do
-    if [[ -z "${labels_of[$name]-}" ]]; then
-        if [[ "$when" == later && "$strict" == false ]]; then missing+=("$name"); else fails "$name is missing"; fi
+    checked=$((checked + 1))
+    if [[ -z "${type_of[$name]-}" ]]; then
+        fails "$name is missing"
         continue
     fi
-    checked=$((checked + 1))
     [[ "${type_of[$name]}" == "$kind" ]] || fails "$name is a ${type_of[$name]}, not a $kind"
+    if [[ -z "${labels_of[$name]-}" ]]; then
+        if [[ "$when" == later && "$strict" == false ]]; then unseen+=("$name"); else fails "$name has no series"; fi
+        continue
+    fi
     for label in $labels; do
         [[ "${labels_of[$name]}" == *" $label "* ]] || fails "$name has no label $label"
     done
 done < <(required)
 [[ "$failed" == true ]] || holds "names, labels and types: $checked checked"
-[[ ${#missing[@]} -eq 0 ]] || say "[INFO] not measured yet, since it has not happened: ${missing[*]}"
+[[ ${#unseen[@]} -eq 0 ]] || say "[INFO] no series yet, since it has not happened: ${unseen[*]}"
 
 read -r _ series < <(grep '^series ' "$directory/findings")
 if ((series >= 1000000)); then
