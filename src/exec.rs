@@ -204,6 +204,7 @@ async fn feed_lines(
             headers: Arc::new(Headers::default()),
             payload,
             position: None,
+            published_at_ms: None,
             received_at_ms: clock::epoch_ms(),
             received: Instant::now(),
         };

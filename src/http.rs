@@ -11,6 +11,7 @@ use actix_web::{App, HttpResponse, HttpServer, web};
 pub mod admin;
 pub mod health;
 pub mod metrics;
+pub mod view;
 
 /// An open port.
 pub struct Port {

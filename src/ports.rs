@@ -54,7 +54,8 @@ impl Ports {
         let mut ports = Self(Vec::new());
         ports.add(&HEALTH, &settings.health_addr, health::pages(health.clone()), log)?;
         if let Some(metrics) = metrics {
-            ports.add(&METRICS, &settings.metrics_addr, metrics::pages(metrics), log)?;
+            let pages = metrics::pages(metrics, health.clone());
+            ports.add(&METRICS, &settings.metrics_addr, pages, log)?;
         }
         ports.add(&ADMIN, &settings.admin_addr, admin::pages(health.clone()), log)?;
         Ok(ports)

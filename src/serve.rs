@@ -81,6 +81,10 @@ pub async fn run(
     }
     let status = new_status(settings);
     let health = Health::new(status.clone(), mode_name, log.worker_id());
+    if let Some(metrics) = &metrics {
+        metrics.know_job_types(&blocks.registry.job_types());
+    }
+    let measures = metrics.is_some();
     let ports = match Ports::open(&settings.http, &health, metrics, log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
@@ -93,6 +97,9 @@ pub async fn run(
         }
     };
     let loops = EventLoops::start(settings);
+    if measures {
+        loops.watch(&health, log);
+    }
     let connecting = connect_pipeline(&loops.pipeline, settings, &status, log);
     let connected = tokio::select! {
         connected = connecting => connected,

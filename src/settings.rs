@@ -14,6 +14,7 @@ pub mod feature;
 pub mod flags;
 pub mod in_force;
 pub mod load;
+pub mod metrics;
 pub mod not_yet;
 pub mod origin;
 pub mod show;
@@ -35,6 +36,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use caf_blocks::settings::BlockSettings;
+
+pub use self::metrics::MetricsSettings;
 
 /// The whole tree. `Debug` hides its secrets.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -123,14 +126,6 @@ impl Default for WorkerSettings {
             tracing: TracingSettings::default(),
         }
     }
-}
-
-/// Metrics: what happens in the worker, in numbers.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct MetricsSettings {
-    /// Whether anything is measured, and shown at `http.metrics_addr`.
-    pub enabled: bool,
 }
 
 /// Traces: what happens to each assignment, as spans.

@@ -12,6 +12,7 @@ use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
 use caf_actors::claims::Claims;
 use caf_actors::claims::record::QuarantineRule;
+use caf_actors::event_loop::{self, LoopClock};
 use caf_actors::events::{self, Log};
 use caf_actors::held::HeldPermits;
 use caf_actors::intake::preparation::Preparation;
@@ -29,12 +30,13 @@ use caf_actors::sink::Sink;
 use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::state_dir::marks::Marks;
 use caf_actors::status::NodeStatus;
-use caf_actors::supervisor::{Adopt, Child, Escalation, Supervisor};
+use caf_actors::supervisor::{Adopt, Budget, Child, Escalation, Supervisor};
 use caf_blocks::{Blocks, OperationLimits};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
+use crate::http::health::Health;
 use crate::settings::in_force::InForce;
 use crate::settings::{Admission, Settings};
 
@@ -47,6 +49,21 @@ pub struct EventLoops {
 }
 
 impl EventLoops {
+    /// Watches how late each of them is, and the one that this is called on.
+    pub fn watch(&self, health: &Health, log: &Log) {
+        let main = LoopClock::start("main");
+        health.watch_loop(main.clone());
+        actix::spawn(event_loop::watch(main, log.clone()));
+        let blocks = self.blocks.iter().enumerate();
+        let blocks = blocks.map(|(number, on)| (format!("block_{number}"), on));
+        for (name, on) in blocks.chain([("pipeline".to_owned(), &self.pipeline)]) {
+            let (clock, log) = (LoopClock::start(&name), log.clone());
+            health.watch_loop(clock.clone());
+            let watch = move || event_loop::watch(clock, log).boxed_local();
+            spawn_task(&on.handle(), watch, Box::new(|_| {}));
+        }
+    }
+
     /// Starts the threads.
     pub fn start(settings: &Settings) -> Self {
         let blocks = (0..settings.worker.io_threads.max(1))
@@ -103,6 +120,8 @@ pub struct Tree {
     pub outbox: Option<Outbox>,
     /// Threads that outlived their job.
     pub threads: Threads,
+    /// Restarts that are left.
+    pub restarts: Budget,
     /// Cancels every job.
     pub cancel_all: CancellationToken,
     /// Watches the parts.
@@ -141,7 +160,9 @@ pub async fn build(
         marks,
     } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
-    let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone()).start();
+    let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone());
+    let restarts = supervisor.budget();
+    let supervisor = supervisor.start();
     let answers = Answers::new(&settings.nats.subjects, log.worker_id()).with_letters(&settings.dlq);
     let cancel_all = CancellationToken::new();
 
@@ -231,6 +252,7 @@ pub async fn build(
         claims,
         outbox,
         threads,
+        restarts,
         cancel_all,
         supervisor,
         escalations,

@@ -28,7 +28,7 @@ use self::retry::{Course, NextStep};
 use self::threads::{Threads, within};
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
-use crate::events::{self, Log};
+use crate::events::{self, Event, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
 use crate::job::{Job, Work};
 use crate::pool::Slot;
@@ -124,26 +124,32 @@ impl BlockWorker {
     }
 
     fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
-        if self.tells_timeouts {
-            for event in events::timeouts::of_attempt(&job.identity, operations, failure) {
-                self.log.emit(event);
-            }
+        let events = || events::timeouts::of_attempt(&job.identity, operations, failure);
+        self.tell(self.tells_timeouts, events);
+    }
+
+    /// Lines belong to a policy; numbers make sense without it.
+    fn tell(&self, with_lines: bool, events: impl FnOnce() -> Vec<Event>) {
+        if with_lines {
+            events().into_iter().for_each(|event| self.log.emit(event));
+        } else if self.log.is_measuring() {
+            let silent = events().into_iter().map(Event::without_line);
+            silent.for_each(|event| self.log.emit(event));
         }
     }
 
     fn tell_limits_of_job(&self, job: &Job, outcome: &Outcome) {
-        if self.tells_timeouts {
-            let since_start = |end: Instant| end.saturating_duration_since(job.started);
-            let deadline = (since_start(job.deadline), since_start(Instant::now()));
-            for event in events::timeouts::of_job(&job.identity, outcome.failure(), deadline) {
-                self.log.emit(event);
-            }
-        }
+        let since_start = |end: Instant| end.saturating_duration_since(job.started);
+        let deadline = (since_start(job.deadline), since_start(Instant::now()));
+        self.tell(self.tells_timeouts, || {
+            events::timeouts::of_job(&job.identity, outcome.failure(), deadline)
+        });
     }
 }
 
 async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
     let running = slot.occupy();
+    job.began = Some(Instant::now());
     let ended = on_the_floor(&mut job, &worker).await;
     drop(running);
     if let Ended::Outcome(outcome, _) = &ended {
@@ -162,6 +168,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
             let _ = publisher.conclude.tell(Conclude::of_job(*job, step));
         }
         Ended::Interrupted => {
+            log.measure(|| events::delivery::left_by("12"));
             let verdict = Verdict::Nak {
                 delay_ms: HAND_BACK_DELAY_MS,
             };
@@ -171,10 +178,11 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
             });
         }
         Ended::TakenOver => {
-            log.emit(events::result_suppressed(
+            let suppressed = events::result_suppressed(
                 Some(&job.identity),
                 "taken over by another worker before it ended",
-            ));
+            );
+            log.emit(events::delivery::left(suppressed, "13"));
             if let Some(claim) = job.holdings.claim.take() {
                 claim.suppress();
             }
@@ -245,10 +253,10 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
         plan
     });
     let ended = follow(&mut course, job, worker).await;
-    if let (true, Ended::Outcome(outcome, _)) = (course.plan().is_by_policy(), &ended) {
+    if let Ended::Outcome(outcome, _) = &ended {
         let spent = course.spent(Instant::now());
-        let events = events::retry::ended(&job.identity, &course, outcome, spent);
-        events.into_iter().for_each(|event| worker.log.emit(event));
+        let events = || events::retry::ended(&job.identity, &course, outcome, spent);
+        worker.tell(course.plan().is_by_policy(), events);
     }
     ended
 }
@@ -264,9 +272,9 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         if let Err(limit) = course.begin(Instant::now()) {
             return out_of_time(course, limit);
         }
-        if let (true, Some(pending)) = (course.plan().is_by_policy(), course.pending()) {
-            let started = events::retry::attempt_started(&job.identity, course.retries(), &pending);
-            worker.log.emit(started);
+        if let Some(pending) = course.pending() {
+            let started = || events::retry::attempt_started(&job.identity, course.retries(), &pending);
+            worker.tell(course.plan().is_by_policy(), || vec![started()]);
         }
         let (failure, called) = match one_attempt(job, course, worker).await {
             Attempt::Done(Ok(outputs)) => {
@@ -288,12 +296,16 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         worker
             .log
             .emit(events::attempt_failed(&job.identity, &failure, attempt, delay_ms));
+        let since = Instant::now();
         tokio::select! {
             biased;
             () = job.cancel.cancelled() => return cancelled(job, attempt, worker),
             () = tokio::time::sleep_until(job.deadline) => return out_of_time(course, Limit::Deadline),
             () = tokio::time::sleep(delay) => {}
         }
+        worker
+            .log
+            .measure(|| events::steps::waited("retry", since.elapsed()));
         course.waited();
     }
 }

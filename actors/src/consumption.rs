@@ -38,6 +38,8 @@ struct Shared {
     phase: AtomicU8,
     pulls: AtomicUsize,
     subscriptions: AtomicU64,
+    /// Messages that the broker has for us, plus one; 0 before it said.
+    pending: AtomicU64,
 }
 
 impl Default for Consumption {
@@ -50,6 +52,7 @@ impl Default for Consumption {
             phase: AtomicU8::new(Phase::Preparing as u8),
             pulls: AtomicUsize::new(0),
             subscriptions: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
         }))
     }
 }
@@ -112,6 +115,17 @@ impl Consumption {
         let all = [Phase::Preparing, Phase::NoRoom, Phase::Pulling, Phase::TooLarge];
         let found = all.into_iter().find(|phase| *phase as u8 == stored);
         found.unwrap_or(Phase::Preparing)
+    }
+
+    /// The broker has so many messages for this worker and its fleet that nobody has got yet; nothing when it does not say.
+    pub fn set_pending(&self, messages: Option<u64>) {
+        let stored = messages.map_or(0, |messages| messages.saturating_add(1));
+        self.0.pending.store(stored, SeqCst);
+    }
+
+    /// What [`Consumption::set_pending`] said last.
+    pub fn pending(&self) -> Option<u64> {
+        self.0.pending.load(SeqCst).checked_sub(1)
     }
 
     /// Assignments that arrived so far.

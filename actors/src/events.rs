@@ -4,8 +4,11 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod delivery;
 pub mod queue;
 pub mod retry;
+pub mod running;
+pub mod steps;
 pub mod timeouts;
 
 use std::net::SocketAddr;
@@ -84,6 +87,18 @@ impl Log {
         &self.worker_id
     }
 
+    /// Whether anybody takes samples.
+    pub fn is_measuring(&self) -> bool {
+        self.meter.is_some()
+    }
+
+    /// Records the samples of an event that is made only where anything is measured. For events without a line.
+    pub fn measure(&self, event: impl FnOnce() -> Event) {
+        if self.meter.is_some() {
+            self.emit(event());
+        }
+    }
+
     /// Writes one line, if its level is written, and records the samples that go with it.
     pub fn emit(&self, event: Event) {
         let Event {
@@ -95,6 +110,9 @@ impl Log {
         } = event;
         if let Some(meter) = &self.meter {
             samples.iter().for_each(|sample| meter.record(sample));
+        }
+        if level == Level::Silent {
+            return;
         }
         let fields = Fields {
             top,
@@ -139,6 +157,13 @@ impl Event {
     /// Samples only, where no line is due.
     fn silent() -> Self {
         Self::new(Level::Silent, "")
+    }
+
+    /// The same without its line, where that belongs to a feature that is off.
+    #[must_use]
+    pub fn without_line(mut self) -> Self {
+        self.level = Level::Silent;
+        self
     }
 
     /// Records this too.
@@ -339,7 +364,9 @@ pub fn claims_silent(error: &str) -> Event {
 
 /// A result is not published: while the lease had lapsed, another worker took the assignment over.
 pub fn result_suppressed(identity: Option<&Identity>, why: &str) -> Event {
-    let event = Event::new(Level::Warn, "Result suppressed").with("reason", why);
+    let event = Event::new(Level::Warn, "Result suppressed")
+        .with("reason", why)
+        .measuring(delivery::SUPPRESSED.one(&[]));
     match identity {
         Some(identity) => event.of(identity),
         None => event,
@@ -547,6 +574,7 @@ pub fn actor_restarted(name: &str, panicked: bool, restarts: usize) -> Event {
         .with("actor", name)
         .with("panicked", panicked)
         .with("restarts_in_window", restarts)
+        .measuring(running::restart(name))
 }
 
 /// An actor failed more often than the budget allows.

@@ -9,6 +9,7 @@ pub mod decision;
 pub mod preparation;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
@@ -18,7 +19,9 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::decision::{Facts, PoolFact, Row, StandingFact, decide_with_place};
+use self::decision::{
+    Facts, PoolFact, Row, StandingFact, decide_with_place, give_up_number, rejection_number,
+};
 use self::preparation::{Preparation, Runnable};
 use crate::answers::Answers;
 use crate::claims::fleet::Revision;
@@ -250,11 +253,10 @@ impl Intake {
 
     /// Row 1.
     fn bury(&self, arrival: Arrival, failure: Failure, holdings: Holdings) {
-        self.parts.log.emit(events::unanswerable(
-            &arrival.subject,
-            arrival.payload.len(),
-            &failure,
-        ));
+        let line = events::unanswerable(&arrival.subject, arrival.payload.len(), &failure);
+        self.parts
+            .log
+            .emit(events::delivery::left(line, Row::Unanswerable.number()));
         self.conclude(Conclusion::Bury { arrival, failure }, holdings);
     }
 
@@ -262,7 +264,8 @@ impl Intake {
     fn settle_without_answer(&self, row: &Row, standing: &Standing, identity: &Identity, holdings: Holdings) {
         let why = match (row, standing) {
             (Row::Repeat, Standing::Finished(Some(result))) => {
-                self.parts.log.emit(events::answered_again(identity));
+                let line = events::answered_again(identity);
+                self.parts.log.emit(events::delivery::left(line, row.number()));
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
             (Row::Repeat, _) => "answered before; nothing is repeated",
@@ -280,7 +283,8 @@ impl Intake {
             (Row::ComeBack, _) => "not certain yet who holds it",
             _ => "draining",
         };
-        self.parts.log.emit(events::not_run(identity, why));
+        let line = events::not_run(identity, why);
+        self.parts.log.emit(events::delivery::left(line, row.number()));
         self.settle(holdings, row.verdict_without_answer());
     }
 
@@ -288,12 +292,8 @@ impl Intake {
     fn defer(&self, case: Case, row: &Row, deferral: Deferral) {
         if let Ok(job) = &case.prepared {
             let queue = self.parts.pools.get(job.class).places.queue();
-            self.parts.log.emit(events::queue::deferred(
-                &case.identity,
-                job.class,
-                queue,
-                deferral.delay_ms,
-            ));
+            let line = events::queue::deferred(&case.identity, job.class, queue, deferral.delay_ms);
+            self.parts.log.emit(events::delivery::left(line, row.number()));
         }
         deferral.keep();
         self.settle(case.holdings, row.verdict_without_answer());
@@ -322,7 +322,8 @@ impl Intake {
             degraded: None,
         });
         let dead_letter = dead_letter.then_some(reason.as_str());
-        self.answer(case, ack, (Outcome::from(failure), load), dead_letter, true);
+        let row = rejection_number(reason);
+        self.answer(case, ack, (Outcome::from(failure), load), dead_letter, row);
     }
 
     fn log_no_place(&self, identity: &Identity, class: ResourceClass, refused: Option<Refused>) {
@@ -350,14 +351,15 @@ impl Intake {
             .log
             .emit(events::rejected(&case.identity, reason, &failure));
         let ack = AckState::Unsent(self.ack(&case, Some(reason), None));
-        self.answer(case, ack, (Outcome::from(failure), None), Some(why), true);
+        let row = give_up_number(reason);
+        self.answer(case, ack, (Outcome::from(failure), None), Some(why), row);
     }
 
     /// Row 8b.
     fn expire(&self, case: Case) {
         let ack = AckState::Unsent(self.ack(&case, None, None));
         let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
-        self.answer(case, ack, (outcome, None), None, false);
+        self.answer(case, ack, (outcome, None), None, Row::Expired.number());
     }
 
     /// The last word on a case that does not run.
@@ -367,8 +369,10 @@ impl Intake {
         ack: AckState,
         (outcome, load): (Outcome, Option<PoolLoad>),
         dead_letter: Option<&'static str>,
-        rejected: bool,
+        row: &'static str,
     ) {
+        // Row 8b has an acknowledgement like any job that runs.
+        let rejected = row != Row::Expired.number();
         let latency_ms = if rejected {
             0
         } else {
@@ -383,6 +387,8 @@ impl Intake {
             },
             dead_letter,
             rejected,
+            row,
+            ran: Duration::ZERO,
             load,
             arrival: case.arrival,
             identity: case.identity,
@@ -402,8 +408,9 @@ impl Intake {
             Err(_) => return,
         };
         let Ok(runnable) = case.prepared else { return };
-        if let Some(load) = load {
-            self.log_queued(&case.identity, &runnable, load, terms);
+        match load {
+            Some(load) => self.log_queued(&case.identity, &runnable, load, terms),
+            None => self.parts.log.measure(|| events::queue::let_in(runnable.class)),
         }
         let (confirmed, is_confirmed) = oneshot::channel();
         // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
@@ -419,6 +426,7 @@ impl Intake {
             class: runnable.class,
             repeatable: runnable.repeatable,
             started: case.first_start,
+            began: None,
             deadline,
             retry: runnable.retry,
             skip_retries: terms.skip_retries,

@@ -37,6 +37,9 @@ pub struct Arrival {
     pub payload: Bytes,
     /// Stream and sequence, when it came from a stream.
     pub position: Option<(Arc<str>, u64)>,
+    /// When it was stored in the stream, by the clock of the broker, in milliseconds since the Unix epoch; nothing where it
+    /// came from no stream, or that is not known.
+    pub published_at_ms: Option<u64>,
     /// When it arrived, in milliseconds since the Unix epoch.
     pub received_at_ms: u64,
     /// When it arrived: the first start of handling, unless a claim knows an earlier one.
@@ -159,6 +162,8 @@ pub struct Job {
     pub repeatable: bool,
     /// First start of handling by a worker: deadline and latency count from here.
     pub started: Instant,
+    /// When it got its slot; nothing before.
+    pub began: Option<Instant>,
     /// When it must be over.
     pub deadline: Instant,
     /// Whether, how often and when a failed attempt is followed by another.

@@ -29,6 +29,8 @@ pub struct LeaseTable(Arc<Shared>);
 struct Shared {
     next: AtomicU64,
     terms: Mutex<HashMap<u64, Term>>,
+    /// Deliveries that lapsed so far.
+    lapsed: AtomicU64,
     /// How long the broker waits for a renewal, once that is known.
     ack_wait: watch::Sender<Option<Duration>>,
 }
@@ -41,6 +43,17 @@ pub struct Lease {
     /// How often the broker has delivered the message, this time included; 0 where it is not known.
     pub deliveries: u64,
     table: LeaseTable,
+}
+
+/// What is held, as operators see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseSnapshot {
+    /// Deliveries that are held.
+    pub held: usize,
+    /// How long ago the oldest renewal that counts was sent, of all of them; nothing without any.
+    pub oldest_renewal: Option<Duration>,
+    /// Deliveries that lapsed since the start, as far as anybody has noticed.
+    pub lapsed: u64,
 }
 
 /// What is known of the newest delivery. Pure: every question brings its own time.
@@ -114,7 +127,7 @@ impl LeaseTable {
         let ack_wait = self.patience();
         let mut terms = self.terms();
         let renewable = |(id, term): (&u64, &mut Term)| {
-            term.is_valid(now, ack_wait)
+            self.is_valid(term, now, ack_wait)
                 .then(|| (*id, Arc::clone(&term.token)))
         };
         terms.iter_mut().filter_map(renewable).collect()
@@ -128,6 +141,27 @@ impl LeaseTable {
                 term.renewed_at(sent);
             }
         }
+    }
+
+    /// What is held now.
+    pub fn snapshot(&self, now: Instant) -> LeaseSnapshot {
+        let terms = self.terms();
+        let oldest = terms.values().map(|term| term.renewed).min();
+        LeaseSnapshot {
+            held: terms.len(),
+            oldest_renewal: oldest.map(|sent| now.saturating_duration_since(sent)),
+            lapsed: self.0.lapsed.load(Relaxed),
+        }
+    }
+
+    /// [`Term::is_valid`]; counts those that are found to be no more.
+    fn is_valid(&self, term: &mut Term, now: Instant, ack_wait: Duration) -> bool {
+        let had_lapsed = term.lapsed;
+        let is_valid = term.is_valid(now, ack_wait);
+        if !is_valid && !had_lapsed {
+            self.0.lapsed.fetch_add(1, Relaxed);
+        }
+        is_valid
     }
 
     /// The broker takes a delivery back when it has heard nothing for this long.
@@ -156,7 +190,9 @@ impl Lease {
         let ack_wait = self.table.patience();
         let mut terms = self.table.terms();
         let term = terms.get_mut(&self.id)?;
-        term.is_valid(now, ack_wait).then(|| Arc::clone(&term.token))
+        self.table
+            .is_valid(term, now, ack_wait)
+            .then(|| Arc::clone(&term.token))
     }
 
     /// Whether the delivery is still ours for certain.
@@ -168,9 +204,10 @@ impl Lease {
     pub fn vouches(&self, now: Instant) -> bool {
         let ack_wait = self.table.patience();
         let mut terms = self.table.terms();
-        terms
-            .get_mut(&self.id)
-            .is_some_and(|term| term.vouches(now, ack_wait))
+        terms.get_mut(&self.id).is_some_and(|term| {
+            self.table.is_valid(term, now, ack_wait);
+            term.vouches(now, ack_wait)
+        })
     }
 
     /// The claim was proven, from beginning to end of the question while `token` named the delivery.
@@ -185,7 +222,8 @@ impl Lease {
     pub fn adopt(&self, token: LeaseToken, now: Instant) {
         let ack_wait = self.table.patience();
         let mut terms = self.table.terms();
-        if let Some(term) = terms.remove(&self.id) {
+        if let Some(mut term) = terms.remove(&self.id) {
+            self.table.is_valid(&mut term, now, ack_wait);
             terms.insert(self.id, term.followed_by(token, now, ack_wait));
         }
     }

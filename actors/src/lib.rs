@@ -12,6 +12,7 @@ pub mod claims;
 pub mod clock;
 pub mod consumption;
 pub mod errors;
+pub mod event_loop;
 pub mod events;
 pub mod held;
 pub mod intake;

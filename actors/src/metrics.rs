@@ -1,7 +1,11 @@
 //! Metrics of the pipeline, as data: their names, labels and buckets in one table (contract 8.4), and single samples.
 //!
 //! Neighbours: an [`crate::events::Event`] carries its samples, so that a log line and its metric are one call; the node
-//! keeps the registry behind [`Meter`]. Label values come from closed sets; no id is ever one.
+//! keeps the registry behind [`Meter`], and decides there which of the ids in [`CORRELATION`] are shown. All other labels
+//! come from closed sets.
+
+/// Labels whose values come with assignments. The registry shows them as its settings say, and never all of them.
+pub const CORRELATION: [&str; 4] = ["tenant_id", "run_id", "flow_id", "step_id"];
 
 /// A metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,9 @@ pub enum MetricKind {
     Ratio,
     /// They are counted by size: upper bounds in milliseconds, shown in seconds; samples are in seconds.
     Seconds(&'static [u64]),
+    /// They are counted by size: upper bounds in milliseconds, shown as such; samples are in milliseconds. Only for names
+    /// that the contract gives: times are in seconds otherwise.
+    Milliseconds(&'static [u64]),
 }
 
 /// One value of one metric.

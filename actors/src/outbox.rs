@@ -15,11 +15,12 @@ mod reserve;
 mod sync_plan;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use caf_protocol::ids::AssignmentKey;
 use serde::Serialize;
@@ -163,6 +164,8 @@ struct Shared {
     max_bytes: u64,
     entries: AtomicU64,
     bytes: AtomicU64,
+    /// When each entry was stored that is not removed yet, in milliseconds since the Unix epoch.
+    stored_at_ms: Mutex<BTreeMap<EntryId, u64>>,
     syncs: AtomicU64,
     failure: Mutex<Option<String>>,
     has_room: watch::Sender<bool>,
@@ -205,6 +208,7 @@ impl Outbox {
             max_bytes: settings.max_bytes,
             entries: AtomicU64::new(tally.entries),
             bytes: AtomicU64::new(tally.bytes),
+            stored_at_ms: Mutex::new(tally.stored_at_ms),
             syncs: AtomicU64::new(0),
             failure: Mutex::default(),
             has_room: watch::Sender::new(tally.bytes < settings.max_bytes),
@@ -289,6 +293,13 @@ impl Outbox {
         }
     }
 
+    /// When the oldest entry was stored, in milliseconds since the Unix epoch; nothing when it is empty.
+    pub fn oldest_stored_at_ms(&self) -> Option<u64> {
+        let stored = self.shared.stored_at_ms();
+        // Numbers grow with time, unless the clock was set back.
+        stored.first_key_value().map(|(_, at_ms)| *at_ms)
+    }
+
     /// Whether more work may be taken on: there is less than `outbox.max_bytes` in it, and the last write worked.
     pub fn has_room(&self) -> bool {
         *self.shared.has_room.borrow()
@@ -336,6 +347,10 @@ impl Outbox {
 }
 
 impl Shared {
+    fn stored_at_ms(&self) -> MutexGuard<'_, BTreeMap<EntryId, u64>> {
+        self.stored_at_ms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn failure(&self) -> Option<String> {
         self.failure
             .lock()

@@ -194,12 +194,8 @@ impl Pool {
     fn log_started(&self, job: &Job, since: Instant, now: Instant) {
         let queued_ms = crate::job::elapsed_ms(job.arrival.received, now);
         let started = events::step_started(&job.identity, self.class.as_str(), queued_ms);
-        self.log.emit(if self.places.is_bounded() {
-            let waited = now.saturating_duration_since(since);
-            events::queue::left(started, self.class, waited)
-        } else {
-            started
-        });
+        let waited = now.saturating_duration_since(since);
+        self.log.emit(events::queue::left(started, self.class, waited));
     }
 
     /// Row 16: lets the jobs that wait longest leave for those that were let in for them. The last one in the line is
@@ -227,7 +223,7 @@ impl Pool {
             "dropped from the queue of the pool: it waited longest, and others came",
         )
         .with("waiting", true.into());
-        self.conclude(job, Outcome::from(failure), now);
+        self.conclude_by("16", job, Outcome::from(failure), now);
     }
 
     /// Row 8 for jobs whose time ran out while they waited.
@@ -235,17 +231,17 @@ impl Pool {
         let now = Instant::now();
         for job in self.line.take_expired(now) {
             let failure = Failure::timeout("the deadline of the assignment").with("waiting", true.into());
-            self.conclude(*job, Outcome::from(failure), now);
+            self.conclude_by("8", *job, Outcome::from(failure), now);
         }
     }
 
-    fn conclude(&self, job: Job, outcome: Outcome, now: Instant) {
+    fn conclude_by(&self, row: &'static str, job: Job, outcome: Outcome, now: Instant) {
         let step = StepResult {
             outcome,
             latency_ms: job.latency_ms(now),
             retries_used: 0,
         };
-        let _ = self.publisher.conclude.tell(Conclude::of_job(job, step));
+        let _ = self.publisher.conclude.tell(Conclude::of_job_by(row, job, step));
     }
 
     /// Wakes the pool when the next waiting job runs out of time.
@@ -272,6 +268,7 @@ impl Pool {
         while let Some(Waiting { item: job, .. }) = self.line.pop() {
             match how {
                 EmptyLine::HandBack => {
+                    self.log.measure(|| events::delivery::left_by("12"));
                     let verdict = Verdict::Nak {
                         delay_ms: HAND_BACK_DELAY_MS,
                     };
@@ -285,7 +282,7 @@ impl Pool {
                         ErrorCode::SystemOverload,
                         "the worker shut down before the job started",
                     );
-                    self.conclude(*job, Outcome::from(failure), now);
+                    self.conclude_by("7", *job, Outcome::from(failure), now);
                 }
             }
         }

@@ -47,22 +47,53 @@ pub fn resident_bytes() -> u64 {
         * PAGE_BYTES
 }
 
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The command name may hold spaces; the fields of interest come after its closing bracket.
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
+/// Processor time of this process so far, in the kernel and outside, in seconds.
+pub fn cpu_seconds() -> f64 {
+    let stat = own_stat();
+    (stat_field(&stat, 11) + stat_field(&stat, 12)) / TICKS_PER_SECOND
+}
+
+/// Threads of this process.
+pub fn threads() -> f64 {
+    stat_field(&own_stat(), 17)
+}
+
+/// When this process began, in seconds since the Unix epoch; nothing where the kernel does not say.
+pub fn start_time_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let booted = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    let booted: f64 = booted.trim().parse().ok()?;
+    Some(booted + stat_field(&own_stat(), 19) / TICKS_PER_SECOND)
+}
+
+/// Files, sockets and the like that this process has open; nothing where the kernel does not say.
+pub fn open_files() -> Option<usize> {
+    // One of them is the directory that is read here.
+    let files = std::fs::read_dir("/proc/self/fd").ok()?;
+    Some(files.count().saturating_sub(1))
+}
+
+/// How many it may have open; nothing where there is no limit, or the kernel does not say.
+pub fn max_open_files() -> Option<f64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    soft.split_whitespace().next()?.parse().ok()
+}
+
+fn own_stat() -> String {
+    std::fs::read_to_string("/proc/self/stat").unwrap_or_default()
+}
+
+/// A number of `/proc/self/stat`, counted from the first field after the command name, which may hold spaces.
+fn stat_field(stat: &str, index: usize) -> f64 {
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    fields
         .split_whitespace()
-        .collect();
-    let ticks = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|text| text.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
-    (ticks(11) + ticks(12)) / TICKS_PER_SECOND
+        .nth(index)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -78,5 +109,20 @@ mod tests {
         }
         assert!(stats.cpu_share() > 0.0);
         assert!(resident_bytes() > 100_000);
+    }
+
+    #[test]
+    fn the_kernel_tells_of_threads_files_and_the_start() {
+        let _file = std::fs::File::open("/proc/self/stat").expect("is there");
+        assert!(threads() >= 1.0);
+        let files = open_files().expect("is told");
+        assert!(files >= 1);
+        assert!(max_open_files().expect("is told") >= 1.0);
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("is later")
+            .as_secs_f64();
+        let started = start_time_seconds().expect("is told");
+        assert!((now - 86_400.0..=now + 1.0).contains(&started), "{started}");
     }
 }

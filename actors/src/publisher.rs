@@ -12,12 +12,14 @@ mod shrinking;
 mod writing;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::assignment::Identity;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::sending::Sender;
 pub use self::sending::{outcome_of, retry_delay};
@@ -102,6 +104,10 @@ pub struct Answer {
     pub dead_letter: Option<&'static str>,
     /// Whether it was rejected: then intake has said so in the log, and nothing ran.
     pub rejected: bool,
+    /// The row by which it leaves, as metrics name it.
+    pub row: &'static str,
+    /// How long it had its slot.
+    pub ran: Duration,
     /// Load of the pool when the job came.
     pub load: Option<PoolLoad>,
     /// The message.
@@ -138,11 +144,24 @@ impl AckState {
 impl Conclude {
     /// The last word on a job that was accepted: rows 6, 7 and 8, and what a shutdown cancels.
     pub fn of_job(job: Job, step: StepResult) -> Self {
+        let row = match &step.outcome {
+            Outcome::Success(_) => "6",
+            Outcome::Error(_) => "7",
+            Outcome::Timeout(_) => "8",
+            Outcome::Cancelled(_) => "9",
+        };
+        Self::of_job_by(row, job, step)
+    }
+
+    /// [`Conclude::of_job`] for a job that leaves by another row.
+    pub fn of_job_by(row: &'static str, job: Job, step: StepResult) -> Self {
         let answer = Answer {
             ack: AckState::Sent(job.ack),
             dead_letter: dead_letter_of(&step.outcome),
             step,
             rejected: false,
+            row,
+            ran: job.began.map_or(Duration::ZERO, |began| began.elapsed()),
             load: job.load,
             arrival: job.arrival,
             identity: job.identity,
@@ -224,6 +243,17 @@ impl Publisher {
     }
 }
 
+impl Publisher {
+    fn tell_end(&self, answer: &Answer) {
+        let Answer { identity, step, .. } = answer;
+        let log = &self.writer.log;
+        match step.outcome.failure() {
+            Some(failure) if answer.rejected => log.measure(|| events::steps::rejected(identity, failure)),
+            _ => log.emit(events::steps::ended(identity, step, answer.ran)),
+        }
+    }
+}
+
 // ---- Actix shell. What is being sent lives in futures of its own: they survive a failed publisher. ----
 
 impl Actor for Publisher {
@@ -236,7 +266,10 @@ impl Handler<Acknowledge> for Publisher {
     fn handle(&mut self, Acknowledge { message, confirmed }: Acknowledge, _: &mut Self::Context) {
         let sender = self.sender.clone();
         actix::spawn(async move {
-            sender.send_until_confirmed(&message).await;
+            let since = Instant::now();
+            if sender.send_until_confirmed(&message).await.is_some() {
+                sender.tell_confirmed("ack", since);
+            }
             let _ = confirmed.send(());
         });
     }
@@ -246,11 +279,8 @@ impl Handler<Conclude> for Publisher {
     type Result = ();
 
     fn handle(&mut self, Conclude { conclusion, holdings }: Conclude, _: &mut Self::Context) {
-        if let Conclusion::Answer(answer) = &conclusion
-            && !answer.rejected
-        {
-            self.sender
-                .log(events::step_ended(&answer.identity, &answer.step));
+        if let Conclusion::Answer(answer) = &conclusion {
+            self.tell_end(answer);
         }
         let (sender, writer) = (self.sender.clone(), self.writer.clone());
         actix::spawn(async move {

@@ -3,9 +3,11 @@
 //! Neighbours: edges and shutdown write it, everything reads it. Shared between threads; plain values, no events.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::consumption::Consumption;
 use crate::held::HeldPermits;
@@ -19,6 +21,7 @@ struct Shared {
     connected: AtomicBool,
     consuming: AtomicBool,
     draining: watch::Sender<bool>,
+    draining_since: OnceLock<Instant>,
     /// Why nothing is taken on, in words for an operator.
     obstacle: Mutex<Option<String>>,
     held: HeldPermits,
@@ -33,6 +36,7 @@ impl NodeStatus {
             connected: AtomicBool::new(false),
             consuming: AtomicBool::new(false),
             draining: watch::Sender::new(false),
+            draining_since: OnceLock::new(),
             obstacle: Mutex::default(),
             held,
             deferrals,
@@ -85,8 +89,14 @@ impl NodeStatus {
         self.0.draining.subscribe()
     }
 
+    /// How long the node has been shutting down; nothing while it does not.
+    pub fn draining_for(&self) -> Option<Duration> {
+        self.0.draining_since.get().map(Instant::elapsed)
+    }
+
     /// The node begins to shut down; there is no way back.
     pub fn start_draining(&self) {
+        let _ = self.0.draining_since.set(Instant::now());
         self.0.draining.send_replace(true);
     }
 

@@ -7,6 +7,7 @@
 mod budget;
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture};
@@ -64,10 +65,34 @@ struct ChildEnded {
 #[rtype(result = "()")]
 pub struct StopWatching;
 
+/// What is left of the restarts that a node may make. Cheap to clone.
+#[derive(Clone)]
+pub struct Budget(Arc<Mutex<RestartBudget>>);
+
+impl Budget {
+    /// The whole budget.
+    pub fn new(settings: &SupervisionSettings) -> Self {
+        let window = Duration::from_secs(settings.window_s);
+        Self(Arc::new(Mutex::new(RestartBudget::new(
+            settings.max_restarts,
+            window,
+        ))))
+    }
+
+    /// Share that is used up within the window: 1 when the next restart ends the node.
+    pub fn used(&self, now: Instant) -> f64 {
+        self.budget().used(now)
+    }
+
+    fn budget(&self) -> MutexGuard<'_, RestartBudget> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The supervisor actor.
 pub struct Supervisor {
     children: HashMap<String, Child>,
-    budget: RestartBudget,
+    budget: Budget,
     watching: bool,
     own: Route<ChildEnded>,
     escalations: mpsc::UnboundedSender<Escalation>,
@@ -81,15 +106,19 @@ impl Supervisor {
         escalations: mpsc::UnboundedSender<Escalation>,
         log: Log,
     ) -> Self {
-        let window = Duration::from_secs(settings.window_s);
         Self {
             children: HashMap::new(),
-            budget: RestartBudget::new(settings.max_restarts, window),
+            budget: Budget::new(settings),
             watching: true,
             own: Route::default(),
             escalations,
             log,
         }
+    }
+
+    /// What is left of its restarts, for whoever looks at the node.
+    pub fn budget(&self) -> Budget {
+        self.budget.clone()
     }
 
     /// What is called when the child of this name ends. It may be called on any thread.
@@ -111,8 +140,10 @@ impl Supervisor {
         if !self.watching || done {
             return;
         }
-        let within_budget = self.budget.spend(Instant::now());
-        let restarts = self.budget.spent();
+        let (within_budget, restarts) = {
+            let mut budget = self.budget.budget();
+            (budget.spend(Instant::now()), budget.spent())
+        };
         if !within_budget {
             self.watching = false;
             self.log.emit(events::restart_budget_spent(name, restarts));

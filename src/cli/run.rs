@@ -28,7 +28,9 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
     let settings = &loaded.settings;
     let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &settings.log, Streams::Split, |log| {
-        let metrics = in_force.metrics.then(|| Arc::new(Metrics::default()));
+        let metrics = in_force
+            .metrics
+            .then(|| Arc::new(Metrics::new(&settings.worker.metrics)));
         let metered = metrics.iter().cloned();
         let log = &metered.fold(log.clone(), |log, metrics| log.with_meter(metrics));
         log.emit(events::features_in_force(flags::for_log(loaded, &in_force)));

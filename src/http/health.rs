@@ -1,27 +1,22 @@
 //! The pages of the health port: `/_health` for people and monitors, `/livez` and `/readyz` for orchestrators.
 //!
-//! Neighbours: `serve` and `exec` open the port; it asks pools and publisher for proof of life and reads the node's status.
+//! Neighbours: `serve` and `exec` open the port; [`super::view`] asks pools and publisher for proof of life. The checks that
+//! are made of that here are metrics too.
 //! `/_health` answers 200 also when something is wrong: the body tells.
 
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use actix_web::{HttpResponse, web};
-use caf_actors::block_worker::threads::Threads;
-use caf_actors::claims::Claims;
-use caf_actors::outbox::Outbox;
-use caf_actors::pool::LookAtPool;
-use caf_actors::publisher::LookAtPublisher;
-use caf_actors::runtime::Route;
+use caf_actors::event_loop::LoopClock;
 use caf_actors::status::NodeStatus;
 use caf_protocol::timestamp::iso_micros;
-use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
+use super::view::{Check, NodeView, Parts, PartsView, View};
 use crate::wiring::Tree;
-
-/// How long a part may take to prove that it lives: the page answers within 100 ms.
-const LIFE_LIMIT: Duration = Duration::from_millis(50);
 
 /// A message that is not confirmed for this long, in milliseconds, is a fault of the broker or its streams.
 const UNCONFIRMED_LIMIT_MS: u64 = 10_000;
@@ -32,16 +27,11 @@ pub struct Health {
     status: NodeStatus,
     mode: &'static str,
     worker_id: String,
-    parts: std::sync::Arc<std::sync::OnceLock<Parts>>,
+    parts: Arc<OnceLock<Parts>>,
+    loops: Arc<Mutex<Vec<LoopClock>>>,
 }
 
-struct Parts {
-    pools: Vec<(&'static str, Route<LookAtPool>)>,
-    publisher: Route<LookAtPublisher>,
-    threads: Threads,
-    claims: Claims,
-    outbox: Option<Outbox>,
-}
+type Checks = BTreeMap<&'static str, Check>;
 
 impl Health {
     /// A page that knows the node's status, its `mode` and who it is.
@@ -50,155 +40,162 @@ impl Health {
             status,
             mode,
             worker_id: worker_id.to_owned(),
-            parts: std::sync::Arc::default(),
+            parts: Arc::default(),
+            loops: Arc::default(),
         }
     }
 
     /// From now on the page looks at these parts too.
     pub fn watch(&self, tree: &Tree) {
-        let pools = tree
-            .pools
-            .iter()
-            .map(|pool| (pool.class.as_str(), pool.look.clone()))
-            .collect();
-        let _ = self.parts.set(Parts {
-            pools,
-            publisher: tree.publisher.clone(),
-            threads: tree.threads.clone(),
-            claims: tree.claims.clone(),
-            outbox: tree.outbox.clone(),
-        });
+        let _ = self.parts.set(Parts::of(tree));
+    }
+
+    /// From now on a view tells of this event loop too.
+    pub fn watch_loop(&self, clock: LoopClock) {
+        let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        loops.push(clock);
+    }
+
+    /// The node as it is now. Takes at most as long as a part may take to answer.
+    pub async fn look(&self) -> View {
+        let parts = match self.parts.get() {
+            Some(parts) => Some(parts.look().await),
+            None => None,
+        };
+        let mut checks = Checks::new();
+        let is_alive = match &parts {
+            Some(parts) => check_parts(parts, &mut checks),
+            None => {
+                for part in ["processor", "pools", "publisher"] {
+                    checks.insert(part, check(true, "starting"));
+                }
+                true
+            }
+        };
+        let node = NodeView::of(&self.status, self.mode, &self.worker_id);
+        checks.insert("nats", check_broker(&node));
+        if self.mode != "local" {
+            let obstacle = self.status.obstacle();
+            let message = obstacle.as_deref().unwrap_or("usable");
+            checks.insert("state_dir", check(obstacle.is_none(), message));
+        }
+        View {
+            checks,
+            is_alive,
+            node,
+            parts,
+            loops_blocked: self.loops_blocked(),
+        }
+    }
+
+    fn loops_blocked(&self) -> Vec<(String, std::time::Duration)> {
+        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let blocked = |clock: &LoopClock| (clock.name().to_owned(), clock.blocked_for(now));
+        loops.iter().map(blocked).collect()
     }
 
     /// The page as JSON (contract 8.3).
     pub async fn page(&self) -> Value {
-        let mut checks = Map::new();
-        let mut details = Map::new();
-        let alive = self.look_at_parts(&mut checks, &mut details).await;
-        self.look_at_broker(&mut checks);
-        if self.mode != "local" {
-            let obstacle = self.status.obstacle();
-            let message = obstacle.as_deref().unwrap_or("usable");
-            checks.insert("state_dir".to_owned(), check(obstacle.is_none(), message));
-        }
-        let well = checks.values().all(|check| check["status"] == "ok") && !self.status.is_draining();
-        let status = match (alive, well) {
+        let view = self.look().await;
+        let well = view.checks.values().all(|check| check.ok) && !view.node.is_draining;
+        let status = match (view.is_alive, well) {
             (false, _) => "unhealthy",
             (true, false) => "degraded",
             (true, true) => "healthy",
         };
-        details.insert("worker_id".to_owned(), json!(self.worker_id));
-        details.insert("mode".to_owned(), json!(self.mode));
-        if self.mode == "core" {
-            details.insert(
-                "delivery".to_owned(),
-                json!("at most once: assignments are lost when the worker dies"),
-            );
-        }
-        details.insert("draining".to_owned(), json!(self.status.is_draining()));
-        details.insert("jobs_held".to_owned(), json!(self.status.held().held_jobs()));
-        if self.mode != "local" {
-            details.insert("consumption".to_owned(), json!(self.status.consumption().view()));
-        }
+        let checks = view.checks.iter().map(|(name, check)| {
+            let status = if check.ok { "ok" } else { "fail" };
+            let value = json!({ "status": status, "message": check.message });
+            ((*name).to_owned(), value)
+        });
         json!({
             "status": status,
             "timestamp": iso_micros(SystemTime::now()),
-            "checks": checks,
-            "details": details,
+            "checks": checks.collect::<Map<_, _>>(),
+            "details": details(&view),
         })
-    }
-
-    fn look_at_broker(&self, checks: &mut Map<String, Value>) {
-        let (ok, message) = match (self.mode, self.status.is_connected(), self.status.is_consuming()) {
-            ("local", ..) => (true, "not used"),
-            (_, false, _) => (false, "not connected"),
-            (_, true, false) if self.status.is_draining() => (true, "connected, draining"),
-            (_, true, false) => (false, "connected, not consuming"),
-            (_, true, true) => (true, "connected"),
-        };
-        checks.insert("nats".to_owned(), check(ok, message));
-    }
-
-    /// Whether every part answers.
-    async fn look_at_parts(&self, checks: &mut Map<String, Value>, details: &mut Map<String, Value>) -> bool {
-        let Some(parts) = self.parts.get() else {
-            for part in ["processor", "pools", "publisher"] {
-                checks.insert(part.to_owned(), check(true, "starting"));
-            }
-            return true;
-        };
-        let pools = join_all(
-            parts
-                .pools
-                .iter()
-                .map(|(_, route)| route.ask(LookAtPool, LIFE_LIMIT)),
-        )
-        .await;
-        let publisher = parts.publisher.ask(LookAtPublisher, LIFE_LIMIT).await;
-        let silent: Vec<&str> = parts
-            .pools
-            .iter()
-            .zip(&pools)
-            .filter(|(_, answer)| answer.is_none())
-            .map(|((name, _), _)| *name)
-            .collect();
-        let pools_ok = silent.is_empty();
-        let pools_message = if pools_ok {
-            "running".to_owned()
-        } else {
-            format!("no answer from {}", silent.join(", "))
-        };
-        let answers = parts
-            .pools
-            .iter()
-            .zip(&pools)
-            .map(|((name, _), answer)| ((*name).to_owned(), json!(answer)));
-        details.insert("pools".to_owned(), Value::Object(answers.collect()));
-        details.insert("publisher".to_owned(), json!(publisher));
-        details.insert("stray_threads".to_owned(), json!(parts.threads.strays()));
-        let exhausted = parts.threads.are_exhausted();
-        let message = if exhausted {
-            "too many outlived their job; jobs that need one are refused until some return"
-        } else {
-            "available"
-        };
-        checks.insert("threads".to_owned(), check(!exhausted, message));
-        let claims = parts.claims.snapshot(Instant::now());
-        let claiming = claims.unavailable_ms < UNCONFIRMED_LIMIT_MS;
-        let message = if claiming {
-            "available"
-        } else {
-            "cannot be read or written"
-        };
-        checks.insert("claims".to_owned(), check(claiming, message));
-        details.insert("claims".to_owned(), json!(claims));
-        if let Some(outbox) = &parts.outbox {
-            details.insert("outbox".to_owned(), json!(outbox.snapshot()));
-        }
-        let confirming = publisher
-            .as_ref()
-            .is_none_or(|now| now.oldest_unconfirmed_ms < UNCONFIRMED_LIMIT_MS);
-        let publisher_message = match (&publisher, confirming) {
-            (None, _) => "no answer".to_owned(),
-            (Some(now), false) => format!("{} messages are not confirmed", now.unconfirmed),
-            (Some(_), true) => "running".to_owned(),
-        };
-        let all = pools_ok && publisher.is_some();
-        checks.insert(
-            "processor".to_owned(),
-            check(all, if all { "running" } else { "failing" }),
-        );
-        checks.insert("pools".to_owned(), check(pools_ok, &pools_message));
-        checks.insert(
-            "publisher".to_owned(),
-            check(publisher.is_some() && confirming, &publisher_message),
-        );
-        all
     }
 }
 
-fn check(ok: bool, message: &str) -> Value {
-    json!({ "status": if ok { "ok" } else { "fail" }, "message": message })
+fn details(view: &View) -> Map<String, Value> {
+    let (node, mut details) = (&view.node, Map::new());
+    let mut tell = |key: &str, value: Value| details.insert(key.to_owned(), value);
+    tell("worker_id", json!(node.worker_id));
+    tell("mode", json!(node.mode));
+    if node.mode == "core" {
+        let delivery = "at most once: assignments are lost when the worker dies";
+        tell("delivery", json!(delivery));
+    }
+    tell("draining", json!(node.is_draining));
+    tell("jobs_held", json!(node.jobs_held));
+    if node.mode != "local" {
+        tell("consumption", json!(node.consumption));
+    }
+    if let Some(parts) = &view.parts {
+        let pools = parts.pools.iter();
+        let pools = pools.map(|pool| (pool.class.to_owned(), json!(pool.snapshot)));
+        tell("pools", Value::Object(pools.collect()));
+        tell("publisher", json!(parts.publisher));
+        tell("stray_threads", json!(parts.stray_threads));
+        tell("claims", json!(parts.claims));
+        if let Some(outbox) = &parts.outbox {
+            tell("outbox", json!(outbox));
+        }
+    }
+    details
+}
+
+fn check_broker(node: &NodeView) -> Check {
+    let (ok, message) = match (node.mode, node.is_connected, node.is_consuming) {
+        ("local", ..) => (true, "not used"),
+        (_, false, _) => (false, "not connected"),
+        (_, true, false) if node.is_draining => (true, "connected, draining"),
+        (_, true, false) => (false, "connected, not consuming"),
+        (_, true, true) => (true, "connected"),
+    };
+    check(ok, message)
+}
+
+/// Whether every part answers.
+fn check_parts(parts: &PartsView, checks: &mut Checks) -> bool {
+    let silent = parts.pools.iter().filter(|pool| pool.snapshot.is_none());
+    let silent: Vec<&str> = silent.map(|pool| pool.class).collect();
+    let pools_message = if silent.is_empty() {
+        "running".to_owned()
+    } else {
+        format!("no answer from {}", silent.join(", "))
+    };
+    checks.insert("pools", check(silent.is_empty(), &pools_message));
+    let message = if parts.threads_exhausted {
+        "too many outlived their job; jobs that need one are refused until some return"
+    } else {
+        "available"
+    };
+    checks.insert("threads", check(!parts.threads_exhausted, message));
+    let claiming = parts.claims.unavailable_ms < UNCONFIRMED_LIMIT_MS;
+    let message = if claiming {
+        "available"
+    } else {
+        "cannot be read or written"
+    };
+    checks.insert("claims", check(claiming, message));
+    let publisher = match &parts.publisher {
+        None => check(false, "no answer"),
+        Some(now) if now.oldest_unconfirmed_ms < UNCONFIRMED_LIMIT_MS => check(true, "running"),
+        Some(now) => check(false, &format!("{} messages are not confirmed", now.unconfirmed)),
+    };
+    checks.insert("publisher", publisher);
+    let all = silent.is_empty() && parts.publisher.is_some();
+    checks.insert("processor", check(all, if all { "running" } else { "failing" }));
+    all
+}
+
+fn check(ok: bool, message: &str) -> Check {
+    Check {
+        ok,
+        message: message.to_owned(),
+    }
 }
 
 /// Puts the pages of the health port where they belong.

@@ -22,7 +22,7 @@ mod flags;
 const PREFIX: &str = "WORKER__";
 
 /// Plain names and their keys. Of two for one key the later one wins.
-const PLAIN: [(&str, &str); 15] = [
+const PLAIN: [(&str, &str); 16] = [
     ("NATS_URL", "nats.url"),
     ("CAF_ASSIGN_SUBJECT", "nats.subjects.assign"),
     ("CAF_RESULT_SUBJECT", "nats.subjects.result"),
@@ -37,6 +37,10 @@ const PLAIN: [(&str, &str); 15] = [
     ("WORKER_IO_POOL_SIZE", "pools.io.max_concurrency"),
     (RUST_LOG, "log.level"),
     ("LOG_LEVEL", "log.level"),
+    (
+        "METRICS_TENANT_LABEL_ALLOWLIST",
+        "worker.metrics.tenant_label_allowlist",
+    ),
     ("DATABASE_URL", "blocks.sql.connections.default.url"),
 ];
 

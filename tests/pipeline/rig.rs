@@ -424,6 +424,7 @@ impl Rig {
             headers: Arc::new(Headers::default()),
             payload: Bytes::from(bytes),
             position: Some(("caf-stream".into(), sequence)),
+            published_at_ms: None,
             received_at_ms: 1,
             received: Instant::now(),
         };

@@ -301,8 +301,10 @@ async fn a_retry_that_helps_is_told_and_measured() {
         assert_eq!(succeeded["context"][key], expected, "{key}");
     }
     let expected = [
+        "worker_wait_seconds[retry] 0.1",
         "worker_retry_attempts_total[NETWORK_ERROR,probe,true] 1",
         "worker_retry_backoff_duration_seconds[1,probe] 0.1",
+        "worker_wait_seconds[retry] 0.2",
         "worker_retry_attempts_total[HTTP_ERROR,probe,true] 1",
         "worker_retry_backoff_duration_seconds[2,probe] 0.2",
         "worker_retry_budget_usage[probe] 0.01",
@@ -357,12 +359,19 @@ async fn labels_of_many_retries_come_from_a_closed_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_the_flag_off_nothing_new_is_logged_and_nothing_measured() {
+async fn with_the_flag_off_nothing_new_is_logged_and_retries_are_measured_all_the_same() {
     let mut bench = Bench::cp1();
     bench.rules.total = total(1_000, true);
     let done = bench.run([Call::fails(failed(NETWORK)), Call::works()]).await;
     assert_eq!(done.messages(), ["Attempt failed"]);
-    assert!(done.samples.is_empty());
+    let expected = [
+        "worker_wait_seconds[retry] 0.1",
+        "worker_retry_attempts_total[NETWORK_ERROR,probe,true] 1",
+        "worker_retry_backoff_duration_seconds[1,probe] 0.1",
+        "worker_retry_success_rate[NETWORK_ERROR,probe] 1",
+    ];
+    let retries = done.samples.iter().filter(|sample| !sample.contains("operation"));
+    assert_eq!(retries.collect::<Vec<_>>(), expected);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Lines and metrics of bounded queues (contract 8.2, 8.4). Only while the queue flag is in force.
+//! Lines of bounded queues, only while the queue flag is in force, and metrics of all queues (contract 8.2, 8.4).
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use caf_protocol::ack::OverloadStatus;
 use caf_protocol::assignment::Identity;
 use caf_protocol::block::ResourceClass;
 
-use super::{Event, Level};
+use super::{Event, Level, steps};
 use crate::job::PoolLoad;
 use crate::metrics::{Metric, MetricKind};
 use crate::pool::policy::Level as Degradation;
@@ -100,6 +100,11 @@ pub fn accepted(identity: &Identity, class: ResourceClass, load: PoolLoad) -> Ev
         .measuring(ACCEPTANCES.one(&[class.as_str()]))
 }
 
+/// A job got its place in a pool whose queue has no bound of its own.
+pub fn let_in(class: ResourceClass) -> Event {
+    Event::silent().measuring(ACCEPTANCES.one(&[class.as_str()]))
+}
+
 /// A job gets less because its pool was loaded.
 pub fn degraded(
     identity: &Identity,
@@ -116,9 +121,11 @@ pub fn degraded(
         .with("time_limit_ms", time_limit_ms)
 }
 
-/// `started`, of a job that had `waited` in a bounded queue.
+/// `started`, of a job that had `waited` in the queue.
 pub fn left(started: Event, class: ResourceClass, waited: Duration) -> Event {
-    started.measuring(WAIT.sample(&[class.as_str()], waited.as_secs_f64()))
+    started
+        .measuring(WAIT.sample(&[class.as_str()], waited.as_secs_f64()))
+        .measuring(steps::wait("queue", waited))
 }
 
 /// A queue has become fuller or emptier.

@@ -142,7 +142,10 @@ impl Intake {
             let verdict = Verdict::Nak {
                 delay_ms: HAND_BACK_DELAY_MS,
             };
-            self.parts.log.emit(events::not_run(&case.identity, "draining"));
+            let line = events::not_run(&case.identity, "draining");
+            self.parts
+                .log
+                .emit(events::delivery::left(line, Row::HandBack.number()));
             return self.settle(case.holdings, verdict);
         }
         self.carry_out(case, row, admitted);
@@ -160,10 +163,8 @@ impl Intake {
     }
 
     fn forget(&self, mut case: Case) {
-        self.parts.log.emit(events::not_run(
-            &case.identity,
-            "its lease lapsed while claims were away",
-        ));
+        let line = events::not_run(&case.identity, "its lease lapsed while claims were away");
+        self.parts.log.emit(events::delivery::left(line, "13"));
         if let Some(claim) = case.holdings.claim.take() {
             claim.forget();
         }

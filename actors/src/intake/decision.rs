@@ -163,7 +163,41 @@ pub enum Row {
     Run,
 }
 
+/// The number of the row that rejects for this reason: 2, 3 or 4.
+pub fn rejection_number(reason: RejectReason) -> &'static str {
+    match reason {
+        RejectReason::TenantNotAllowed => "3",
+        RejectReason::QueueFull => "4",
+        _ => "2",
+    }
+}
+
+/// The number of the row that gives up for this reason: 14 or 17.
+pub fn give_up_number(reason: RejectReason) -> &'static str {
+    match reason {
+        RejectReason::Quarantined => "14",
+        _ => "17",
+    }
+}
+
 impl Row {
+    /// Its number. A job that runs leaves by another, which is not known yet.
+    pub fn number(&self) -> &'static str {
+        match self {
+            Self::Unanswerable => "1",
+            Self::Repeat => "11",
+            Self::Renew => "10",
+            Self::Copy => "10b",
+            Self::ComeBack => "10c",
+            Self::GiveUp { reason, .. } => give_up_number(*reason),
+            Self::HandBack => "12",
+            Self::Reject { reason, .. } => rejection_number(*reason),
+            Self::Defer { .. } => "5",
+            Self::Expired => "8b",
+            Self::Run => "6",
+        }
+    }
+
     /// Whether the claim must be written first: for the right to give a new answer, or to keep the first start.
     pub fn needs_claim(&self) -> bool {
         matches!(

@@ -277,6 +277,7 @@ impl Desk<'_> {
                 headers: Arc::new(headers_of(Some(&message.headers))),
                 payload: message.payload,
                 position: Some((self.stream.as_str().into(), sequence)),
+                published_at_ms: None,
                 received_at_ms: clock::epoch_ms(),
                 received: Instant::now(),
             },

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::attention::Attention;
-use self::pull::{PullEnd, PullRequest, count_and_position_of, pull_end};
+use self::pull::{PullEnd, PullRequest, count_and_position_of, published_at_ms, pull_end};
 use super::connection::{Connection, delay};
 use super::headers_of;
 use super::streams::ensure_consumer;
@@ -220,10 +220,14 @@ impl SourceParts {
             () = std::future::ready(()) => {}
         }
         self.status.consumption().set_phase(Phase::NoRoom);
+        let since = Instant::now();
         tokio::select! {
             biased;
             end = interrupted(self.stop.clone(), orders.clone()) => Err(end),
-            reservation = reserve => Ok(reservation),
+            reservation = reserve => {
+                self.log.measure(|| events::steps::waited("permit", since.elapsed()));
+                Ok(reservation)
+            }
         }
     }
 
@@ -410,6 +414,7 @@ fn arrival(message: &async_nats::Message, position: Option<(Arc<str>, u64)>) -> 
         headers: Arc::new(headers_of(message.headers.as_ref())),
         payload: message.payload.clone(),
         position,
+        published_at_ms: message.reply.as_deref().and_then(published_at_ms),
         received_at_ms: clock::epoch_ms(),
         received: Instant::now(),
     }

@@ -107,6 +107,7 @@ pub async fn run_watchdog(mut parts: WatchdogParts) {
         let look = async {
             let own = parts.status.held().held_jobs() + parts.status.deferrals().outstanding(Instant::now());
             let (server, acknowledged) = parts.ask().await;
+            parts.note_pending(&server);
             parts.note_deferrals(&server, own);
             let seen = parts.observe(began, server);
             let action = judge.decide(&seen);
@@ -155,6 +156,15 @@ impl WatchdogParts {
             heard: consumption.times_heard(),
             server,
         }
+    }
+
+    /// For whoever looks at the node.
+    fn note_pending(&self, server: &ServerView) {
+        let pending = match server {
+            ServerView::Consumer(view) => Some(view.pending),
+            _ => None,
+        };
+        self.status.consumption().set_pending(pending);
     }
 
     /// What is on its way to others bounds what may be deferred here. `own_before`: held and deferred here before the

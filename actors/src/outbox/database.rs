@@ -5,6 +5,7 @@
 //! The write-ahead log is emptied only on our order and, unless nothing is ever forced, with everything forced to disk:
 //! SQLite's own moments would follow the setting of whichever commit came last.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub(super) struct Database {
 pub(super) struct Tally {
     pub(super) entries: u64,
     pub(super) bytes: u64,
+    /// When each was stored.
+    pub(super) stored_at_ms: BTreeMap<EntryId, u64>,
     /// The first number that is not in use.
     pub(super) next: EntryId,
 }
@@ -174,10 +177,19 @@ impl Database {
                 Ok(Tally {
                     entries: row.get::<_, i64>(0)?.unsigned_abs(),
                     bytes: row.get::<_, i64>(1)?.unsigned_abs(),
+                    stored_at_ms: self.stored_at_ms()?,
                     next: EntryId(row.get(2)?),
                 })
             })
             .map_err(|error| open_error(&self.file, &error))
+    }
+
+    fn stored_at_ms(&self) -> rusqlite::Result<BTreeMap<EntryId, u64>> {
+        let mut rows = self.connection.prepare("SELECT id, stored_at_ms FROM entries")?;
+        let entries = rows.query_map([], |row| {
+            Ok((EntryId(row.get(0)?), row.get::<_, i64>(1)?.unsigned_abs()))
+        })?;
+        entries.collect()
     }
 
     /// Makes one change: all of it, or nothing when it fails.

@@ -237,9 +237,19 @@ impl Writer {
         self.shared.entries.fetch_sub(removed.entries, Ordering::Relaxed);
         self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.bytes.fetch_sub(removed.bytes, Ordering::Relaxed);
+        self.note_ages(first, stores, removals);
         self.shared.update_room();
         self.log_bytes += bytes + LOG_BYTES_PER_ORDER * (stores.len() + removals.len()) as u64;
         Ok(first)
+    }
+
+    fn note_ages(&self, first: EntryId, stores: &[&NewEntry], removals: &[EntryId]) {
+        let mut stored = self.shared.stored_at_ms();
+        let numbers = (first.0..).map(EntryId);
+        stored.extend(numbers.zip(stores.iter().map(|entry| entry.stored_at_ms)));
+        for id in removals {
+            stored.remove(id);
+        }
     }
 
     /// Every commit goes through here; `force` overrides the plan.

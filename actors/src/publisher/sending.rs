@@ -41,6 +41,8 @@ pub(super) struct Written {
     pub(super) identity: Option<Identity>,
     /// Stream and sequence of the assignment, when it came from a stream.
     pub(super) position: Option<(Arc<str>, u64)>,
+    /// When the stream stored the assignment, in milliseconds since the Unix epoch.
+    pub(super) published_at_ms: Option<u64>,
 }
 
 impl Written {
@@ -51,6 +53,7 @@ impl Written {
             messages,
             identity: None,
             position: None,
+            published_at_ms: None,
         }
     }
 }
@@ -88,9 +91,12 @@ struct Leaving {
     is_news: bool,
     identity: Option<Identity>,
     position: Option<(Arc<str>, u64)>,
+    published_at_ms: Option<u64>,
     kept_as: Option<EntryId>,
     /// Tries at the present message.
     tries: u32,
+    /// When the first of them began.
+    tried_since: Instant,
     result: Published,
     progress: Progress,
 }
@@ -247,9 +253,12 @@ impl Sender {
         let Some(message) = message else {
             return Ended::Done;
         };
-        leaving.tries += 1;
+        leaving.count_try();
         match self.try_to_send(&message, leaving.tries).await {
-            Tried::Sent(_) | Tried::Refused => {
+            tried @ (Tried::Sent(_) | Tried::Refused) => {
+                if let Tried::Sent(_) = tried {
+                    self.tell_confirmed("ack", leaving.tried_since);
+                }
                 leaving.tries = 0;
                 Ended::Done
             }
@@ -261,10 +270,17 @@ impl Sender {
     }
 
     async fn publish(&self, leaving: &mut Leaving, number: usize, holdings: &Holdings) -> Ended {
+        leaving.count_try();
         let message = &leaving.messages[number];
-        leaving.tries += 1;
         match self.try_to_send(message, leaving.tries).await {
             Tried::Sent(published) => {
+                let is_result = *message.subject == *self.shrinker.result_subject;
+                let kind = if is_result { "result" } else { "dead_letter" };
+                self.tell_confirmed(kind, leaving.tried_since);
+                if let (0, Some(at_ms)) = (number, leaving.published_at_ms) {
+                    let after = Duration::from_millis(clock::epoch_ms().saturating_sub(at_ms));
+                    self.log.measure(|| events::delivery::answered(after));
+                }
                 if published.known_before && leaving.is_news && leaving.tries == 1 {
                     let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
                     self.log(events::answered_before(&message.subject, id));
@@ -319,16 +335,20 @@ impl Sender {
     /// Somebody else answers: nothing is said.
     fn suppress(&self, leaving: &Leaving, holdings: &mut Holdings) {
         let identity = leaving.identity.as_ref();
-        self.log(events::result_suppressed(
-            identity,
-            "taken over by another worker",
-        ));
+        let suppressed = events::result_suppressed(identity, "taken over by another worker");
+        self.log(suppressed);
         if let (Some(outbox), Some(id)) = (&self.outbox, leaving.kept_as) {
             outbox.remove(id);
         }
         if let Some(claim) = holdings.claim.take() {
             claim.suppress();
         }
+    }
+
+    /// An answer that was first sent at `since` is confirmed.
+    pub(super) fn tell_confirmed(&self, kind: &'static str, since: Instant) {
+        self.log
+            .measure(|| events::delivery::confirmed(kind, since.elapsed()));
     }
 
     pub(super) async fn wait_for_claims(&self, why: &str) {
@@ -361,6 +381,14 @@ impl Sender {
 }
 
 impl Leaving {
+    /// One more try at the present message.
+    fn count_try(&mut self) {
+        if self.tries == 0 {
+            self.tried_since = Instant::now();
+        }
+        self.tries += 1;
+    }
+
     fn new(written: Written, holdings: &Holdings, keeps: bool) -> Self {
         let is_news = written.ack.is_some();
         let to_settle = holdings.lease.is_some() || holdings.given_up.is_some();
@@ -371,8 +399,10 @@ impl Leaving {
             is_news,
             identity: written.identity,
             position: written.position,
+            published_at_ms: written.published_at_ms,
             kept_as: None,
             tries: 0,
+            tried_since: Instant::now(),
             result: Published::default(),
             progress,
         }

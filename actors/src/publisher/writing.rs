@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use caf_protocol::dead_letter::{Attempt, Cause};
+use caf_protocol::outcome::Failure;
 
 use super::sending::Written;
 use super::{Answer, Conclusion};
@@ -42,6 +43,7 @@ impl Writer {
                 let letter = self
                     .answers
                     .dead_letter(None, &cause, &arrival.original(), limit, now_ms);
+                self.tell_letter(&failure);
                 Written::repeated(vec![Arc::new(letter)])
             }
             Conclusion::Repeat(result) => Written::repeated(vec![result]),
@@ -55,6 +57,8 @@ impl Writer {
             step,
             dead_letter,
             rejected,
+            row,
+            ran: _,
             load,
             arrival,
             identity,
@@ -67,6 +71,8 @@ impl Writer {
         if let (Some(bytes), None) = (written.too_large_bytes, &written.output_ref) {
             self.log.emit(events::result_too_large(&identity, bytes, limit));
         }
+        let row = written.too_large_bytes.map_or(row, |_| "15");
+        self.log.measure(|| events::delivery::left_by(row));
         let result = Arc::new(written.message);
         if let Some(claim) = &holdings.claim {
             claim.record_result(&result);
@@ -81,6 +87,7 @@ impl Writer {
                 retries_used: step.retries_used,
                 attempts: &attempts,
             };
+            self.tell_letter(failure);
             self.answers
                 .dead_letter(Some(&identity), &cause, &arrival.original(), limit, now_ms)
         });
@@ -89,7 +96,13 @@ impl Writer {
             messages: std::iter::once(result).chain(letter.map(Arc::new)).collect(),
             identity: Some(identity),
             position: arrival.position,
+            published_at_ms: arrival.published_at_ms,
         }
+    }
+
+    fn tell_letter(&self, failure: &Failure) {
+        self.log
+            .measure(|| events::delivery::dead_letter(failure.code.as_str()));
     }
 
     /// Who tried, oldest first: what the claim remembers, and this worker.

@@ -1,101 +1,306 @@
 //! One metric with all its series.
 //!
-//! Neighbours: the registry beside it keeps one per name. Never has more series than its bound, and one for the rest.
+//! Neighbours: the registry beside it keeps one per name. Has a bound on series whose labels come with assignments, and
+//! another on all the rest: what is beyond is counted under [`OVERFLOW`], so that sums stay right. One lock per family: a
+//! scrape sees all parts of a histogram as they were at one moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use caf_actors::metrics::{Metric, MetricKind, Sample};
-use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry};
+use caf_actors::metrics::{CORRELATION, Metric, MetricKind};
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, TextEncoder,
+};
 
-use super::{MAX_SERIES, OVERFLOW};
+use super::{MAX_LINES, MAX_SERIES, OVERFLOW};
+
+/// Lines of a scrape that series may take whose labels come with assignments. Shared by all families.
+#[derive(Default)]
+pub(super) struct Lines(AtomicUsize);
+
+impl Lines {
+    fn take(&self, lines: usize) -> bool {
+        let more = |taken: usize| taken.checked_add(lines).filter(|taken| *taken <= MAX_LINES);
+        self.0.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self, lines: usize) {
+        self.0.fetch_sub(lines, Relaxed);
+    }
+}
+
+/// What became of a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is in the series of its labels.
+    Recorded,
+    /// It is in the series of all that there was no room for.
+    Limited,
+    /// It is none of this metric.
+    Misfit,
+}
 
 pub(super) struct Family {
     metric: &'static Metric,
-    series: BTreeSet<Vec<String>>,
+    /// Places of the labels whose values come with assignments.
+    open: Vec<usize>,
+    state: Mutex<State>,
+}
+
+struct State {
     values: Values,
+    series: HashMap<Vec<String>, Series>,
+    /// Series that name somebody.
+    naming: usize,
 }
 
 enum Values {
     Counter(CounterVec),
     Gauge(GaugeVec),
-    /// With sum and number of the samples of each series.
-    Ratio(GaugeVec, BTreeMap<Vec<String>, (f64, f64)>),
-    Seconds(HistogramVec),
+    Histogram(HistogramVec),
+}
+
+struct Series {
+    cell: Cell,
+    /// Whether it names a tenant, run, flow or step.
+    names: bool,
+    touched: Instant,
+}
+
+enum Cell {
+    Counter(Counter),
+    Gauge(Gauge),
+    /// With sum and number of the samples.
+    Ratio(Gauge, f64, f64),
+    Histogram(Histogram),
 }
 
 impl Family {
     /// Nothing when Prometheus refuses the definition.
-    pub(super) fn register(metric: &'static Metric, registry: &Registry) -> Option<Self> {
+    pub(super) fn new(metric: &'static Metric) -> Option<Self> {
         let (opts, labels) = (Opts::new(metric.name, metric.help), metric.labels);
         let values = match metric.kind {
             MetricKind::Counter => Values::Counter(CounterVec::new(opts, labels).ok()?),
-            MetricKind::Gauge => Values::Gauge(GaugeVec::new(opts, labels).ok()?),
-            MetricKind::Ratio => Values::Ratio(GaugeVec::new(opts, labels).ok()?, BTreeMap::new()),
-            MetricKind::Seconds(bounds_ms) => {
-                let bounds = bounds_ms.iter().map(|&bound| seconds(bound)).collect();
-                let opts = HistogramOpts::from(opts).buckets(bounds);
-                Values::Seconds(HistogramVec::new(opts, labels).ok()?)
+            MetricKind::Gauge | MetricKind::Ratio => Values::Gauge(GaugeVec::new(opts, labels).ok()?),
+            MetricKind::Seconds(bounds) => Values::Histogram(histogram(opts, labels, bounds, seconds)?),
+            MetricKind::Milliseconds(bounds) => {
+                let whole = |bound| seconds(bound) * 1_000.0;
+                Values::Histogram(histogram(opts, labels, bounds, whole)?)
             }
         };
-        let registered = match &values {
-            Values::Counter(counter) => registry.register(Box::new(counter.clone())),
-            Values::Gauge(gauge) | Values::Ratio(gauge, _) => registry.register(Box::new(gauge.clone())),
-            Values::Seconds(histogram) => registry.register(Box::new(histogram.clone())),
-        };
-        registered.ok()?;
+        let is_open = |&place: &usize| CORRELATION.contains(&metric.labels[place]);
         Some(Self {
             metric,
-            series: BTreeSet::new(),
-            values,
+            open: (0..metric.labels.len()).filter(is_open).collect(),
+            state: Mutex::new(State {
+                values,
+                series: HashMap::new(),
+                naming: 0,
+            }),
         })
     }
 
-    /// Takes a sample in; false when it is none of this metric.
-    pub(super) fn record(&mut self, sample: &Sample) -> bool {
-        let value = sample.value;
-        let fits = *sample.metric == *self.metric && sample.labels.len() == self.metric.labels.len();
-        let is_negative = value < 0.0 && !matches!(self.values, Values::Gauge(_));
-        if !fits || is_negative || !value.is_finite() {
-            return false;
-        }
-        let labels = self.series_for(&sample.labels);
-        match &mut self.values {
-            Values::Counter(counter) => counter
-                .get_metric_with_label_values(&labels)
-                .map(|one| one.inc_by(value)),
-            Values::Gauge(gauge) => gauge
-                .get_metric_with_label_values(&labels)
-                .map(|one| one.set(value)),
-            Values::Ratio(gauge, means) => {
-                let (sum, count) = means.entry(labels.clone()).or_default();
-                *sum += value;
-                *count += 1.0;
-                let mean = *sum / *count;
-                gauge
-                    .get_metric_with_label_values(&labels)
-                    .map(|one| one.set(mean))
-            }
-            Values::Seconds(histogram) => histogram
-                .get_metric_with_label_values(&labels)
-                .map(|one| one.observe(value)),
-        }
-        .is_ok()
+    /// Its definition.
+    pub(super) fn metric(&self) -> &'static Metric {
+        self.metric
     }
 
-    /// The labels to count under: these, or when there are too many series already the one for all others.
-    fn series_for(&mut self, labels: &[String]) -> Vec<String> {
-        if self.series.contains(labels) {
-            return labels.to_vec();
-        }
-        if self.series.len() < MAX_SERIES {
-            self.series.insert(labels.to_vec());
-            return labels.to_vec();
-        }
-        vec![OVERFLOW.to_owned(); labels.len()]
+    /// Whether ids that come with assignments are among its labels.
+    pub(super) fn is_open(&self) -> bool {
+        !self.open.is_empty()
     }
+
+    /// Begins a series without a sample.
+    pub(super) fn begin(&self, labels: &[String], lines: &Lines) {
+        if labels.len() == self.metric.labels.len() {
+            let _ = self.with_series(labels, lines, |_| {});
+        }
+    }
+
+    /// Takes a sample in.
+    pub(super) fn record(&self, metric: &Metric, labels: &[String], value: f64, lines: &Lines) -> Taken {
+        let is_same = std::ptr::eq(metric, self.metric) || *metric == *self.metric;
+        let fits = is_same && labels.len() == self.metric.labels.len();
+        let is_negative = value < 0.0 && self.metric.kind != MetricKind::Gauge;
+        if !fits || is_negative || !value.is_finite() {
+            return Taken::Misfit;
+        }
+        self.with_series(labels, lines, |cell| cell.take(value))
+    }
+
+    fn with_series(&self, labels: &[String], lines: &Lines, act: impl FnOnce(&mut Cell)) -> Taken {
+        let mut state = self.state();
+        if let Some(series) = state.series.get_mut(labels) {
+            if series.names {
+                series.touched = Instant::now();
+            }
+            act(&mut series.cell);
+            return Taken::Recorded;
+        }
+        let names = self.open.iter().any(|&place| is_name(&labels[place]));
+        let has_room = if names {
+            state.naming < MAX_SERIES && lines.take(self.lines_per_series())
+        } else {
+            state.series.len() - state.naming < MAX_SERIES
+        };
+        let (labels, names, taken) = if has_room {
+            (labels.to_vec(), names, Taken::Recorded)
+        } else {
+            (self.shared(labels, names), false, Taken::Limited)
+        };
+        match state.series_of(self.metric, labels, names) {
+            Some(series) => act(&mut series.cell),
+            None => return Taken::Misfit,
+        }
+        taken
+    }
+
+    /// The labels of what there is no room for. Those of closed sets stay as long as it is names that are too many.
+    fn shared(&self, labels: &[String], names: bool) -> Vec<String> {
+        let is_kept = |place: &usize, value: &String| match self.open.contains(place) {
+            true => value.is_empty(),
+            false => names,
+        };
+        let kept = labels.iter().enumerate().map(|(place, value)| {
+            if is_kept(&place, value) {
+                value.clone()
+            } else {
+                OVERFLOW.to_owned()
+            }
+        });
+        kept.collect()
+    }
+
+    fn lines_per_series(&self) -> usize {
+        match self.metric.kind {
+            // The last bucket, sum and count.
+            MetricKind::Seconds(bounds) | MetricKind::Milliseconds(bounds) => bounds.len() + 3,
+            _ => 1,
+        }
+    }
+
+    /// Lets series go that name somebody, and that `keeps` does not want: what they counted is gone.
+    pub(super) fn retain(&self, lines: &Lines, keeps: impl Fn(&[String], Duration) -> bool) {
+        let mut state = self.state();
+        let State {
+            values,
+            series,
+            naming,
+        } = &mut *state;
+        series.retain(|labels, series| {
+            let keeps = !series.names || keeps(labels, series.touched.elapsed());
+            if !keeps {
+                // It is there: its cell was made from it.
+                let _ = match values {
+                    Values::Counter(counters) => counters.remove_label_values(labels),
+                    Values::Gauge(gauges) => gauges.remove_label_values(labels),
+                    Values::Histogram(histograms) => histograms.remove_label_values(labels),
+                };
+                *naming -= 1;
+                lines.give_back(self.lines_per_series());
+            }
+            keeps
+        });
+    }
+
+    /// Adds it to `text`, with help and type also when there is no series.
+    pub(super) fn write(&self, text: &mut String) {
+        let collected = {
+            let state = self.state();
+            match &state.values {
+                Values::Counter(counters) => counters.collect(),
+                Values::Gauge(gauges) => gauges.collect(),
+                Values::Histogram(histograms) => histograms.collect(),
+            }
+        };
+        let filled = collected
+            .into_iter()
+            .filter(|family| !family.get_metric().is_empty());
+        let filled: Vec<_> = filled.collect();
+        if filled.is_empty() {
+            let (name, help) = (self.metric.name, self.metric.help);
+            let kind = match self.metric.kind {
+                MetricKind::Counter => "counter",
+                MetricKind::Gauge | MetricKind::Ratio => "gauge",
+                MetricKind::Seconds(_) | MetricKind::Milliseconds(_) => "histogram",
+            };
+            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+            return;
+        }
+        // Writing to a string cannot fail; a family that cannot be written is left out.
+        let _ = TextEncoder::new().encode_utf8(&filled, text);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The series of these labels, made if need be; nothing when Prometheus refuses them.
+    fn series_of(&mut self, metric: &Metric, labels: Vec<String>, names: bool) -> Option<&mut Series> {
+        if !self.series.contains_key(&labels) {
+            let cell = match &self.values {
+                Values::Counter(counters) => {
+                    Cell::Counter(counters.get_metric_with_label_values(&labels).ok()?)
+                }
+                Values::Gauge(gauges) => {
+                    let gauge = gauges.get_metric_with_label_values(&labels).ok()?;
+                    match metric.kind {
+                        MetricKind::Ratio => Cell::Ratio(gauge, 0.0, 0.0),
+                        _ => Cell::Gauge(gauge),
+                    }
+                }
+                Values::Histogram(histograms) => {
+                    Cell::Histogram(histograms.get_metric_with_label_values(&labels).ok()?)
+                }
+            };
+            let series = Series {
+                cell,
+                names,
+                touched: Instant::now(),
+            };
+            self.series.insert(labels.clone(), series);
+            self.naming += usize::from(names);
+        }
+        self.series.get_mut(&labels)
+    }
+}
+
+impl Cell {
+    fn take(&mut self, value: f64) {
+        match self {
+            Self::Counter(counter) => counter.inc_by(value),
+            Self::Gauge(gauge) => gauge.set(value),
+            Self::Ratio(gauge, sum, count) => {
+                *sum += value;
+                *count += 1.0;
+                gauge.set(*sum / *count);
+            }
+            Self::Histogram(histogram) => histogram.observe(value),
+        }
+    }
+}
+
+/// Whether the value of a label tells of somebody.
+fn is_name(value: &str) -> bool {
+    !value.is_empty() && value != OVERFLOW
+}
+
+fn histogram(
+    opts: Opts,
+    labels: &[&str],
+    bounds_ms: &[u64],
+    unit: impl Fn(u64) -> f64,
+) -> Option<HistogramVec> {
+    let bounds = bounds_ms.iter().map(|&bound| unit(bound)).collect();
+    HistogramVec::new(HistogramOpts::from(opts).buckets(bounds), labels).ok()
 }
 
 /// No bound is so long that a float could not hold it.
 fn seconds(bound_ms: u64) -> f64 {
-    std::time::Duration::from_millis(bound_ms).as_secs_f64()
+    Duration::from_millis(bound_ms).as_secs_f64()
 }

@@ -21,21 +21,50 @@ static RATE: Metric = Metric {
     kind: MetricKind::Ratio,
 };
 static WAIT: Metric = Metric {
-    name: "worker_wait_seconds",
+    name: "worker_delay_seconds",
     help: "Wait",
     labels: &["place"],
     kind: MetricKind::Seconds(&[50, 100, 2_000]),
 };
 
 fn series(metrics: &Metrics, name: &str) -> Vec<String> {
-    let text = metrics.encode();
+    let text = metrics.encode(&[]);
     let of = |line: &&str| line.starts_with(name);
     text.lines().filter(of).map(str::to_owned).collect()
 }
 
 #[test]
-fn what_never_happened_is_not_shown() {
-    assert_eq!(Metrics::default().encode(), "");
+fn every_metric_of_the_catalogue_is_shown_before_anything_happened() {
+    let text = Metrics::default().encode(&[]);
+    for listed in catalogue::listed() {
+        let (name, help) = (listed.metric.name, listed.metric.help);
+        let kind = match listed.metric.kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge | MetricKind::Ratio => "gauge",
+            MetricKind::Seconds(_) | MetricKind::Milliseconds(_) => "histogram",
+        };
+        let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        assert_eq!(text.matches(&head).count(), 1, "{name}");
+    }
+    for line in [
+        "worker_queue_rejections_total{rejection_reason=\"critical\",resource_pool=\"gpu\"} 0",
+        "worker_assignments_total{row=\"10b\"} 0",
+        "worker_dead_letters_total{error_code=\"HTTP_ERROR\"} 0",
+        "worker_publish_to_result_seconds_count 0",
+        "worker_series_limited_total{metric=\"worker_errors_total\"} 0",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line}");
+    }
+    assert!(!text.contains("worker_step_executions_total{"));
+}
+
+#[test]
+fn jobs_of_known_types_are_counted_from_0() {
+    let metrics = Metrics::default();
+    metrics.know_job_types(&["echo"]);
+    let cancelled = "worker_tasks_total{block_type=\"echo\",status=\"cancelled\"} 0".to_owned();
+    assert!(series(&metrics, "worker_tasks_total").contains(&cancelled));
+    assert_eq!(series(&metrics, "worker_step_executions_total").len(), 4);
 }
 
 #[test]
@@ -54,7 +83,7 @@ fn counters_add_gauges_keep_the_last_and_ratios_the_mean() {
     );
     assert_eq!(series(&metrics, "worker_level"), ["worker_level{place=\"a\"} 2"]);
     assert_eq!(series(&metrics, "worker_rate"), ["worker_rate 0.75"]);
-    let text = metrics.encode();
+    let text = metrics.encode(&[]);
     assert!(
         text.contains("# HELP worker_hits_total Hits\n# TYPE worker_hits_total counter\n"),
         "{text}"
@@ -68,14 +97,14 @@ fn times_are_counted_in_buckets_of_seconds() {
         metrics.record(&WAIT.sample(&["a"], seconds));
     }
     let expected = [
-        "worker_wait_seconds_bucket{place=\"a\",le=\"0.05\"} 1",
-        "worker_wait_seconds_bucket{place=\"a\",le=\"0.1\"} 2",
-        "worker_wait_seconds_bucket{place=\"a\",le=\"2\"} 2",
-        "worker_wait_seconds_bucket{place=\"a\",le=\"+Inf\"} 3",
-        "worker_wait_seconds_sum{place=\"a\"} 3.11",
-        "worker_wait_seconds_count{place=\"a\"} 3",
+        "worker_delay_seconds_bucket{place=\"a\",le=\"0.05\"} 1",
+        "worker_delay_seconds_bucket{place=\"a\",le=\"0.1\"} 2",
+        "worker_delay_seconds_bucket{place=\"a\",le=\"2\"} 2",
+        "worker_delay_seconds_bucket{place=\"a\",le=\"+Inf\"} 3",
+        "worker_delay_seconds_sum{place=\"a\"} 3.11",
+        "worker_delay_seconds_count{place=\"a\"} 3",
     ];
-    assert_eq!(series(&metrics, "worker_wait_seconds"), expected);
+    assert_eq!(series(&metrics, "worker_delay_seconds"), expected);
 }
 
 #[test]
@@ -205,6 +234,7 @@ fn metrics_of_retries_are_sound_and_named_as_agreed() {
 fn a_log_with_a_meter_gives_it_nothing_for_events_without_samples() {
     let metrics = std::sync::Arc::new(Metrics::default());
     let log = Log::discard().with_meter(std::sync::Arc::clone(&metrics) as std::sync::Arc<dyn Meter>);
+    let before = metrics.encode(&[]);
     log.emit(caf_actors::events::warning("nothing to measure"));
-    assert_eq!(metrics.encode(), "");
+    assert_eq!(metrics.encode(&[]), before);
 }

@@ -115,6 +115,18 @@ pub(super) fn pull_end(status: u16, description: &str) -> Result<Option<PullEnd>
     }
 }
 
+/// When the stream stored the message, in milliseconds since the Unix epoch; from the same reply subject.
+pub(super) fn published_at_ms(reply: &str) -> Option<u64> {
+    let tokens: Vec<&str> = reply.split('.').collect();
+    let index = match tokens.len() {
+        9 => 7,
+        11.. => 9,
+        _ => return None,
+    };
+    let nanoseconds: u64 = tokens.get(index)?.parse().ok()?;
+    Some(nanoseconds / 1_000_000)
+}
+
 /// How often the message was delivered, and its stream sequence: both are in the reply subject of a delivery. Servers
 /// write 9 tokens, newer ones 12 with a domain.
 pub(super) fn count_and_position_of(reply: &str) -> Option<(u64, u64)> {
@@ -147,6 +159,18 @@ mod tests {
             Some((3, 42))
         );
         assert_eq!(count_and_position_of("_INBOX.x"), None);
+    }
+
+    #[test]
+    fn the_time_of_publication_is_found_in_both_forms_of_the_reply_subject() {
+        let short = "$JS.ACK.caf-stream.caf-workers.3.42.7.1700000000123456789.0";
+        let long = "$JS.ACK.hub.account.caf-stream.caf-workers.3.42.7.1700000000123456789.0.token";
+        for reply in [short, long] {
+            assert_eq!(published_at_ms(reply), Some(1_700_000_000_123));
+        }
+        for other in ["_INBOX.x", "$JS.ACK.caf-stream.caf-workers.3.42.7.soon.0"] {
+            assert_eq!(published_at_ms(other), None);
+        }
     }
 
     #[test]
