@@ -205,6 +205,7 @@ def panel(one, server, variables, interval, base):
     if series:
         out += KINDS[one["type"]](series, defaults, server, *inside)
     else:
+        print(f"no data: {one['title']}", file=sys.stderr)
         out.append(text(x + w / 2, y + h / 2, "no data", 13, "#777", "middle"))
     return out
 

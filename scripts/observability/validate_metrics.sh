@@ -87,7 +87,7 @@ later worker_duplicates_total counter kind
 later worker_results_suppressed_total counter
 later worker_dead_letters_total counter error_code
 later worker_assignments_total counter row
-start worker_event_loop_lag_seconds histogram event_loop
+later worker_event_loop_lag_seconds histogram event_loop
 start worker_build_info gauge version
 start process_cpu_seconds_total counter
 start process_resident_memory_bytes gauge
@@ -167,7 +167,7 @@ read_page() {
                 || (length_of == 26 && value ~ /^[0-7][0-9A-HJKMNP-TV-Z]+$/) || (length_of == 32 && value ~ /^[0-9a-f]+$/)
         }
         function check_ids(name, value) {
-            if (name ~ /^(trace|span|assignment|request|message|worker)_id$/) error(name " is a label")
+            if (name ~ /^(trace|span|assignment|request|message)_id$/) error(name " is a label")
             else if (name ~ /^(run|flow|step)_id$/) { if (value != "" && detailed != "true") error(name " has a value, " value) }
             else if (is_id(value)) error("an id is the value of " name ": " value)
         }
