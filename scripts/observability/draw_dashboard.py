@@ -80,7 +80,7 @@ def number(value, unit):
         return f"{value:.3g} B"
     if unit == "dateTimeFromNow":
         return f"{max(0.0, time.time() - value / 1000) / 60:.0f} min ago"
-    return f"{value:.3g}" + ("/s" if unit == "ops" else "")
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}") + ("/s" if unit == "ops" else "")
 
 
 def text(x, y, words, size=11, colour="#333", anchor="start", weight="normal"):

@@ -41,7 +41,9 @@ impl Rule {
     /// The lines of its expression.
     fn expression(&self) -> &str {
         let (_, rest) = self.text.split_once("        expr:").expect("has an expression");
-        let end = rest.find("\n        for:").or_else(|| rest.find("\n        labels:"));
+        let end = rest
+            .find("\n        for:")
+            .or_else(|| rest.find("\n        labels:"));
         &rest[..end.expect("has labels")]
     }
 
@@ -93,18 +95,29 @@ fn each_alert_says_how_bad_it_is_and_has_a_runbook() {
     let rules = rules();
     for Rule { name, .. } in &rules {
         let rule = rules.iter().find(|rule| rule.name == *name).expect("is there");
-        assert!(["warning", "critical"].contains(&rule.value("severity").unwrap_or_default()), "{name}");
+        assert!(
+            ["warning", "critical"].contains(&rule.value("severity").unwrap_or_default()),
+            "{name}"
+        );
         assert_eq!(rule.value("component"), Some("worker"), "{name}");
         for annotation in ["summary", "description"] {
-            assert!(rule.value(annotation).is_some_and(|text| !text.is_empty()), "{name}");
+            assert!(
+                rule.value(annotation).is_some_and(|text| !text.is_empty()),
+                "{name}"
+            );
         }
         let anchor = format!("alerts/README.md#{}", name.to_lowercase());
         assert_eq!(rule.value("runbook"), Some(anchor.as_str()));
-        let (_, rest) = runbooks.split_once(&format!("\n## {name}\n")).unwrap_or_else(|| panic!("{name}: no runbook"));
+        let (_, rest) = runbooks
+            .split_once(&format!("\n## {name}\n"))
+            .unwrap_or_else(|| panic!("{name}: no runbook"));
         let paragraph = rest.split("\n## ").next().unwrap_or_default();
         // How bad, as the rule says; what to look at; what to do.
         let severity = rule.value("severity").unwrap_or_default();
-        assert!(paragraph.to_lowercase().contains(&format!("*{severity}, ")), "{name}: {paragraph}");
+        assert!(
+            paragraph.to_lowercase().contains(&format!("*{severity}, ")),
+            "{name}: {paragraph}"
+        );
         for part in ["**First look:**", "**Mend:**"] {
             assert!(paragraph.contains(part), "{name}: {paragraph}");
         }
@@ -120,7 +133,11 @@ fn the_alerts_of_the_contract_have_its_limits_and_times() {
             (rule.name.as_str(), rule.value("for"), rule.value("severity")),
             (name, Some(time), Some(severity))
         );
-        assert!(rule.expression().trim_end().ends_with(limit), "{name}: {}", rule.expression());
+        assert!(
+            rule.expression().trim_end().ends_with(limit),
+            "{name}: {}",
+            rule.expression()
+        );
     }
     for name in OWN {
         assert!(rules.iter().any(|rule| rule.name == name), "{name}");
@@ -138,12 +155,18 @@ fn broken(rule: &Rule) -> Vec<String> {
                 all.push(rule.text.replace(&line(minutes), &line(other)));
             }
         }
-        None => all.push(rule.text.replace("        labels:\n", "        for: 1m\n        labels:\n")),
+        None => all.push(
+            rule.text
+                .replace("        labels:\n", "        for: 1m\n        labels:\n"),
+        ),
     }
     let expression = rule.expression();
     let words: Vec<_> = expression.split(' ').collect();
     for (at, pair) in words.windows(2).enumerate() {
-        let number = pair[1].split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
+        let number = pair[1]
+            .split(|c: char| !c.is_ascii_digit() && c != '.')
+            .next()
+            .unwrap_or_default();
         let limit: Option<f64> = number.parse().ok();
         let others = match (pair[0], limit) {
             (">" | ">=" | "<", Some(limit)) if limit > 0.0 => {
@@ -175,7 +198,9 @@ fn no_limit_and_no_time_of_an_alert_can_change_without_its_tests_failing() {
     // All alerts with all their tests take long: of each, its own.
     let groups: Vec<_> = groups.split("  - name: ").skip(1).collect();
     for rule in rules() {
-        let own = groups.iter().filter(|group| group.contains(&format!("alertname: {}\n", rule.name)));
+        let own = groups
+            .iter()
+            .filter(|group| group.contains(&format!("alertname: {}\n", rule.name)));
         let own: Vec<_> = own.map(|group| format!("  - name: {group}")).collect();
         assert!(!own.is_empty(), "{} has no test", rule.name);
         let write = |name: &str, text: &str| {
@@ -190,7 +215,10 @@ fn no_limit_and_no_time_of_an_alert_can_change_without_its_tests_failing() {
             with(&text);
             let ran = test();
             let said = said(&ran);
-            assert!(!ran.status.success() && said.contains("FAILED"), "nobody notices:\n{text}\n{said}");
+            assert!(
+                !ran.status.success() && said.contains("FAILED"),
+                "nobody notices:\n{text}\n{said}"
+            );
         }
     }
 }

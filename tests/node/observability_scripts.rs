@@ -23,21 +23,29 @@ fn serve(status: &'static str, content_type: &'static str, page: String) -> u16 
     let port = listener.local_addr().expect("is bound").port();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let mut request = BufReader::new(stream.try_clone().expect("can be cloned")).lines().map_while(Result::ok);
+            let mut request = BufReader::new(stream.try_clone().expect("can be cloned"))
+                .lines()
+                .map_while(Result::ok);
             while request.next().is_some_and(|line| !line.is_empty()) {}
             let length = page.len();
             let head = format!(
                 "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
             );
             // Whoever leaves early does not want it.
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(page.as_bytes()));
+            let _ = stream
+                .write_all(head.as_bytes())
+                .and_then(|()| stream.write_all(page.as_bytes()));
         }
     });
     port
 }
 
 fn validate_at(url: &str, health: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    let Output { status, stdout, stderr } = Command::new(shipped("scripts/observability/validate_metrics.sh"))
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new(shipped("scripts/observability/validate_metrics.sh"))
         .args(arguments)
         .env("WORKER_METRICS_URL", url)
         .env("WORKER_URL", health)
@@ -49,7 +57,11 @@ fn validate_at(url: &str, health: &str, arguments: &[&str]) -> (Option<i32>, Str
 
 /// What `validate_metrics.sh` says of the page at this port, and its exit code.
 pub(crate) fn validate(port: u16, arguments: &[&str]) -> (Option<i32>, String) {
-    validate_at(&format!("http://127.0.0.1:{port}/metrics"), "http://127.0.0.1:9", arguments)
+    validate_at(
+        &format!("http://127.0.0.1:{port}/metrics"),
+        "http://127.0.0.1:9",
+        arguments,
+    )
 }
 
 #[test]
@@ -59,15 +71,24 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
     let port = node.worker.metrics_port().expect("is logged");
     let (code, said) = validate(port, &[]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("[OK] names, labels and types: ") && said.contains("(read by promtool)"), "{said}");
-    assert!(said.contains("[INFO] no series yet") && !said.contains("[ERROR]"), "{said}");
+    assert!(
+        said.contains("[OK] names, labels and types: ") && said.contains("(read by promtool)"),
+        "{said}"
+    );
+    assert!(
+        said.contains("[INFO] no series yet") && !said.contains("[ERROR]"),
+        "{said}"
+    );
     // Retries and the like have not happened yet.
     assert_eq!(validate(port, &["--strict"]).0, Some(1));
 
     let page = http::get(port, "/metrics").expect("answers").text();
     let without = |name: &str| {
         let of = |line: &&str| !line.contains(&format!("{name} ")) && !line.starts_with(&format!("{name}{{"));
-        page.lines().filter(of).map(|line| format!("{line}\n")).collect::<String>()
+        page.lines()
+            .filter(of)
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
     };
     let swapped = |old: &str, new: &str| {
         assert!(page.contains(old), "{old}");
@@ -78,7 +99,10 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
     for (page, says) in [
         (without("worker_active_tasks"), "worker_active_tasks is missing"),
         (
-            swapped("# TYPE worker_queue_depth gauge", "# TYPE worker_queue_depth counter"),
+            swapped(
+                "# TYPE worker_queue_depth gauge",
+                "# TYPE worker_queue_depth counter",
+            ),
             "worker_queue_depth is a counter, not a gauge",
         ),
         (
@@ -86,13 +110,22 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
             "worker_health_status has no label check",
         ),
         (of_type("gauge", r#"x{trace_id=""} 1"#), "trace_id is a label"),
-        (of_type("gauge", r#"x{assignment_id="a-1"} 1"#), "assignment_id is a label"),
-        (of_type("gauge", r#"x{run_id="01J8ZQ4T6M9X2K7V5R3N1B0CDE"} 1"#), "run_id has a value"),
+        (
+            of_type("gauge", r#"x{assignment_id="a-1"} 1"#),
+            "assignment_id is a label",
+        ),
+        (
+            of_type("gauge", r#"x{run_id="01J8ZQ4T6M9X2K7V5R3N1B0CDE"} 1"#),
+            "run_id has a value",
+        ),
         (
             of_type("gauge", r#"x{y="6f1c3a7b-e24d-40c8-8a61-d2f05b7e934c"} 1"#),
             "an id is the value of y",
         ),
-        (of_type("gauge", "x{y=\"1\"} 1\nx{y=\"1\"} 2"), "the series is there twice"),
+        (
+            of_type("gauge", "x{y=\"1\"} 1\nx{y=\"1\"} 2"),
+            "the series is there twice",
+        ),
         (of_type("gauge", r#"x{y="1} 1"#), "no sample"),
         (of_type("gauge", "x one"), "no sample"),
         (of_type("gauges", "x 1"), "no type"),
@@ -102,17 +135,27 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
         (String::new(), "the page is empty"),
     ] {
         let (code, said) = validate(serve("200 OK", TEXT_FORM, page), &[]);
-        let named = said.lines().any(|line| line.starts_with("[ERROR] ") && line.contains(says));
+        let named = said
+            .lines()
+            .any(|line| line.starts_with("[ERROR] ") && line.contains(says));
         assert!(code == Some(1) && named, "{says}: {code:?} {said}");
     }
     let json = serve("200 OK", "application/json", page.clone());
     let (code, said) = validate(json, &[]);
-    assert!(code == Some(1) && said.contains("[ERROR] content type: application/json"), "{said}");
+    assert!(
+        code == Some(1) && said.contains("[ERROR] content type: application/json"),
+        "{said}"
+    );
     let (code, said) = validate(serve("503 Service Unavailable", TEXT_FORM, page.clone()), &[]);
     assert!(code == Some(1) && said.contains("answered 503"), "{said}");
     // What is allowed in detailed mode, and what is odd and right.
-    let detailed = more("# TYPE x gauge\nx{run_id=\"01J8ZQ4T6M9X2K7V5R3N1B0CDE\",y=\"a\\\"} 1,{\\\\\\n\"} +Inf 1700000000000\n");
-    assert_eq!(validate(serve("200 OK", TEXT_FORM, detailed), &["--detailed"]).0, Some(0));
+    let detailed = more(
+        "# TYPE x gauge\nx{run_id=\"01J8ZQ4T6M9X2K7V5R3N1B0CDE\",y=\"a\\\"} 1,{\\\\\\n\"} +Inf 1700000000000\n",
+    );
+    assert_eq!(
+        validate(serve("200 OK", TEXT_FORM, detailed), &["--detailed"]).0,
+        Some(0)
+    );
 }
 
 #[test]
@@ -125,21 +168,39 @@ fn too_many_series_warn_and_then_fail() {
         page.clone()
     };
     let (code, said) = validate(serve("200 OK", TEXT_FORM, grow(0, 100_000)), &[]);
-    assert!(code == Some(0) && said.contains("[WARN] cardinality: 10"), "{said}");
+    assert!(
+        code == Some(0) && said.contains("[WARN] cardinality: 10"),
+        "{said}"
+    );
     let (code, said) = validate(serve("200 OK", TEXT_FORM, grow(100_000, 1_000_000)), &[]);
-    assert!(code == Some(1) && said.contains("[ERROR] cardinality: 100"), "{said}");
+    assert!(
+        code == Some(1) && said.contains("[ERROR] cardinality: 100"),
+        "{said}"
+    );
 }
 
 #[test]
 fn a_worker_that_does_not_run_or_does_not_measure_is_told_from_one_that_fails() {
     let nobody = "http://127.0.0.1:9";
     let (code, said) = validate_at(&format!("{nobody}/metrics"), nobody, &[]);
-    assert!(code == Some(2) && said.contains("the worker is not running"), "{said}");
+    assert!(
+        code == Some(2) && said.contains("the worker is not running"),
+        "{said}"
+    );
     let mut node = Node::start();
-    let health = format!("http://127.0.0.1:{}", node.worker.health_port().expect("is logged"));
+    let health = format!(
+        "http://127.0.0.1:{}",
+        node.worker.health_port().expect("is logged")
+    );
     let (code, said) = validate_at(&format!("{nobody}/metrics"), &health, &[]);
-    assert!(code == Some(2) && said.contains("measures nothing while CP2_OBSERVABILITY_METRICS_ENABLED is off"), "{said}");
-    for (argument, expected, says) in [("--help", 0, "WORKER_METRICS_URL"), ("--nothing", 64, "there is no option")] {
+    assert!(
+        code == Some(2) && said.contains("measures nothing while CP2_OBSERVABILITY_METRICS_ENABLED is off"),
+        "{said}"
+    );
+    for (argument, expected, says) in [
+        ("--help", 0, "WORKER_METRICS_URL"),
+        ("--nothing", 64, "there is no option"),
+    ] {
         let (code, said) = validate_at(nobody, nobody, &[argument]);
         assert!(code == Some(expected) && said.contains(says), "{said}");
     }
@@ -175,7 +236,9 @@ impl Up {
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status();
+        let sent = Command::new("kill")
+            .args(["-s", signal, &self.child.id().to_string()])
+            .status();
         assert!(sent.expect("can be started").success());
     }
 
@@ -202,28 +265,50 @@ fn listens(port: u16) -> bool {
 
 #[test]
 fn one_command_shows_a_worker_in_prometheus_with_its_alerts_and_leaves_nothing_behind() {
-    let target = format!("127.0.0.1:{}", serve("200 OK", TEXT_FORM, "# TYPE x gauge\nx 1\n".to_owned()));
+    let target = format!(
+        "127.0.0.1:{}",
+        serve("200 OK", TEXT_FORM, "# TYPE x gauge\nx 1\n".to_owned())
+    );
     let temporary = TempDir::new("up").expect("can be made");
     let place = temporary.path().display().to_string();
     let port = ports::free_port();
-    let arguments = ["--target", &target, "--port", &port.to_string(), "--scrape-interval", "1s"];
+    let arguments = [
+        "--target",
+        &target,
+        "--port",
+        &port.to_string(),
+        "--scrape-interval",
+        "1s",
+    ];
     for signal in ["TERM", "INT"] {
         let mut up = Up::start(&arguments, &[("TMPDIR", &place)]);
         let said = up.until("Ctrl-C ends it");
         assert!(said.contains(&format!("[OK] scraped: {target}\n")), "{said}");
         let api = |path: &str| -> Value {
-            http::get(port, &format!("/api/v1/{path}")).expect("answers").json().expect("is JSON")["data"].take()
+            http::get(port, &format!("/api/v1/{path}"))
+                .expect("answers")
+                .json()
+                .expect("is JSON")["data"]
+                .take()
         };
         let targets = api("targets");
         assert_eq!(targets["activeTargets"][0]["health"], "up", "{targets}");
         assert_eq!(api("rules")["groups"][0]["name"], "worker_alerts");
         // On this machine only.
-        assert_eq!(api("status/flags")["web.listen-address"], format!("127.0.0.1:{port}"));
+        assert_eq!(
+            api("status/flags")["web.listen-address"],
+            format!("127.0.0.1:{port}")
+        );
         up.signal(signal);
         let (code, said) = up.end();
         assert_eq!((code, said.as_str()), (Some(0), "[INFO] stopping\n"));
         assert!(!listens(port));
-        assert_eq!(std::fs::read_dir(temporary.path()).expect("can be listed").count(), 0);
+        assert_eq!(
+            std::fs::read_dir(temporary.path())
+                .expect("can be listed")
+                .count(),
+            0
+        );
     }
 }
 
@@ -242,19 +327,34 @@ fn where_grafana_is_installed_it_is_given_prometheus_and_the_dashboard() {
     std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("can be set");
     let told = temporary.path().join("told").display().to_string();
     let data = temporary.path().join("data").display().to_string();
-    let path = format!("{}:{}", temporary.path().display(), std::env::var("PATH").expect("there is one"));
+    let path = format!(
+        "{}:{}",
+        temporary.path().display(),
+        std::env::var("PATH").expect("there is one")
+    );
     let (port, grafana) = (ports::free_port(), ports::free_port());
-    let target = format!("127.0.0.1:{}", serve("200 OK", TEXT_FORM, "# TYPE x gauge\nx 1\n".to_owned()));
+    let target = format!(
+        "127.0.0.1:{}",
+        serve("200 OK", TEXT_FORM, "# TYPE x gauge\nx 1\n".to_owned())
+    );
     let arguments = [
         ("--target", target),
         ("--port", port.to_string()),
         ("--grafana-port", grafana.to_string()),
         ("--data", data.clone()),
     ];
-    let arguments: Vec<_> = arguments.iter().flat_map(|(name, value)| [*name, value.as_str()]).collect();
+    let arguments: Vec<_> = arguments
+        .iter()
+        .flat_map(|(name, value)| [*name, value.as_str()])
+        .collect();
     let mut up = Up::start(&arguments, &[("PATH", &path), ("TOLD", &told)]);
     let said = up.until("Ctrl-C ends it");
-    assert!(said.contains(&format!("[OK] Grafana: http://127.0.0.1:{grafana}/d/caf-worker-observability")), "{said}");
+    assert!(
+        said.contains(&format!(
+            "[OK] Grafana: http://127.0.0.1:{grafana}/d/caf-worker-observability"
+        )),
+        "{said}"
+    );
     let told = std::fs::read_to_string(&told).expect("was written");
     for part in [
         "server --homepath /usr/share/grafana".to_owned(),
@@ -267,7 +367,9 @@ fn where_grafana_is_installed_it_is_given_prometheus_and_the_dashboard() {
     }
     up.signal("TERM");
     assert_eq!(up.end().0, Some(0));
-    wait_until("both are gone", Duration::from_secs(5), || !listens(port) && !listens(grafana));
+    wait_until("both are gone", Duration::from_secs(5), || {
+        !listens(port) && !listens(grafana)
+    });
     // What was asked to stay.
     assert!(std::path::Path::new(&data).join("prometheus").is_dir());
 }
@@ -283,9 +385,15 @@ fn up_says_what_is_wrong_with_its_options_and_with_a_port_that_is_taken() {
         (&["--scrape-interval", "soon"], 64, "soon is not a time"),
     ] {
         let (code, said) = Up::start(arguments, &[]).end();
-        assert!(code == Some(expected) && said.contains(says), "{arguments:?}: {code:?} {said}");
+        assert!(
+            code == Some(expected) && said.contains(says),
+            "{arguments:?}: {code:?} {said}"
+        );
     }
     let taken = serve("200 OK", TEXT_FORM, String::new()).to_string();
     let (code, said) = Up::start(&["--port", &taken], &[]).end();
-    assert!(code == Some(1) && said.contains(&format!("[ERROR] prometheus: port {taken} is taken")), "{said}");
+    assert!(
+        code == Some(1) && said.contains(&format!("[ERROR] prometheus: port {taken} is taken")),
+        "{said}"
+    );
 }

@@ -175,7 +175,10 @@ mod tests {
         let dir = server.dir.path().to_owned();
         let result = server.query(r#"label_replace(vector(2), "a", "é&+", "", "")"#);
         let result = result.expect("answers");
-        assert_eq!((&result[0]["metric"]["a"], &result[0]["value"][1]), (&"é&+".into(), &"2".into()));
+        assert_eq!(
+            (&result[0]["metric"]["a"], &result[0]["value"][1]),
+            (&"é&+".into(), &"2".into())
+        );
         assert!(server.query("sum(").is_err());
         server.stop().expect("ends");
         assert!(!dir.exists());

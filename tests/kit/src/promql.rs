@@ -45,7 +45,8 @@ pub fn named(expression: &str) -> Named {
                 // `sum by (a) (x)`: an aggregation whose list comes first.
                 let is_aggregation =
                     matches!(next, Some(Token::Word(next)) if ["by", "without"].contains(&next.as_str()));
-                let is_word = WORDS.contains(&word.to_ascii_lowercase().as_str()) || LISTS.contains(&word.as_str());
+                let is_word =
+                    WORDS.contains(&word.to_ascii_lowercase().as_str()) || LISTS.contains(&word.as_str());
                 if !is_function && !is_aggregation && !is_word {
                     named.metrics.insert(word.clone());
                 }
@@ -71,7 +72,9 @@ fn tokens(expression: &str) -> Vec<Token> {
             '"' | '\'' | '`' => string_length(rest, first),
             '#' => rest.find('\n').unwrap_or(rest.len()),
             '0'..='9' | '.' => span(rest, |c| c.is_ascii_alphanumeric() || c == '.'),
-            'a'..='z' | 'A'..='Z' | '_' | ':' => span(rest, |c| c.is_ascii_alphanumeric() || "_:".contains(c)),
+            'a'..='z' | 'A'..='Z' | '_' | ':' => {
+                span(rest, |c| c.is_ascii_alphanumeric() || "_:".contains(c))
+            }
             _ => first.len_utf8(),
         };
         let (text, after) = rest.split_at(length);
@@ -145,7 +148,10 @@ impl Scrape {
         }
         let of_histogram = |part: &&str| series.strip_suffix(*part);
         let family = PARTS.iter().find_map(of_histogram)?;
-        let is_histogram = self.0.get(family).is_some_and(|family| family.kind == "histogram");
+        let is_histogram = self
+            .0
+            .get(family)
+            .is_some_and(|family| family.kind == "histogram");
         is_histogram.then_some(family)
     }
 
