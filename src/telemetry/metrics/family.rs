@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use caf_actors::metrics::{CORRELATION, Metric, MetricKind};
 use prometheus::core::Collector;
+use prometheus::proto::{self, MetricFamily};
 use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, TextEncoder,
 };
@@ -216,10 +217,8 @@ impl Family {
                 Values::Histogram(histograms) => histograms.collect(),
             }
         };
-        let filled = collected
-            .into_iter()
-            .filter(|family| !family.get_metric().is_empty());
-        let filled: Vec<_> = filled.collect();
+        let mut filled: Vec<MetricFamily> = collected;
+        filled.retain(|family| !family.get_metric().is_empty());
         if filled.is_empty() {
             let (name, help) = (self.metric.name, self.metric.help);
             let kind = match self.metric.kind {
@@ -229,6 +228,13 @@ impl Family {
             };
             text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
             return;
+        }
+        for family in &mut filled {
+            let values = |metric: &proto::Metric| {
+                let labels = metric.get_label().iter();
+                labels.map(|label| label.value().to_owned()).collect::<Vec<_>>()
+            };
+            family.mut_metric().sort_by_cached_key(values);
         }
         // Writing to a string cannot fail; a family that cannot be written is left out.
         let _ = TextEncoder::new().encode_utf8(&filled, text);

@@ -1,4 +1,7 @@
-use caf_actors::events::{Log, retry};
+use caf_actors::events::{Log, retry, steps};
+use caf_protocol::assignment::Identity;
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
 
 use super::*;
 
@@ -237,4 +240,201 @@ fn a_log_with_a_meter_gives_it_nothing_for_events_without_samples() {
     let before = metrics.encode(&[]);
     log.emit(caf_actors::events::warning("nothing to measure"));
     assert_eq!(metrics.encode(&[]), before);
+}
+
+// ---- Bounds on what comes with assignments ----
+
+const MANY: usize = 100_000;
+
+fn settings(tenants: impl IntoIterator<Item = String>, detailed_labels: bool) -> MetricsSettings {
+    MetricsSettings {
+        enabled: true,
+        tenant_label_allowlist: tenants.into_iter().collect(),
+        detailed_labels,
+    }
+}
+
+fn step(n: usize) -> StepResult {
+    let outcome = match n % 2 {
+        0 => Outcome::Success(serde_json::Map::new()),
+        _ => Outcome::from(Failure::new(ErrorCode::HttpError, "asked to fail")),
+    };
+    StepResult {
+        outcome,
+        latency_ms: 7,
+        retries_used: 0,
+    }
+}
+
+fn identity(tenant: String, ids: &str) -> Identity {
+    let mut identity = Identity {
+        tenant_id: tenant,
+        job_type: Some("echo".to_owned()),
+        ..Identity::default()
+    };
+    let id = |kind: &str| (!ids.is_empty()).then(|| format!("{kind}-{ids}"));
+    identity.correlation.raw.run_id = id("run");
+    identity.correlation.raw.flow_id = id("flow");
+    identity.correlation.raw.step_id = id("step");
+    identity
+}
+
+/// What `count` jobs of as many tenants, runs, flows and steps leave behind, beside one tenant who was there first.
+fn after_many(settings: &MetricsSettings) -> Metrics {
+    let metrics = Arc::new(Metrics::new(settings));
+    let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
+    let ran = Duration::from_millis(3);
+    log.emit(steps::ended(&identity("first".to_owned(), ""), &step(0), ran));
+    for n in 0..MANY {
+        let identity = identity(format!("tenant-{n}"), &n.to_string());
+        log.emit(steps::ended(&identity, &step(n), ran));
+    }
+    log.emit(steps::ended(&identity("first".to_owned(), ""), &step(0), ran));
+    drop(log);
+    Arc::into_inner(metrics).expect("nobody else has it")
+}
+
+fn value_of(line: &str) -> f64 {
+    let (_, value) = line.rsplit_once(' ').expect("a value follows");
+    value.parse().expect("is a number")
+}
+
+#[track_caller]
+fn assert_bounded(metrics: &Metrics) {
+    let text = metrics.encode(&[]);
+    let series = |start: &str| {
+        let of = |line: &&str| line.starts_with(start);
+        text.lines().filter(of).collect::<Vec<_>>()
+    };
+    let all = series("worker_");
+    let is_named = |line: &&&str| {
+        ["tenant-", "run-", "\"first\""]
+            .iter()
+            .any(|name| line.contains(name))
+    };
+    let named = all.iter().filter(is_named).count();
+    assert!((1..=MAX_LINES).contains(&named), "{named} lines name somebody");
+    assert!(all.len() < MAX_LINES + 1_000, "{} lines", all.len());
+    assert!(text.len() < 8 * 1024 * 1024);
+    // Nothing is lost: what has no series of its own is in another.
+    for (name, expected) in [
+        ("worker_step_executions_total{", MANY + 2),
+        ("worker_step_execution_duration_seconds_count{", MANY + 2),
+        ("worker_errors_total{", MANY / 2),
+        ("worker_flow_execution_duration_seconds_count", MANY),
+    ] {
+        let sum: f64 = series(name).iter().map(|line| value_of(line)).sum();
+        assert_eq!(sum, expected as f64, "{name}");
+    }
+    let limited = series("worker_series_limited_total{metric=\"worker_step_executions_total\"}");
+    assert!(value_of(&limited[0]) > MANY as f64 / 2.0, "{limited:?}");
+    // What is no name stays apart.
+    let shared = series("worker_step_executions_total{execution_status=\"error\"");
+    assert!(
+        shared
+            .iter()
+            .any(|line| line.contains("\"other\"") && line.contains("step_type=\"echo\""))
+    );
+}
+
+#[test]
+fn a_hundred_thousand_tenants_on_the_list_make_no_more_series_than_the_bound() {
+    let tenants = (0..MANY)
+        .map(|n| format!("tenant-{n}"))
+        .chain(["first".to_owned()]);
+    let metrics = after_many(&settings(tenants, false));
+    assert_bounded(&metrics);
+    let first = series(&metrics, "worker_step_executions_total{");
+    let first: Vec<_> = first.iter().filter(|line| line.contains("\"first\"")).collect();
+    assert_eq!(first.len(), 1);
+    assert_eq!(value_of(first[0]), 2.0, "who was there before keeps the series");
+}
+
+#[test]
+fn a_hundred_thousand_runs_in_detailed_mode_make_no_more_series_than_the_bound() {
+    assert_bounded(&after_many(&settings(["first".to_owned()], true)));
+}
+
+#[test]
+fn by_default_a_hundred_thousand_tenants_make_one_series_and_nothing_is_limited() {
+    let metrics = after_many(&settings([], false));
+    assert_eq!(series(&metrics, "worker_step_executions_total{").len(), 2);
+    let limited = series(&metrics, "worker_series_limited_total{");
+    assert!(limited.iter().all(|line| value_of(line) == 0.0), "{limited:?}");
+}
+
+#[test]
+fn who_is_taken_off_the_list_is_not_shown_any_more_and_makes_room() {
+    let metrics = Arc::new(Metrics::new(&settings(
+        ["acme".to_owned(), "beta".to_owned()],
+        false,
+    )));
+    let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
+    let count = |tenant: &str| {
+        log.emit(steps::ended(
+            &identity(tenant.to_owned(), ""),
+            &step(0),
+            Duration::ZERO,
+        ));
+    };
+    ["acme", "beta", "beta", "gamma"].into_iter().for_each(count);
+    let shown = || {
+        let all = series(&metrics, "worker_step_executions_total{");
+        let of = |line: &String| (line.split("tenant_id=").nth(1).map(str::to_owned)).expect("is a label");
+        all.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(), ["\"acme\"} 1", "\"beta\"} 2", "\"other\"} 1"]);
+    metrics.allow_tenants(["acme".to_owned(), "gamma".to_owned()]);
+    ["beta", "gamma"].into_iter().for_each(count);
+    assert_eq!(shown(), ["\"acme\"} 1", "\"gamma\"} 1", "\"other\"} 2"]);
+    metrics.allow_tenants([]);
+    assert_eq!(shown(), ["\"other\"} 2"]);
+}
+
+#[test]
+fn what_is_read_now_is_gone_when_it_is_not_read_any_more() {
+    let metrics = Metrics::default();
+    let now = [state::HEALTH_STATUS.sample(&["nats"], 1.0)];
+    assert!(
+        metrics
+            .encode(&now)
+            .contains("worker_health_status{check=\"nats\"} 1\n")
+    );
+    let text = metrics.encode(&[]);
+    assert!(!text.contains("worker_health_status{"));
+    assert!(text.contains("# TYPE worker_health_status gauge\n"));
+}
+
+#[test]
+fn a_histogram_is_consistent_while_it_is_written() {
+    let metrics = Arc::new(Metrics::default());
+    let writers: Vec<_> = (0..2)
+        .map(|_| {
+            let metrics = Arc::clone(&metrics);
+            std::thread::spawn(move || (0..20_000).for_each(|_| metrics.record(&WAIT.sample(&["a"], 0.06))))
+        })
+        .collect();
+    let mut last = 0.0;
+    while writers.iter().any(|writer| !writer.is_finished()) {
+        let shown = series(&metrics, "worker_delay_seconds");
+        let value = |end: &str| {
+            shown
+                .iter()
+                .find(|line| line.contains(end))
+                .map(|line| value_of(line))
+        };
+        let Some(count) = value("_count") else { continue };
+        assert_eq!(value("le=\"0.1\""), Some(count));
+        assert_eq!(value("le=\"+Inf\""), Some(count));
+        assert!((value("_sum").expect("is shown") - count * 0.06).abs() < 1e-6 * count.max(1.0));
+        assert!(count >= last);
+        last = count;
+    }
+    writers
+        .into_iter()
+        .for_each(|writer| writer.join().expect("ends"));
+    assert_eq!(
+        value_of(&series(&metrics, "worker_delay_seconds_count")[0]),
+        40_000.0
+    );
 }
