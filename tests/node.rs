@@ -4,8 +4,12 @@
 
 #[path = "node/abandoned.rs"]
 mod abandoned;
+#[path = "node/alerts.rs"]
+mod alerts;
 #[path = "node/answering.rs"]
 mod answering;
+#[path = "node/boards.rs"]
+mod boards;
 #[path = "node/commands.rs"]
 mod commands;
 #[path = "node/core_mode.rs"]
@@ -24,6 +28,8 @@ mod large;
 mod life;
 #[path = "node/metrics.rs"]
 mod metrics;
+#[path = "node/observability_scripts.rs"]
+mod observability_scripts;
 #[path = "node/queue.rs"]
 mod queue;
 #[path = "node/retries.rs"]

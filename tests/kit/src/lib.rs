@@ -3,13 +3,14 @@
 //! Neighbours: tests only; no crate of the node depends on it outside `[dev-dependencies]`. It never uses the
 //! protocol crate: what it knows of the wire comes from the contract, so that the two can disagree.
 //!
-//! - Servers: [`nats`], [`postgres`], and the node itself as a process in [`worker`]. Each listens on a port of its
+//! - Servers: [`nats`], [`postgres`], [`mod@prometheus`], and the node itself as a process in [`worker`]. Each listens on a port of its
 //!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
 //!   is missing is an error that says what to install; nothing is ever skipped.
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
 //!   [`strict`] is harder to please than the router, [`assignment`] builds what the router sends.
+//! - Measured: [`promql`] reads expressions and scrapes.
 //! - Input: [`mod@malformed`] is hostile, [`fixtures`] is on file.
 //! - Waiting: [`wait`]. It holds the only sleeps of the tests.
 
@@ -24,6 +25,8 @@ pub mod nats;
 pub mod ports;
 pub mod postgres;
 pub mod programs;
+pub mod prometheus;
+pub mod promql;
 pub mod proxy;
 pub mod router;
 pub mod stall;
@@ -40,6 +43,7 @@ pub use client::{Client, Collector};
 pub use malformed::malformed;
 pub use nats::{NatsAuth, NatsOptions, NatsServer};
 pub use postgres::{Postgres, PostgresOptions};
+pub use prometheus::Prometheus;
 pub use proxy::Proxy;
 pub use router::{RouterIntake, Verdict};
 pub use temp::TempDir;

@@ -1,6 +1,6 @@
 //! Where the programs of the servers, and the checkers of what is shipped in `deploy/`, are.
 //!
-//! Neighbours: [`crate::nats`] and [`crate::postgres`]; the tests of `deploy/`. Never installs anything: `scripts/install-test-tools.sh` does.
+//! Neighbours: [`crate::nats`], [`crate::postgres`] and [`mod@crate::prometheus`]; the tests of `deploy/` and of alerts. Never installs anything: `scripts/install-test-tools.sh` does.
 
 use std::path::{Path, PathBuf};
 
@@ -69,6 +69,19 @@ pub(crate) fn postgres(name: &str) -> Result<PathBuf> {
             "{name} of PostgreSQL is not installed: run scripts/install-test-tools.sh (Debian package `postgresql`)"
         )
     })
+}
+
+/// `prometheus` or `promtool`, from `PATH` or what the install script unpacked under `target/tools`.
+///
+/// # Errors
+/// When it is missing; then with what to do. A check is never skipped.
+pub fn prometheus(name: &str) -> Result<PathBuf> {
+    let own = workspace().join("target/tools/prometheus/usr/bin").join(name);
+    in_path(name)
+        .or_else(|| Some(own).filter(|program| program.is_file()))
+        .with_context(|| {
+            format!("{name} is not installed: run scripts/install-test-tools.sh --only prometheus")
+        })
 }
 
 /// A program that checks files of `deploy/`: of the system (`systemd-analyze`), or what the install script put under
