@@ -69,6 +69,8 @@ pub struct PoolHandle {
     pub look: Route<LookAtPool>,
     /// Its slots.
     pub slots: Arc<Slots>,
+    /// Its places.
+    pub places: Places,
 }
 
 /// What the tree is given to reach the world outside.
@@ -150,6 +152,7 @@ pub async fn build(
         outbox: outbox.clone(),
         answers: answers.clone(),
         spiller: Spiller::new(outputs, log.clone()),
+        answered: status.answered().clone(),
         log: log.clone(),
     };
     let publisher = PublisherRoutes::default();
@@ -330,6 +333,7 @@ async fn start_pool(
         empty: Route::default(),
         look: Route::default(),
         slots: Arc::clone(&slots),
+        places: door.places.clone(),
     };
 
     let (on, publisher, log) = (loops.pipeline.handle(), publisher.clone(), log.clone());

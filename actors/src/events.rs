@@ -4,6 +4,7 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod discovery;
 pub mod queue;
 pub mod retry;
 pub mod timeouts;

@@ -16,6 +16,7 @@ use caf_actors::status::NodeStatus;
 use caf_protocol::timestamp::iso_micros;
 use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::wiring::Tree;
@@ -26,6 +27,9 @@ const LIFE_LIMIT: Duration = Duration::from_millis(50);
 /// A message that is not confirmed for this long, in milliseconds, is a fault of the broker or its streams.
 const UNCONFIRMED_LIMIT_MS: u64 = 10_000;
 
+/// How often the checks are looked at when nobody asks for the page.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// What the page looks at. Before the tree is built, only the status is known.
 #[derive(Clone)]
 pub struct Health {
@@ -33,6 +37,7 @@ pub struct Health {
     mode: &'static str,
     worker_id: String,
     parts: std::sync::Arc<std::sync::OnceLock<Parts>>,
+    streams: std::sync::Arc<std::sync::OnceLock<watch::Receiver<bool>>>,
 }
 
 struct Parts {
@@ -51,6 +56,7 @@ impl Health {
             mode,
             worker_id: worker_id.to_owned(),
             parts: std::sync::Arc::default(),
+            streams: std::sync::Arc::default(),
         }
     }
 
@@ -68,6 +74,31 @@ impl Health {
             claims: tree.claims.clone(),
             outbox: tree.outbox.clone(),
         });
+    }
+
+    /// From now on the page tells whether answers can be stored.
+    pub fn watch_streams(&self, is_open: watch::Receiver<bool>) {
+        let _ = self.streams.set(is_open);
+    }
+
+    /// Tells the node's status which checks fail, for as long as it is polled: heartbeat and discovery say so. A check fails
+    /// when it does on two looks in a row: a part that is busy for a moment is not ill.
+    pub async fn keep_looking(self) {
+        let mut before: Vec<String> = Vec::new();
+        loop {
+            let page = self.page().await;
+            let checks = page["checks"].as_object().into_iter().flatten();
+            let failing = checks.filter(|(_, check)| check["status"] != "ok");
+            let failing: Vec<String> = failing.map(|(name, _)| name.clone()).collect();
+            let twice = failing
+                .iter()
+                .filter(|name| before.contains(name))
+                .cloned()
+                .collect();
+            self.status.set_failing(twice, Instant::now());
+            before = failing;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// The page as JSON (contract 8.3).
@@ -117,6 +148,16 @@ impl Health {
             (_, true, true) => (true, "connected"),
         };
         checks.insert("nats".to_owned(), check(ok, message));
+        if let Some(streams) = self.streams.get() {
+            // Without a connection nothing is known of them.
+            let there = *streams.borrow() || !self.status.is_connected();
+            let message = if there {
+                "there"
+            } else {
+                "missing, or being looked for"
+            };
+            checks.insert("streams".to_owned(), check(there, message));
+        }
     }
 
     /// Whether every part answers.
