@@ -78,13 +78,23 @@ pub fn document(names: &Names) -> Value {
 fn channel(address: impl Into<Value>, description: &str, messages: &[&str]) -> Value {
     let messages: Map<String, Value> = messages
         .iter()
-        .map(|name| ((*name).to_owned(), json!({"$ref": format!("#/components/messages/{name}")})))
+        .map(|name| {
+            (
+                (*name).to_owned(),
+                json!({"$ref": format!("#/components/messages/{name}")}),
+            )
+        })
         .collect();
     json!({ "address": address.into(), "description": description, "messages": messages })
 }
 
 /// One with a last token that varies.
-fn channel_of_each(prefix: &str, (token, meaning): (&str, &str), description: &str, messages: &[&str]) -> Value {
+fn channel_of_each(
+    prefix: &str,
+    (token, meaning): (&str, &str),
+    description: &str,
+    messages: &[&str],
+) -> Value {
     let mut channel = channel(format!("{prefix}.{{{token}}}"), description, messages);
     channel["parameters"] = json!({ token: { "description": meaning } });
     channel
@@ -128,11 +138,20 @@ fn channels(names: &Names) -> Value {
         let prefix = format!("$SRV.{}", verb.as_str());
         let names = DiscoveryNames::of(verb);
         let ask = "NATS services API (ADR-32), unless nats.discovery is off.";
-        channels[names.all] = channel(prefix.as_str(), &format!("Asks all services. {ask}"), &["Question"]);
+        channels[names.all] = channel(
+            prefix.as_str(),
+            &format!("Asks all services. {ask}"),
+            &["Question"],
+        );
         let workers = format!("{prefix}.{SERVICE}");
-        channels[names.workers] = channel(workers.as_str(), &format!("Asks all workers. {ask}"), &["Question"]);
+        channels[names.workers] = channel(
+            workers.as_str(),
+            &format!("Asks all workers. {ask}"),
+            &["Question"],
+        );
         let id = ("id", "Id of the process, from an answer of all.");
-        channels[names.one] = channel_of_each(&workers, id, &format!("Asks one worker. {ask}"), &["Question"]);
+        channels[names.one] =
+            channel_of_each(&workers, id, &format!("Asks one worker. {ask}"), &["Question"]);
     }
     channels
 }
@@ -152,7 +171,12 @@ impl DiscoveryNames {
             Verb::Info => ("infoAll", "infoWorkers", "infoOne", "Info"),
             Verb::Stats => ("statsAll", "statsWorkers", "statsOne", "Stats"),
         };
-        Self { all, workers, one, answer }
+        Self {
+            all,
+            workers,
+            one,
+            answer,
+        }
     }
 }
 
@@ -170,7 +194,11 @@ fn with_reply(mut operation: Value, answer: &str) -> Value {
 }
 
 fn operations(names: &Names) -> Value {
-    let mut take = operation("receive", "assign", "Take an assignment. There is no reply: answers go to ack and result.");
+    let mut take = operation(
+        "receive",
+        "assign",
+        "Take an assignment. There is no reply: answers go to ack and result.",
+    );
     take["bindings"] = json!({ "nats": { "queue": names.durable, "bindingVersion": "0.1.0" } });
     let mut operations = json!({
         "takeAssignment": take,

@@ -37,7 +37,7 @@ fn the_schemas_on_file_are_current() {
         .count();
     assert_eq!(
         files,
-        schemas::all().len(),
+        schemas::all().len() + usize::from(directory.join("asyncapi.json").exists()),
         "a file of no schema lies in {}",
         directory.display()
     );
