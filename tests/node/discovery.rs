@@ -106,6 +106,11 @@ fn a_fleet_of_three_answers_thrice_and_each_worker_by_its_name() {
             (1, BTreeSet::from([one.to_owned()]))
         );
     }
+    let endpoint = &ask(&node.client, "$SRV.INFO", 3)[0]["endpoints"][0];
+    assert_eq!(
+        endpoint["metadata"],
+        json!({"ack": "caf.exec.assign.v1.ack", "result": "caf.exec.result.v1", "stream": "caf-stream"})
+    );
     // Listening for questions takes no assignment away.
     let load = jobs(30, |_| AssignmentBuilder::echo());
     node.client.assign_all(&load).expect("is sent");
@@ -429,7 +434,7 @@ fn a_worker_whose_state_directory_is_gone_is_degraded_and_says_why() {
 }
 
 #[test]
-fn a_worker_whose_results_no_stream_stores_is_degraded_until_one_does() {
+fn a_worker_whose_results_or_claims_no_stream_stores_is_degraded_until_one_does() {
     let nats = NatsServer::start().expect("the broker starts");
     let client = Client::connect(&nats).expect("the client connects");
     // Makes the streams, and leaves.
@@ -445,23 +450,25 @@ fn a_worker_whose_results_no_stream_stores_is_degraded_until_one_does() {
         .expect("starts");
     worker.wait_ready().expect("is ready");
     let beats = client.collect(&[HEARTBEAT]).expect("listens");
-    let info = client.stream(ANSWERS).expect("answers").expect("is there");
-    let config = serde_json::to_value(&info.config).expect("is JSON");
-    client
-        .jetstream_api(&format!("STREAM.DELETE.{ANSWERS}"), &json!({}))
-        .expect("is deleted");
-    client.assign(&AssignmentBuilder::echo()).expect("is sent");
-    wait_for_beat(&beats, "the worker is degraded", |beat| {
-        let reasons = beat["metadata"]["reasons"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        beat["status"] == "degraded" && reasons.contains(&json!("streams"))
-    });
-    client
-        .jetstream_api(&format!("STREAM.CREATE.{ANSWERS}"), &config)
-        .expect("is made again");
-    wait_for_beat(&beats, "the worker is ready again", |beat| {
-        beat["status"] == "ready"
-    });
+    for (stream, reason) in [(ANSWERS, "streams"), ("KV_caf-claims", "claims")] {
+        let info = client.stream(stream).expect("answers").expect("is there");
+        let config = serde_json::to_value(&info.config).expect("is JSON");
+        client
+            .jetstream_api(&format!("STREAM.DELETE.{stream}"), &json!({}))
+            .expect("is deleted");
+        client.assign(&AssignmentBuilder::echo()).expect("is sent");
+        wait_for_beat(&beats, "the worker is degraded", |beat| {
+            let reasons = beat["metadata"]["reasons"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            beat["status"] == "degraded" && reasons.contains(&json!(reason))
+        });
+        client
+            .jetstream_api(&format!("STREAM.CREATE.{stream}"), &config)
+            .expect("is made again");
+        wait_for_beat(&beats, "the worker is ready again", |beat| {
+            beat["status"] == "ready"
+        });
+    }
 }
