@@ -11,7 +11,8 @@ use caf_worker::settings::Settings;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    ANSWERS, ASSIGNMENTS, CONSUMER, Node, SOON, assert_each_answered_once, jobs, program, ready_worker,
+    ANSWERS, ASSIGNMENTS, CONSUMER, LETTERS, Node, SOON, assert_each_answered_once, jobs, program,
+    ready_worker,
 };
 
 fn document() -> Document {
@@ -307,6 +308,48 @@ fn without_permission_there_is_one_warning_and_nothing_else() {
     let loud = |log: &Value| log["level"] != "INFO" && log.to_string().contains("ermission");
     let logs = node.worker.logs();
     assert_eq!(logs.iter().filter(|log| loud(log)).count(), 1, "{logs:#?}");
+}
+
+/// What README.md says that a worker needs.
+#[test]
+fn the_permissions_of_the_manual_are_enough() {
+    let manual = include_str!("../../README.md");
+    let permissions = manual
+        .split("```conf\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
+    let permissions = permissions.expect("README.md has a block of permissions");
+    let options = NatsOptions {
+        extra_config: format!(
+            "authorization {{ users: [
+                {{ user: w, password: w, permissions: {{ {permissions} }} }}
+                {{ user: a, password: a }}
+            ] }}
+            no_auth_user: a"
+        ),
+        ..NatsOptions::jetstream()
+    };
+    let nats = NatsServer::start_with(options).expect("the broker starts");
+    let client = Client::connect(&nats).expect("the client connects");
+    let url = nats.url().replace("nats://", "nats://w:w@");
+    let mut worker = program()
+        .serve(&nats)
+        .env("NATS_URL", url)
+        .start()
+        .expect("starts");
+    worker.wait_ready().expect("is ready");
+    let mut load = jobs(3, |_| AssignmentBuilder::echo());
+    load.push(AssignmentBuilder::new("no.such.type", json!({})));
+    // Larger than a message may be: its outputs go to the object store.
+    let large = "x".repeat(900 * 1024);
+    load.push(AssignmentBuilder::new("echo", json!({"a": large})));
+    client.assign_all(&load).expect("is sent");
+    crate::support::wait_answered(&client, &load, SOON);
+    assert_eq!(client.stream_count(LETTERS).expect("answers"), 1);
+    assert_eq!(ask(&client, "$SRV.PING", 1).len(), 1);
+    let logs = worker.logs();
+    let refused = |log: &&Value| log.to_string().to_lowercase().contains("permission");
+    assert_eq!(logs.iter().filter(refused).count(), 0, "{logs:#?}");
 }
 
 #[test]
