@@ -18,6 +18,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::assignments::Input;
+use crate::asyncapi;
 use crate::exit::Exit;
 use dlq::DlqCommand;
 use settings::SettingsArgs;
@@ -52,6 +53,8 @@ pub enum Command {
     /// Check, show or describe the settings and feature flags
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the AsyncAPI 3.0 document: every subject of a worker with these settings, and what travels on it
+    Asyncapi,
     /// Print a completion script for a shell
     Completions {
         /// Shell to write for
@@ -152,6 +155,10 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
             run::dlq(loaded, *command, cli.output)
         }),
         Command::Config(command) => config::run(command, &sources, cli.output),
+        Command::Asyncapi => settings::with_settings(&sources, cli.output, |loaded| {
+            print::answer(&format!("{:#}", asyncapi::document(&loaded.settings)));
+            Exit::Ok
+        }),
         Command::Completions { shell } => completions(shell),
     }
 }

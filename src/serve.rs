@@ -9,11 +9,13 @@ use anyhow::Context as _;
 use caf_actors::abandoned::Gravedigger;
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
+use caf_actors::counts::Counts;
 use caf_actors::events::{self, Log};
 use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
 use caf_actors::nats::buckets::{ensure_claims_bucket_when_possible, watch_claims_window};
 use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
+use caf_actors::nats::discovery::{Discovery, DiscoveryParts, service};
 use caf_actors::nats::lease_keeper::{KeeperParts, LeaseKeeper};
 use caf_actors::nats::objects::{ObjectFetch, ObjectOutputs};
 use caf_actors::nats::sink::NatsSink;
@@ -27,8 +29,10 @@ use caf_actors::sink::Sink;
 use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Child, Escalation};
+use caf_actors::vitals::{PoolVitals, Vitals};
 use caf_blocks::Blocks;
 use caf_protocol::block::ResourceClass;
+use caf_protocol::discovery::Service;
 use caf_protocol::ids::AssignmentKey;
 use futures_util::FutureExt;
 use tokio::sync::watch;
@@ -38,6 +42,7 @@ use crate::exit::Exit;
 use crate::http::health::Health;
 use crate::ports::Ports;
 use crate::settings::Settings;
+use crate::settings::feature::Feature;
 use crate::settings::in_force::InForce;
 use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
@@ -67,11 +72,7 @@ pub async fn run(
     (log, metrics): (&Log, Option<Arc<Metrics>>),
 ) -> anyhow::Result<Exit> {
     let mode = settings.nats.mode;
-    let mode_name = if mode == NatsMode::Core {
-        "core"
-    } else {
-        "jetstream"
-    };
+    let mode_name = mode_name(mode);
     let sizes = ResourceClass::ALL.map(|class| in_force.pool(class).slots);
     log.emit(events::starting(mode_name, sizes, env!("CARGO_PKG_VERSION")));
     if mode == NatsMode::Core {
@@ -118,6 +119,7 @@ pub async fn run(
             });
         }
     };
+    let is_open = sink.is_open();
     let spills = mode == NatsMode::Jetstream && settings.outputs.spill == Spill::Objects;
     let outputs = spills
         .then(|| Arc::new(ObjectOutputs::new(&connection, &settings.nats, log)) as Arc<dyn OutputStore>);
@@ -136,7 +138,20 @@ pub async fn run(
     }
     let tree = build(settings, in_force, blocks, edges, loops, status, log).await;
     health.watch(&tree);
-    let exit = feed_and_wait(settings, tree, (&state, &replay), &connection, &mut signals, log).await?;
+    health.watch_streams(is_open);
+    let looking = actix_rt::spawn(health.clone().keep_looking());
+    let outside = Outside::start(settings, in_force, &tree, log)?;
+    let exit = feed_and_wait(
+        settings,
+        tree,
+        outside,
+        (&state, &replay),
+        &connection,
+        &mut signals,
+        log,
+    )
+    .await?;
+    looking.abort();
     ports.close(log).await;
     Ok(exit)
 }
@@ -188,12 +203,12 @@ async fn connect_pipeline(
 async fn feed_and_wait(
     settings: &Settings,
     mut tree: Tree,
+    outside: Outside,
     (state, replay): (&State, &Replay),
     connection: &Connection,
     signals: &mut Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
-    let keeper = start_keeper(settings, &tree, log)?;
     let (stop, is_stop) = watch::channel(false);
     // Until the source has begun, there is none to wait for.
     let stopped = Arc::new(watch::Sender::new(true));
@@ -266,26 +281,75 @@ async fn feed_and_wait(
     let _ = timeout(LAST_FLUSH, state.outbox.flush()).await;
     // The disk may hang, and must not keep the process.
     let _ = timeout(LAST_FLUSH, state.marks.clear()).await;
-    keeper.stop();
+    outside.stop();
     log.emit(events::stopped(tree.status.held().held_jobs(), drained.code()));
     Ok(drained)
 }
 
-fn start_keeper(settings: &Settings, tree: &Tree, log: &Log) -> anyhow::Result<LeaseKeeper> {
-    let escalate = tree.escalate.clone();
-    let parts = KeeperParts {
-        settings: settings.nats.clone(),
-        heartbeat: Duration::from_millis(settings.worker.heartbeat_interval_ms),
-        leases: tree.leases.clone(),
-        claims: tree.claims.clone(),
-        status: tree.status.clone(),
-        gpu: Arc::clone(&tree.pool(ResourceClass::Gpu).slots),
-        log: log.clone(),
-    };
-    let ended = move || {
-        let _ = escalate.send(Escalation::LeaseKeeperLost);
-    };
-    LeaseKeeper::start(parts, ended).context("cannot start the lease keeper's thread")
+/// What speaks for the worker whatever the pipeline does, each on a thread and a connection of its own.
+struct Outside {
+    keeper: LeaseKeeper,
+    discovery: Option<Discovery>,
+}
+
+impl Outside {
+    fn start(settings: &Settings, in_force: &InForce, tree: &Tree, log: &Log) -> anyhow::Result<Self> {
+        let pools = tree.pools.iter().map(|pool| PoolVitals {
+            class: pool.class,
+            slots: Arc::clone(&pool.slots),
+            places: pool.places.clone(),
+        });
+        let (vitals, questions) = (Vitals::new(tree.status.clone(), pools), Counts::default());
+        let keeper = KeeperParts {
+            settings: settings.nats.clone(),
+            heartbeat: Duration::from_millis(settings.worker.heartbeat_interval_ms),
+            leases: tree.leases.clone(),
+            claims: tree.claims.clone(),
+            vitals: vitals.clone(),
+            questions: questions.clone(),
+            log: log.clone(),
+        };
+        let escalate = tree.escalate.clone();
+        let ended = move || {
+            let _ = escalate.send(Escalation::LeaseKeeperLost);
+        };
+        let keeper = LeaseKeeper::start(keeper, ended).context("cannot start the lease keeper's thread")?;
+        let owner = tree.claims.fleet().map(|fleet| fleet.owner().to_owned());
+        let discovery = || {
+            Discovery::start(DiscoveryParts {
+                settings: settings.nats.clone(),
+                service: who_we_are(settings, in_force, owner.as_deref(), log),
+                vitals,
+                questions: owner.as_ref().map(|_| questions),
+                log: log.clone(),
+            })
+        };
+        let discovery = settings.nats.discovery.then(discovery).flatten();
+        Ok(Self { keeper, discovery })
+    }
+
+    fn stop(self) {
+        self.keeper.stop();
+        if let Some(discovery) = self.discovery {
+            discovery.stop();
+        }
+    }
+}
+
+/// This process, as discovery tells it: by the name by which other workers ask it, where they do.
+fn who_we_are(settings: &Settings, in_force: &InForce, owner: Option<&str>, log: &Log) -> Service {
+    let id = owner.map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned);
+    let features = Feature::ALL.into_iter().filter(|feature| in_force.has(*feature));
+    let features: Vec<&str> = features.map(Feature::name).collect();
+    let mode = mode_name(settings.nats.mode);
+    service(&id, env!("CARGO_PKG_VERSION"), log.worker_id(), mode, &features)
+}
+
+fn mode_name(mode: NatsMode) -> &'static str {
+    match mode {
+        NatsMode::Core => "core",
+        NatsMode::Jetstream => "jetstream",
+    }
 }
 
 /// Waits until questions between workers get through. A worker that nobody can ask would look dead while it works.

@@ -86,6 +86,8 @@ pub struct PoolHandle {
     pub look: Route<LookAtPool>,
     /// Its slots.
     pub slots: Arc<Slots>,
+    /// Its places.
+    pub places: Places,
 }
 
 /// What the tree is given to reach the world outside.
@@ -171,6 +173,7 @@ pub async fn build(
         outbox: outbox.clone(),
         answers: answers.clone(),
         spiller: Spiller::new(outputs, log.clone()),
+        answered: status.answered().clone(),
         log: log.clone(),
     };
     let publisher = PublisherRoutes::default();
@@ -352,6 +355,7 @@ async fn start_pool(
         empty: Route::default(),
         look: Route::default(),
         slots: Arc::clone(&slots),
+        places: door.places.clone(),
     };
 
     let (on, publisher, log) = (loops.pipeline.handle(), publisher.clone(), log.clone());

@@ -18,6 +18,8 @@ mod core_mode;
 mod dead_letters;
 #[path = "node/deploy.rs"]
 mod deploy;
+#[path = "node/discovery.rs"]
+mod discovery;
 #[path = "node/gates.rs"]
 mod gates;
 #[path = "node/kubernetes.rs"]

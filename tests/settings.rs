@@ -12,6 +12,8 @@ use caf_worker::settings::load::{DEFAULT_FILE, Sources, load};
 use caf_worker::settings::origin::key_text;
 use serde_json::Value;
 
+#[path = "settings/asyncapi.rs"]
+mod asyncapi;
 #[path = "settings/flags.rs"]
 mod flags;
 #[path = "settings/policies.rs"]

@@ -5,6 +5,7 @@
 //! level, the rest in `context`.
 
 pub mod delivery;
+pub mod discovery;
 pub mod queue;
 pub mod retry;
 pub mod running;

@@ -154,6 +154,11 @@ impl HeldPermits {
         self.0.max_jobs.saturating_sub(self.held_jobs())
     }
 
+    /// Most jobs and most bytes held.
+    pub fn most(&self) -> (usize, usize) {
+        (self.0.max_jobs, self.0.max_bytes)
+    }
+
     /// Whether no more jobs fit, here or, as far as that keeps us from asking for more, in the pools.
     pub fn is_full(&self) -> bool {
         let pools_full = self.0.pools.get().is_some_and(|pools| pools.left(0) == 0);

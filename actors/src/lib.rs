@@ -8,9 +8,11 @@
 pub mod abandoned;
 pub mod answers;
 pub mod block_worker;
+pub mod cgroup;
 pub mod claims;
 pub mod clock;
 pub mod consumption;
+pub mod counts;
 pub mod errors;
 pub mod event_loop;
 pub mod events;
@@ -32,3 +34,4 @@ pub mod spill;
 pub mod state_dir;
 pub mod status;
 pub mod supervisor;
+pub mod vitals;

@@ -1,7 +1,7 @@
 //! The edges towards NATS: the only place that knows the client library.
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
-//! is held, on a thread and a connection of its own. [`watchdog`] sees to it that the source is fed; what it learns of
+//! is held, on a thread and a connection of its own; [`discovery`] has others, and tells who is there. [`watchdog`] sees to it that the source is fed; what it learns of
 //! acknowledgements is kept in `floor`. [`abandoned`] finds what the broker gave up. [`objects`] reads and keeps what fits
 //! no message. [`router_side`] speaks as the router does, for `submit`; [`dead_letters`] reads and replays what was given
 //! up, for `dlq`.
@@ -11,6 +11,7 @@ pub mod buckets;
 pub mod claim_store;
 pub mod connection;
 pub mod dead_letters;
+pub mod discovery;
 mod floor;
 pub mod lease_keeper;
 pub mod objects;
@@ -22,6 +23,8 @@ pub mod streams;
 pub mod watchdog;
 
 use caf_protocol::headers::Headers;
+
+use crate::settings::SubjectSettings;
 
 /// Headers as they arrived. Values that are not text are left out.
 fn headers_of(map: Option<&async_nats::HeaderMap>) -> Headers {
@@ -43,4 +46,49 @@ fn header_map(headers: &Headers) -> async_nats::HeaderMap {
         }
     }
     map
+}
+
+/// Whether an answer may go where a question says: into somebody's inbox, but not to the broker, and not where messages
+/// have a meaning. Who may only ask must not make the worker speak there.
+fn is_answerable(reply: &str, subjects: &SubjectSettings) -> bool {
+    let ours = [
+        &subjects.assign,
+        &subjects.ack,
+        &subjects.result,
+        &subjects.heartbeat,
+        &subjects.dlq,
+    ];
+    let is_below = |subject: &str| {
+        let rest = reply.strip_prefix(subject);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    !reply.starts_with('$')
+        && !ours.into_iter().any(|subject| is_below(subject))
+        && !is_below(&subjects.owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_answered_into_inboxes_only() {
+        let subjects = SubjectSettings::default();
+        for reply in ["_INBOX.a.b", "any.where", "caf.exec.result.v11"] {
+            assert!(is_answerable(reply, &subjects), "{reply}");
+        }
+        for reply in [
+            "$JS.ACK.caf-stream.caf-workers.1.2.3.4.5",
+            "$KV.caf-claims.x",
+            "caf.exec.assign.v1",
+            "caf.exec.assign.v1.ack",
+            "caf.exec.result.v1",
+            "caf.exec.result.v1.dlq",
+            "caf.worker.heartbeat.v1",
+            "caf.exec.dlq.v1",
+            "caf.worker.owner.v1.somebody",
+        ] {
+            assert!(!is_answerable(reply, &subjects), "{reply}");
+        }
+    }
 }

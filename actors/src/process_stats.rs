@@ -1,56 +1,76 @@
-//! What this process uses, read from the kernel. Zeros where the kernel does not tell.
+//! What this process uses, read from the kernel, measured against what it may use.
+//!
+//! Neighbours: [`crate::vitals`] asks, for heartbeat and discovery, and whoever is scraped. What the kernel does not tell is absent.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rustix::thread::sched_getaffinity;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::cgroup::Limits;
+
+/// Shortest time between two measurements: a share over less says nothing, and whoever asks often costs nothing.
+const SHORTEST_SPAN: Duration = Duration::from_secs(1);
 
 /// Clock ticks per second in `/proc`: fixed by the kernel's interface.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// Bytes per page in `/proc/self/statm` on the platforms that the worker is built for.
-const PAGE_BYTES: u64 = 4096;
 
-/// Measures the processor share between two calls.
+/// What the process uses, and may use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// Share of `cpus` over the last second or more, 0..1.
+    pub cpu: f64,
+    /// Processors that it may use: those it may run on, or the quota of its control group when that is less.
+    pub cpus: f64,
+    /// Resident memory in bytes.
+    pub mem_bytes: Option<u64>,
+    /// Limit of its control group in bytes; nothing without one.
+    pub mem_limit_bytes: Option<u64>,
+}
+
+/// Measures from one look to the next.
 pub struct ProcessStats {
-    last: (Instant, f64),
+    at: Instant,
+    cpu_time: Duration,
+    last: Usage,
 }
 
 impl ProcessStats {
-    /// Begins to measure.
+    /// Begins to measure. Until the first span is over the share is 0.
     pub fn start() -> Self {
         Self {
-            last: (Instant::now(), cpu_seconds()),
+            at: Instant::now(),
+            cpu_time: cpu_time(),
+            last: usage(0.0, Limits::read()),
         }
     }
 
-    /// Share of all processors since the last call, 0..1.
-    pub fn cpu_share(&mut self) -> f64 {
-        let now = (Instant::now(), cpu_seconds());
-        let wall = now.0.duration_since(self.last.0).as_secs_f64();
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let used = now.1 - self.last.1;
-        self.last = now;
-        let available = wall * f64::from(u32::try_from(processors).unwrap_or(1));
-        if available > 0.0 {
-            (used / available).clamp(0.0, 1.0)
-        } else {
-            0.0
+    /// What was measured last, measured anew when that was a while ago.
+    pub fn usage(&mut self, now: Instant) -> Usage {
+        let span = now.saturating_duration_since(self.at);
+        if span >= SHORTEST_SPAN {
+            let used = cpu_time();
+            let limits = Limits::read();
+            self.last = usage(0.0, limits);
+            self.last.cpu = share(used.saturating_sub(self.cpu_time), span, self.last.cpus);
+            (self.at, self.cpu_time) = (now, used);
         }
+        self.last
     }
 }
 
-/// Resident memory in bytes.
-pub fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<u64>().ok())
-        .unwrap_or(0)
-        * PAGE_BYTES
+fn usage(cpu: f64, limits: Limits) -> Usage {
+    Usage {
+        cpu,
+        cpus: processors().min(limits.cpus.unwrap_or(f64::INFINITY)),
+        mem_bytes: resident_bytes(),
+        mem_limit_bytes: limits.memory_bytes,
+    }
 }
 
 /// Processor time of this process so far, in the kernel and outside, in seconds.
 pub fn cpu_seconds() -> f64 {
-    let stat = own_stat();
-    (stat_field(&stat, 11) + stat_field(&stat, 12)) / TICKS_PER_SECOND
+    cpu_time().as_secs_f64()
 }
 
 /// Threads of this process.
@@ -96,6 +116,39 @@ fn stat_field(stat: &str, index: usize) -> f64 {
         .unwrap_or(0.0)
 }
 
+/// Time used of the time that was there.
+fn share(used: Duration, span: Duration, cpus: f64) -> f64 {
+    let available = span.as_secs_f64() * cpus;
+    if available > 0.0 {
+        (used.as_secs_f64() / available).clamp(0.0, 1.0)
+    } else {
+        0.0
+    }
+}
+
+/// Processors that this process may run on.
+fn processors() -> f64 {
+    let allowed = sched_getaffinity(None).map_or(1, |set| set.count());
+    f64::from(allowed.max(1))
+}
+
+/// Processor time of all threads since the process began.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
+}
+
+/// Resident memory; nothing where `/proc` is missing.
+pub fn resident_bytes() -> Option<u64> {
+    resident_in(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// From the text of `/proc/self/status`, which counts in kB whatever the size of a page.
+fn resident_in(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,12 +156,39 @@ mod tests {
     #[test]
     fn a_busy_process_shows_a_share_and_memory() {
         let mut stats = ProcessStats::start();
-        let until = Instant::now() + std::time::Duration::from_millis(200);
-        while Instant::now() < until {
+        let begun = cpu_time();
+        while cpu_time() - begun < Duration::from_millis(100) {
             std::hint::spin_loop();
         }
-        assert!(stats.cpu_share() > 0.0);
-        assert!(resident_bytes() > 100_000);
+        let usage = stats.usage(stats.at + SHORTEST_SPAN);
+        assert!(usage.cpu > 0.0 && usage.cpu <= 1.0, "{usage:?}");
+        assert!(usage.mem_bytes > Some(100_000), "{usage:?}");
+        assert!(usage.cpus > 0.0, "{usage:?}");
+    }
+
+    #[test]
+    fn who_asks_again_at_once_gets_the_same_answer() {
+        let mut stats = ProcessStats::start();
+        let at = stats.at + SHORTEST_SPAN;
+        let first = stats.usage(at);
+        assert_eq!(stats.usage(at + SHORTEST_SPAN / 2), first);
+    }
+
+    #[test]
+    fn the_share_is_one_of_what_may_be_used() {
+        let second = Duration::from_secs(1);
+        assert_eq!(share(second / 2, second, 2.0), 0.25);
+        assert_eq!(share(second / 2, second, 0.5), 1.0, "all of half a processor");
+        assert_eq!(share(second, second, 0.5), 1.0);
+        assert_eq!(share(second, Duration::ZERO, 1.0), 0.0);
+    }
+
+    #[test]
+    fn memory_that_the_kernel_does_not_tell_is_absent() {
+        assert_eq!(resident_in("Name:\tx\nVmRSS:\t    1024 kB\n"), Some(1_048_576));
+        for text in ["", "VmRSS:", "VmRSS: kB", "VmRSS: -1 kB", "VmRSS: 5"] {
+            assert_eq!(resident_in(text), None, "{text:?}");
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub use self::sending::{outcome_of, retry_delay};
 use self::shrinking::Shrinker;
 use self::writing::Writer;
 use crate::answers::Answers;
+use crate::counts::Counts;
 use crate::events::{self, Log};
 use crate::job::{Arrival, Holdings, Job, PoolLoad, SentAck};
 use crate::outbox::Outbox;
@@ -199,6 +200,7 @@ pub struct PublisherRoutes {
 pub struct Publisher {
     sender: Sender,
     writer: Writer,
+    answered: Counts,
 }
 
 /// What the publisher needs. Every dependency comes in here; cheap to clone.
@@ -212,8 +214,24 @@ pub struct PublisherParts {
     pub answers: Answers,
     /// Keeps elsewhere what does not fit.
     pub spiller: Spiller,
+    /// What is answered is counted here.
+    pub answered: Counts,
     /// Log.
     pub log: Log,
+}
+
+impl Conclusion {
+    /// Counts it, unless it is said again.
+    fn count(&self, answered: &Counts) {
+        match self {
+            Self::Answer(answer) => {
+                let took = Duration::from_millis(answer.step.latency_ms);
+                answered.answered(took, answer.step.outcome.failure().map(|failure| failure.code));
+            }
+            Self::Bury { failure, .. } => answered.answered(Duration::ZERO, Some(failure.code)),
+            Self::Repeat(_) => {}
+        }
+    }
 }
 
 impl Publisher {
@@ -224,6 +242,7 @@ impl Publisher {
             outbox,
             answers,
             spiller,
+            answered,
             log,
         } = parts;
         let shrinker = Shrinker {
@@ -239,6 +258,7 @@ impl Publisher {
                 log,
             },
             sender: Sender::new(sink, outbox, shrinker),
+            answered,
         }
     }
 }
@@ -279,6 +299,7 @@ impl Handler<Conclude> for Publisher {
     type Result = ();
 
     fn handle(&mut self, Conclude { conclusion, holdings }: Conclude, _: &mut Self::Context) {
+        conclusion.count(&self.answered);
         if let Conclusion::Answer(answer) = &conclusion {
             self.tell_end(answer);
         }

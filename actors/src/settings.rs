@@ -64,6 +64,8 @@ pub struct NatsSettings {
     pub stall_ms: u64,
     /// Key-value bucket for what the fleet must know of its streams; created when it is missing.
     pub state_bucket: String,
+    /// Whether the worker answers when it is looked for: NATS services API, subjects `$SRV.>`.
+    pub discovery: bool,
     /// User name.
     pub user: Option<String>,
     /// Password that goes with `user`.
@@ -98,6 +100,7 @@ impl Default for NatsSettings {
             request_timeout_ms: 5_000,
             stall_ms: 10_000,
             state_bucket: "caf-state".to_owned(),
+            discovery: true,
             user: None,
             password: None,
             token: None,

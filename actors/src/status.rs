@@ -10,8 +10,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::consumption::Consumption;
+use crate::counts::Counts;
 use crate::held::HeldPermits;
 use crate::pool::Deferrals;
+
+/// After this long without a look at the checks, who looks is at fault: it looks every second.
+const CHECKS_STALE: Duration = Duration::from_secs(10);
+/// Said in place of a check's name when nobody has looked for [`CHECKS_STALE`].
+const NOBODY_LOOKS: &str = "health_checks";
 
 /// State of one node. Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +33,10 @@ struct Shared {
     held: HeldPermits,
     deferrals: Deferrals,
     consumption: Consumption,
+    /// Answers to assignments.
+    answered: Counts,
+    /// Checks of the health page that fail, and when that was found.
+    failing: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl NodeStatus {
@@ -41,7 +51,31 @@ impl NodeStatus {
             held,
             deferrals,
             consumption: Consumption::default(),
+            answered: Counts::default(),
+            failing: Mutex::default(),
         }))
+    }
+
+    /// How assignments were answered.
+    pub fn answered(&self) -> &Counts {
+        &self.0.answered
+    }
+
+    /// These checks of the health page fail, as of `now`.
+    pub fn set_failing(&self, checks: Vec<String>, now: Instant) {
+        *self.0.failing.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, checks));
+    }
+
+    /// What [`NodeStatus::set_failing`] said last; nothing before the first time.
+    pub fn failing(&self, now: Instant) -> Vec<String> {
+        let failing = self.0.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*failing {
+            Some((at, _)) if now.saturating_duration_since(*at) > CHECKS_STALE => {
+                vec![NOBODY_LOOKS.to_owned()]
+            }
+            Some((_, checks)) => checks.clone(),
+            None => Vec::new(),
+        }
     }
 
     /// What the node holds.
@@ -122,5 +156,21 @@ impl NodeStatus {
     /// Ready = connected, consuming, not draining, and nothing in the way.
     pub fn is_ready(&self) -> bool {
         self.is_connected() && self.is_consuming() && !self.is_draining() && self.obstacle().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::LimitSettings;
+
+    #[test]
+    fn checks_that_nobody_looks_at_any_more_are_a_fault_themselves() {
+        let held = HeldPermits::new(&LimitSettings::default());
+        let (status, start) = (NodeStatus::new(held, Deferrals::new(10)), Instant::now());
+        assert!(status.failing(start).is_empty());
+        status.set_failing(vec!["claims".to_owned()], start);
+        assert_eq!(status.failing(start + CHECKS_STALE), ["claims"]);
+        assert_eq!(status.failing(start + 2 * CHECKS_STALE), [NOBODY_LOOKS]);
     }
 }

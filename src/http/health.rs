@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpResponse, web};
 use caf_actors::event_loop::LoopClock;
 use caf_actors::status::NodeStatus;
 use caf_protocol::timestamp::iso_micros;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::view::{Check, NodeView, Parts, PartsView, View};
@@ -20,6 +21,9 @@ use crate::wiring::Tree;
 
 /// A message that is not confirmed for this long, in milliseconds, is a fault of the broker or its streams.
 const UNCONFIRMED_LIMIT_MS: u64 = 10_000;
+
+/// How often the checks are looked at when nobody asks for the page.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the page looks at. Before the tree is built, only the status is known.
 #[derive(Clone)]
@@ -29,6 +33,7 @@ pub struct Health {
     worker_id: String,
     parts: Arc<OnceLock<Parts>>,
     loops: Arc<Mutex<Vec<LoopClock>>>,
+    streams: Arc<OnceLock<watch::Receiver<bool>>>,
 }
 
 type Checks = BTreeMap<&'static str, Check>;
@@ -42,6 +47,7 @@ impl Health {
             worker_id: worker_id.to_owned(),
             parts: Arc::default(),
             loops: Arc::default(),
+            streams: Arc::default(),
         }
     }
 
@@ -74,6 +80,10 @@ impl Health {
         };
         let node = NodeView::of(&self.status, self.mode, &self.worker_id);
         checks.insert("nats", check_broker(&node));
+        if let Some(streams) = self.streams.get() {
+            // Without a connection nothing is known of them.
+            checks.insert("streams", check_streams(*streams.borrow() || !node.is_connected));
+        }
         if self.mode != "local" {
             let obstacle = self.status.obstacle();
             let message = obstacle.as_deref().unwrap_or("usable");
@@ -88,11 +98,35 @@ impl Health {
         }
     }
 
-    fn loops_blocked(&self) -> Vec<(String, std::time::Duration)> {
+    fn loops_blocked(&self) -> Vec<(String, Duration)> {
         let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let blocked = |clock: &LoopClock| (clock.name().to_owned(), clock.blocked_for(now));
         loops.iter().map(blocked).collect()
+    }
+
+    /// From now on the page tells whether answers can be stored.
+    pub fn watch_streams(&self, is_open: watch::Receiver<bool>) {
+        let _ = self.streams.set(is_open);
+    }
+
+    /// Tells the node's status which checks fail, for as long as it is polled: heartbeat and discovery say so. A check fails
+    /// when it does on two looks in a row: a part that is busy for a moment is not ill.
+    pub async fn keep_looking(self) {
+        let mut before: Vec<String> = Vec::new();
+        loop {
+            let checks = self.look().await.checks;
+            let failing = checks.iter().filter(|(_, check)| !check.ok);
+            let failing: Vec<String> = failing.map(|(name, _)| (*name).to_owned()).collect();
+            let twice = failing
+                .iter()
+                .filter(|name| before.contains(name))
+                .cloned()
+                .collect();
+            self.status.set_failing(twice, Instant::now());
+            before = failing;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// The page as JSON (contract 8.3).
@@ -155,6 +189,15 @@ fn check_broker(node: &NodeView) -> Check {
         (_, true, true) => (true, "connected"),
     };
     check(ok, message)
+}
+
+fn check_streams(there: bool) -> Check {
+    let message = if there {
+        "there"
+    } else {
+        "missing, or being looked for"
+    };
+    check(there, message)
 }
 
 /// Whether every part answers.

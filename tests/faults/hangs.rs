@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use caf_testkit::client::HEARTBEAT;
 use caf_testkit::stall::{HeldCall, Stall};
 use caf_testkit::worker::WorkerBuilder;
 use caf_testkit::{AssignmentBuilder, wait_until};
@@ -227,8 +228,11 @@ fn at_the_bound_of_strays_no_thread_is_started_and_the_health_page_says_so() {
     std::fs::write(stall.directory().join("old"), "old").expect("is written");
     // As many at once as there may be: more would all be running when the bound is reached.
     let mut node = node(&stall, true, |worker| {
-        worker.env("WORKER_IO_POOL_SIZE", MAX_STRAYS)
+        worker
+            .env("WORKER_IO_POOL_SIZE", MAX_STRAYS)
+            .env("WORKER__WORKER__HEARTBEAT_INTERVAL_MS", 100)
     });
+    let beats = node.client.collect(&[HEARTBEAT]).expect("listens");
     let get = || AssignmentBuilder::new("fs.blob_get", json!({"path": "slow/old"}));
     stall.hold(HeldCall::Read).expect("is switched");
     let hanging = jobs(MAX_STRAYS, |_| get());
@@ -252,6 +256,10 @@ fn at_the_bound_of_strays_no_thread_is_started_and_the_health_page_says_so() {
         (&json!("degraded"), &json!("fail")),
         "{page}"
     );
+    wait_until("heartbeats say so too", SOON, || {
+        let beat = beats.on(HEARTBEAT).pop().unwrap_or_default();
+        beat["status"] == "degraded" && beat["metadata"]["reasons"] == json!(["threads"])
+    });
     node.assert_alive();
 
     stall.release(HeldCall::Read).expect("is switched");

@@ -72,6 +72,16 @@ impl Task for Waits {
     }
 }
 
+/// Looks for workers.
+fn ping(client: &Client) {
+    let nats = client.nats();
+    let asked = client.run(async move {
+        nats.publish_with_reply("$SRV.PING", "who.is.there", "".into())
+            .await
+    });
+    asked.expect("in time").expect("is sent");
+}
+
 #[test]
 fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
     let nats = NatsServer::start().expect("a broker");
@@ -109,9 +119,18 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
         let assignment = AssignmentBuilder::new(job_type, json!({}));
         client.assign(&assignment).expect("published");
     }
+    let looked_for = client.collect(&["who.is.there"]).expect("subscribed");
     caf_testkit::wait_until("both results", Duration::from_secs(30), || {
+        ping(&client);
         answers.on(RESULT).len() == 2
     });
+    // Asked all the time, nearly all of it while nothing else moved.
+    let found = looked_for.on("who.is.there");
+    assert!(
+        found.len() > 100,
+        "{} answers to whoever looked for workers",
+        found.len()
+    );
     let info = client
         .jetstream_api("CONSUMER.INFO.caf-stream.caf-workers", &json!({}))
         .expect("the consumer is there");

@@ -12,9 +12,9 @@ use crate::VERSION;
 pub enum WorkerStatus {
     /// Takes jobs.
     Ready,
-    /// Holds as many jobs as it may.
+    /// Holds as many jobs as it may, or runs as many in every pool as can run at once.
     Busy,
-    /// Something it needs is away.
+    /// Something it needs is away: a check of its health page fails, or it takes nothing on.
     Degraded,
     /// Shuts down; takes no more jobs.
     Draining,
@@ -36,14 +36,17 @@ pub struct Heartbeat {
     /// How assignments come in.
     #[serde(flatten)]
     pub intake: Intake,
-    /// More about it.
+    /// `cpus`: processors that `cpu` is a share of. `mem_limit_bytes`: limit of the control group, when there is one.
+    /// `reasons`: while degraded, the checks of the health page that fail. `unmeasured`: names of resources that are 0
+    /// because the system does not tell them.
     pub metadata: Map<String, Value>,
 }
 
 /// What the worker's process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
 pub struct Resources {
-    /// Share of the machine's processors since the last heartbeat, 0..1.
+    /// Share of the processors that it may use (affinity, or the quota of its control group when that is less) over the
+    /// last seconds, 0..1.
     pub cpu: f64,
     /// Share of busy gpu slots, 0..1.
     pub gpu: f64,
@@ -74,6 +77,7 @@ impl Heartbeat {
         status: WorkerStatus,
         resources: Resources,
         intake: Intake,
+        metadata: Map<String, Value>,
     ) -> Self {
         Self {
             version: VERSION,
@@ -82,7 +86,7 @@ impl Heartbeat {
             status,
             resources,
             intake,
-            metadata: Map::new(),
+            metadata,
         }
     }
 }

@@ -6,12 +6,13 @@
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
 //! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
-//! that the worker lives.
+//! that the worker lives, [`discovery`] where it is and how loaded.
 
 pub mod ack;
 pub mod assignment;
 pub mod block;
 pub mod dead_letter;
+pub mod discovery;
 pub mod error_code;
 pub mod headers;
 pub mod heartbeat;

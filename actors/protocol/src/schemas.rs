@@ -6,6 +6,7 @@ use schemars::transform::{RecursiveTransform, Transform as _};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde_json::Value;
 
+pub mod asyncapi;
 pub mod exec_assignment;
 
 /// File name and schema of each message that the worker reads or writes.

@@ -87,6 +87,9 @@ pub enum ConnectError {
     },
 }
 
+/// Messages of one subscription that wait to be read, as the client library has it.
+const UNREAD: usize = 64 * 1024;
+
 /// Connects, trying until it works or `nats.connect_deadline_ms` has passed. `name` tells connections apart in logs
 /// and on the server; `on_link` hears of every change.
 ///
@@ -98,19 +101,61 @@ pub async fn connect(
     log: &Log,
     on_link: impl Fn(bool) + Send + Sync + 'static,
 ) -> Result<Connection, ConnectError> {
+    let report = {
+        let log = log.clone();
+        move |event: &Event| log.emit(events::nats_reported(name, &event.to_string()))
+    };
+    connect_in(
+        Manner {
+            settings,
+            name,
+            most_unread: UNREAD,
+        },
+        log,
+        on_link,
+        report,
+    )
+    .await
+}
+
+/// How a connection is made.
+pub(super) struct Manner<'a> {
+    /// Where to, and as whom.
+    pub(super) settings: &'a NatsSettings,
+    /// See [`connect`].
+    pub(super) name: &'static str,
+    /// Messages of one subscription that wait to be read; more are dropped.
+    pub(super) most_unread: usize,
+}
+
+/// As [`connect`]; `report` hears what else there is to say of the connection while it is up.
+pub(super) async fn connect_in(
+    Manner {
+        settings,
+        name,
+        most_unread,
+    }: Manner<'_>,
+    log: &Log,
+    on_link: impl Fn(bool) + Send + Sync + 'static,
+    report: impl Fn(&Event) + Send + Sync + 'static,
+) -> Result<Connection, ConnectError> {
     let started = Instant::now();
-    let on_link = std::sync::Arc::new(on_link);
+    let (on_link, report) = (std::sync::Arc::new(on_link), std::sync::Arc::new(report));
     let (link, is_link) = watch::channel(Link::default());
     let link = std::sync::Arc::new(link);
     for attempt in 0.. {
-        let options = options(settings, name).await?.event_callback({
-            let (log, link, on_link) = (log.clone(), link.clone(), on_link.clone());
-            let url = settings.url.clone();
-            move |event| {
-                note(&event, name, &url, &log, &link, &*on_link);
-                std::future::ready(())
-            }
-        });
+        let options = options(settings, name)
+            .await?
+            .subscription_capacity(most_unread)
+            .event_callback({
+                let (log, link) = (log.clone(), link.clone());
+                let (on_link, report) = (on_link.clone(), report.clone());
+                let url = settings.url.clone();
+                move |event| {
+                    note(&event, name, &url, &log, &link, (&*on_link, &*report));
+                    std::future::ready(())
+                }
+            });
         let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
         let last = match timeout(ATTEMPT_LIMIT, options.connect(addresses)).await {
             Ok(Ok(client)) => {
@@ -148,7 +193,7 @@ fn note(
     url: &str,
     log: &Log,
     link: &watch::Sender<Link>,
-    on_link: &(dyn Fn(bool) + Send + Sync),
+    (on_link, report): (&(dyn Fn(bool) + Send + Sync), &(dyn Fn(&Event) + Send + Sync)),
 ) {
     match event {
         Event::Connected => {
@@ -168,7 +213,7 @@ fn note(
         }
         // Every attempt to reconnect reports an error of its own: that the broker is away was said once.
         Event::ClientError(_) if !link.borrow().up => {}
-        other => log.emit(events::nats_reported(name, &other.to_string())),
+        other => report(other),
     }
 }
 

@@ -1,30 +1,27 @@
 //! The lease keeper: renews what the worker holds and sends its heartbeat, whatever the rest of the worker does.
 //!
-//! Neighbours: reads the lease table, the claims and the node's status; nothing waits for it. It has a thread, a runtime
+//! Neighbours: reads the lease table, the claims and how the worker is; nothing waits for it. It has a thread, a runtime
 //! and a connection of its own, because a busy event loop would delay renewals until the broker gives the jobs to
 //! others. For the same reason it tells other workers what is held here. It never looks at an assignment.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use caf_protocol::heartbeat::{Heartbeat, Intake, Resources, WorkerStatus};
 use caf_protocol::ids::AssignmentKey;
-use caf_protocol::timestamp::iso_micros;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
 use super::claim_store::{OWNER_HOLDS, OWNER_LET_GO, owner_subject};
 use super::connection::{Connection, connect};
+use super::is_answerable;
 use super::sink::verdict_body;
 use crate::claims::Claims;
+use crate::counts::Counts;
 use crate::events::{self, Log};
 use crate::lease::LeaseTable;
-use crate::pool::Slots;
-use crate::process_stats::{ProcessStats, resident_bytes};
 use crate::settings::NatsSettings;
 use crate::sink::Verdict;
-use crate::status::NodeStatus;
+use crate::vitals::Vitals;
 
 /// Renewals per ack wait: two may be lost.
 const RENEWALS_PER_ACK_WAIT: u32 = 3;
@@ -43,10 +40,10 @@ pub struct KeeperParts {
     pub leases: LeaseTable,
     /// What is held, as assignments: other workers ask.
     pub claims: Claims,
-    /// State of the node.
-    pub status: NodeStatus,
-    /// For the share of busy gpu slots.
-    pub gpu: Arc<Slots>,
+    /// How the worker is.
+    pub vitals: Vitals,
+    /// Questions of other workers are counted here.
+    pub questions: Counts,
     /// Log; also the worker's id.
     pub log: Log,
 }
@@ -102,8 +99,7 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
     let mut renewals = renewal_clock(&parts, *ack_wait.borrow_and_update());
     let mut heartbeats = interval(parts.heartbeat);
     heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut stats = ProcessStats::start();
-    let mut draining = parts.status.draining();
+    let mut draining = parts.vitals.status().draining();
     let mut questions = questions(&parts, &connection).await;
     loop {
         tokio::select! {
@@ -111,13 +107,13 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => break,
             _ = ack_wait.changed() => renewals = renewal_clock(&parts, *ack_wait.borrow_and_update()),
             _ = renewals.tick() => renew(&parts, &connection, renewals.period()).await,
-            _ = heartbeats.tick() => beat(&parts, &connection, &mut stats).await,
-            _ = draining.changed() => beat(&parts, &connection, &mut stats).await,
+            _ = heartbeats.tick() => beat(&parts, &connection).await,
+            _ = draining.changed() => beat(&parts, &connection).await,
             // Last: a flood of questions must delay nothing else.
             question = next_question(&mut questions) => say_what_is_held(&parts, &connection, question).await,
         }
     }
-    beat(&parts, &connection, &mut stats).await;
+    beat(&parts, &connection).await;
     let _ = timeout(SEND_LIMIT, connection.client.flush()).await;
 }
 
@@ -159,6 +155,9 @@ async fn renew(parts: &KeeperParts, connection: &Connection, limit: Duration) {
 /// Answers another worker that asks whether an assignment is worked on here.
 async fn say_what_is_held(parts: &KeeperParts, connection: &Connection, question: async_nats::Message) {
     let Some(reply) = question.reply else { return };
+    if !is_answerable(&reply, &parts.settings.subjects) {
+        return;
+    }
     let key = std::str::from_utf8(&question.payload)
         .ok()
         .and_then(AssignmentKey::from_hex);
@@ -166,7 +165,9 @@ async fn say_what_is_held(parts: &KeeperParts, connection: &Connection, question
         Some(key) if parts.claims.is_held(&key) => OWNER_HOLDS,
         _ => OWNER_LET_GO,
     };
+    let begun = Instant::now();
     send(connection, reply.to_string(), word.into()).await;
+    parts.questions.answered(begun.elapsed(), None);
 }
 
 /// Listens to questions about what this process holds; for ever silent where nobody asks.
@@ -186,41 +187,13 @@ async fn next_question(questions: &mut Option<async_nats::Subscriber>) -> async_
     }
 }
 
-async fn beat(parts: &KeeperParts, connection: &Connection, stats: &mut ProcessStats) {
+async fn beat(parts: &KeeperParts, connection: &Connection) {
     if !connection.link.borrow().up {
         return;
     }
-    let status = &parts.status;
-    let state = match () {
-        () if status.is_draining() => WorkerStatus::Draining,
-        () if !status.is_ready() => WorkerStatus::Degraded,
-        () if status.held().is_full() => WorkerStatus::Busy,
-        () => WorkerStatus::Ready,
-    };
-    let resources = Resources {
-        cpu: stats.cpu_share(),
-        gpu: parts.gpu.busy_share(),
-        mem_bytes: resident_bytes(),
-        jobs_in_flight: status.held().held_jobs() as u64,
-    };
-    let beat = Heartbeat::new(
-        parts.log.worker_id(),
-        iso_micros(SystemTime::now()),
-        state,
-        resources,
-        intake_of(status),
-    );
+    let beat = parts.vitals.heartbeat(parts.log.worker_id());
     let body = serde_json::to_vec(&beat).expect("a heartbeat holds only strings and numbers");
     send(connection, parts.settings.subjects.heartbeat.clone(), body.into()).await;
-}
-
-fn intake_of(status: &NodeStatus) -> Intake {
-    let seen = status.consumption().view();
-    Intake {
-        last_delivery_age_ms: seen.last_delivery_age_ms,
-        pulls_outstanding: seen.pulls_outstanding as u64,
-        pull_rebuilds: seen.pull_rebuilds,
-    }
 }
 
 /// A lost renewal or heartbeat is followed by the next.

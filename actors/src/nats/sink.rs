@@ -83,6 +83,11 @@ impl NatsSink {
 }
 
 impl NatsSink {
+    /// Whether the broker is there and, as far as is known, every stream that answers are stored in.
+    pub fn is_open(&self) -> watch::Receiver<bool> {
+        self.open.clone()
+    }
+
     /// What else is stored on this connection waits for the same gate, and tells of the same loss.
     pub(super) fn gate(&self) -> (Connection, watch::Receiver<bool>, Arc<Notify>) {
         (

@@ -184,21 +184,19 @@ fn of_pool(pool: &PoolView, samples: &mut Vec<Sample>) {
 }
 
 fn of_process(samples: &mut Vec<Sample>) {
-    let (cpu, memory) = (
-        process_stats::cpu_seconds(),
-        number(process_stats::resident_bytes()),
-    );
+    let cpu = process_stats::cpu_seconds();
     samples.extend([
         RESOURCE_CPU.sample(&[], cpu * 1_000.0),
-        RESOURCE_MEM.sample(&[], memory),
         PROCESS_CPU.sample(&[], cpu),
-        PROCESS_MEM.sample(&[], memory),
         PROCESS_THREADS.sample(&[], process_stats::threads()),
     ]);
+    let memory = process_stats::resident_bytes().map(number);
     let files = process_stats::open_files().map(number);
     let max_files = process_stats::max_open_files();
     let start = process_stats::start_time_seconds();
     let known = [
+        (&RESOURCE_MEM, memory),
+        (&PROCESS_MEM, memory),
         (&PROCESS_FDS, files),
         (&PROCESS_MAX_FDS, max_files),
         (&PROCESS_START, start),

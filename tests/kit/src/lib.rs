@@ -9,12 +9,14 @@
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
-//!   [`strict`] is harder to please than the router, [`assignment`] builds what the router sends.
+//!   [`mod@asyncapi`] holds it against the document, [`strict`] is harder to please than the router, [`assignment`]
+//!   builds what the router sends.
 //! - Measured: [`promql`] reads expressions and scrapes.
 //! - Input: [`mod@malformed`] is hostile, [`fixtures`] is on file.
 //! - Waiting: [`wait`]. It holds the only sleeps of the tests.
 
 pub mod assignment;
+pub mod asyncapi;
 pub mod client;
 pub mod credentials;
 pub mod faulty_http;

@@ -10,7 +10,7 @@ use caf_protocol::heartbeat::{Heartbeat, Intake, Resources, WorkerStatus};
 use caf_protocol::outcome::Failure;
 use caf_protocol::schemas;
 use caf_testkit::{fixtures, strict};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::reading::read_fixture;
 use crate::writing::validator;
@@ -37,7 +37,7 @@ fn the_schemas_on_file_are_current() {
         .count();
     assert_eq!(
         files,
-        schemas::all().len(),
+        schemas::all().len() + usize::from(directory.join("asyncapi.json").exists()),
         "a file of no schema lies in {}",
         directory.display()
     );
@@ -159,7 +159,7 @@ fn heartbeats_fit_their_schema() {
             ..Intake::default()
         };
         let now = "2026-01-01T00:00:00.000000Z".to_owned();
-        let beat = Heartbeat::new("w-1", now, status, resources, intake);
+        let beat = Heartbeat::new("w-1", now, status, resources, intake, Map::new());
         let value = serde_json::to_value(beat).expect("serialises");
         assert!(
             schema.is_valid(&value),
