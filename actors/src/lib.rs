@@ -31,3 +31,4 @@ pub mod spill;
 pub mod state_dir;
 pub mod status;
 pub mod supervisor;
+pub mod trace;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use caf_protocol::assignment::Identity;
 use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::ids::sha256_hex;
+use caf_protocol::outcome::Status;
 use tokio::time::Instant;
 
 use super::plan::{Ended, Progress, Step, next_step};
@@ -23,6 +24,7 @@ use crate::events::{self, Event, Log};
 use crate::job::{Holdings, SentAck, elapsed_ms};
 use crate::outbox::{EntryId, NewEntry, Outbox};
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
+use crate::trace::{Publishing, Span};
 
 /// First wait before an unconfirmed message is sent again.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -41,6 +43,8 @@ pub(super) struct Written {
     pub(super) identity: Option<Identity>,
     /// Stream and sequence of the assignment, when it came from a stream.
     pub(super) position: Option<(Arc<str>, u64)>,
+    /// What the result says, if it is known without reading it.
+    pub(super) status: Option<Status>,
 }
 
 impl Written {
@@ -51,6 +55,7 @@ impl Written {
             messages,
             identity: None,
             position: None,
+            status: None,
         }
     }
 }
@@ -88,9 +93,12 @@ struct Leaving {
     is_news: bool,
     identity: Option<Identity>,
     position: Option<(Arc<str>, u64)>,
+    status: Option<Status>,
     kept_as: Option<EntryId>,
     /// Tries at the present message.
     tries: u32,
+    /// The span in which it is published.
+    span: Option<Span>,
     result: Published,
     progress: Progress,
 }
@@ -120,10 +128,14 @@ impl Sender {
     }
 
     /// Sends until confirmed. Gives up only on what the server will never take: then there is nothing to tell.
-    pub(super) async fn send_until_confirmed(&self, message: &Outgoing) -> Option<Published> {
+    pub(super) async fn send_until_confirmed(
+        &self,
+        message: &Outgoing,
+        span: &mut Span,
+    ) -> Option<Published> {
         let _counted = Counted::new(&self.unconfirmed);
         for attempt in 1.. {
-            match self.try_to_send(message, attempt).await {
+            match self.try_to_send(message, attempt, span).await {
                 Tried::Sent(published) => return Some(published),
                 Tried::Refused => return None,
                 Tried::Unconfirmed => {}
@@ -137,9 +149,10 @@ impl Sender {
     pub(super) async fn send_or_shrink(
         &self,
         mut message: Arc<Outgoing>,
+        span: &mut Span,
     ) -> (Arc<Outgoing>, Option<Published>) {
         loop {
-            if let Some(published) = self.send_until_confirmed(&message).await {
+            if let Some(published) = self.send_until_confirmed(&message, span).await {
                 return (message, Some(published));
             }
             match self.smaller(&message).await {
@@ -156,11 +169,12 @@ impl Sender {
     }
 
     /// Sends once, and waits when it was not confirmed.
-    async fn try_to_send(&self, message: &Outgoing, attempt: u32) -> Tried {
+    async fn try_to_send(&self, message: &Outgoing, attempt: u32, span: &mut Span) -> Tried {
         let error = match self.sink.publish(message).await {
             Ok(published) => return Tried::Sent(published),
             Err(PublishError::Refused(error)) => {
                 self.log(events::publish_refused(&message.subject, &error));
+                span.event("refused", vec![("attempt", attempt.into())]);
                 return Tried::Refused;
             }
             Err(PublishError::Unconfirmed(error)) => error,
@@ -169,6 +183,10 @@ impl Sender {
         let delay_ms = whole_ms(delay);
         let subject = &message.subject;
         self.log(events::publish_retried(subject, &error, attempt, delay_ms));
+        span.event(
+            "not confirmed",
+            vec![("attempt", attempt.into()), ("wait_ms", delay_ms.into())],
+        );
         tokio::time::sleep(delay).await;
         Tried::Unconfirmed
     }
@@ -184,13 +202,13 @@ impl Sender {
                 Step::Keep => self.keep(&mut leaving, &holdings).await,
                 Step::Prove => match holdings.prove().await {
                     Proof::Ours => Ended::Done,
-                    Proof::Lost => return self.suppress(&leaving, &mut holdings),
+                    Proof::Lost => return self.suppress(&mut leaving, &mut holdings),
                     Proof::Unknown(why) => {
                         self.wait_for_claims(&why).await;
                         Ended::Failed
                     }
                 },
-                Step::Acknowledge => self.acknowledge(&mut leaving).await,
+                Step::Acknowledge => self.acknowledge(&mut leaving, &holdings.span).await,
                 Step::Publish(number) => self.publish(&mut leaving, number, &holdings).await,
                 Step::Record => self.record(&leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
@@ -236,7 +254,7 @@ impl Sender {
     }
 
     /// The acknowledgement that was on its way; sent again when word of it never came.
-    async fn acknowledge(&self, leaving: &mut Leaving) -> Ended {
+    async fn acknowledge(&self, leaving: &mut Leaving, of: &Span) -> Ended {
         let message = match leaving.ack.take() {
             None | Some(AckState::Known) => None,
             Some(AckState::Unsent(message)) => Some(message),
@@ -248,9 +266,13 @@ impl Sender {
             return Ended::Done;
         };
         leaving.tries += 1;
-        match self.try_to_send(&message, leaving.tries).await {
+        let scope = of.scope();
+        let open = || scope.publishing(Publishing::Ack, &message);
+        let span = leaving.span.get_or_insert_with(open);
+        match self.try_to_send(&message, leaving.tries, span).await {
             Tried::Sent(_) | Tried::Refused => {
                 leaving.tries = 0;
+                leaving.span = None;
                 Ended::Done
             }
             Tried::Unconfirmed => {
@@ -260,10 +282,28 @@ impl Sender {
         }
     }
 
+    /// A result, or else a dead letter.
+    pub(super) fn what(&self, message: &Outgoing) -> Publishing {
+        if *message.subject == *self.shrinker.result_subject {
+            Publishing::Result
+        } else {
+            Publishing::DeadLetter
+        }
+    }
+
     async fn publish(&self, leaving: &mut Leaving, number: usize, holdings: &Holdings) -> Ended {
         let message = &leaving.messages[number];
         leaving.tries += 1;
-        match self.try_to_send(message, leaving.tries).await {
+        let (what, scope) = (self.what(message), holdings.span.scope());
+        let open = || {
+            let mut span = scope.publishing(what, message);
+            if let (Publishing::Result, Some(status)) = (what, leaving.status) {
+                span.set("result.status", status.as_str());
+            }
+            span
+        };
+        let mut span = leaving.span.take().unwrap_or_else(open);
+        match self.try_to_send(message, leaving.tries, &mut span).await {
             Tried::Sent(published) => {
                 if published.known_before && leaving.is_news && leaving.tries == 1 {
                     let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
@@ -274,9 +314,15 @@ impl Sender {
                 }
             }
             // A smaller form takes its place and is next.
-            Tried::Refused if self.shrink(leaving, number, holdings).await => return Ended::Failed,
-            Tried::Refused => {}
-            Tried::Unconfirmed => return Ended::Failed,
+            Tried::Refused if self.shrink(leaving, number, holdings).await => {
+                leaving.span = Some(span);
+                return Ended::Failed;
+            }
+            Tried::Refused => span.mark_failed("the server does not take the message"),
+            Tried::Unconfirmed => {
+                leaving.span = Some(span);
+                return Ended::Failed;
+            }
         }
         leaving.tries = 0;
         Ended::Done
@@ -317,7 +363,11 @@ impl Sender {
     }
 
     /// Somebody else answers: nothing is said.
-    fn suppress(&self, leaving: &Leaving, holdings: &mut Holdings) {
+    fn suppress(&self, leaving: &mut Leaving, holdings: &mut Holdings) {
+        holdings.span.set("execution.outcome", "suppressed");
+        if let Some(span) = &mut leaving.span {
+            span.mark_failed("another worker has the assignment");
+        }
         let identity = leaving.identity.as_ref();
         self.log(events::result_suppressed(
             identity,
@@ -371,8 +421,10 @@ impl Leaving {
             is_news,
             identity: written.identity,
             position: written.position,
+            status: written.status,
             kept_as: None,
             tries: 0,
+            span: None,
             result: Published::default(),
             progress,
         }

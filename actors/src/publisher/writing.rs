@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use caf_protocol::dead_letter::{Attempt, Cause};
+use caf_protocol::outcome::Status;
 
 use super::sending::Written;
 use super::{Answer, Conclusion};
@@ -67,6 +68,12 @@ impl Writer {
         if let (Some(bytes), None) = (written.too_large_bytes, &written.output_ref) {
             self.log.emit(events::result_too_large(&identity, bytes, limit));
         }
+        // What had to be left out of a success makes it an error (row 15).
+        let is_cut = written.too_large_bytes.is_some() && written.output_ref.is_none();
+        let status = match step.outcome.status() {
+            Status::Success if is_cut => Status::Error,
+            status => status,
+        };
         let result = Arc::new(written.message);
         if let Some(claim) = &holdings.claim {
             claim.record_result(&result);
@@ -89,6 +96,7 @@ impl Writer {
             messages: std::iter::once(result).chain(letter.map(Arc::new)).collect(),
             identity: Some(identity),
             position: arrival.position,
+            status: Some(status),
         }
     }
 

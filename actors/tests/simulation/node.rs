@@ -217,6 +217,7 @@ impl Node {
                 lease: Some(lease),
                 permit,
                 given_up: None,
+                span: Span::default(),
             };
             if self.is_draining() {
                 let node = Arc::clone(&self);

@@ -250,6 +250,7 @@ impl Bench {
                 lease: None,
                 permit,
                 given_up: None,
+                span: Span::default(),
             },
         }
     }
