@@ -18,6 +18,7 @@ pub mod not_yet;
 pub mod origin;
 pub mod show;
 pub mod sources;
+pub mod tracing;
 pub mod worker_id;
 
 mod validate;
@@ -34,6 +35,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::tracing::TracingSettings;
 use caf_blocks::settings::BlockSettings;
 
 /// The whole tree. `Debug` hides its secrets.
@@ -130,14 +132,6 @@ impl Default for WorkerSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsSettings {
     /// Whether anything is measured, and shown at `http.metrics_addr`.
-    pub enabled: bool,
-}
-
-/// Traces: what happens to each assignment, as spans.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TracingSettings {
-    /// Whether spans are sent to a collector.
     pub enabled: bool,
 }
 

@@ -7,6 +7,7 @@
 pub mod queue;
 pub mod retry;
 pub mod timeouts;
+pub mod tracing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
