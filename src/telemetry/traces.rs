@@ -17,8 +17,10 @@ use std::time::Duration;
 use caf_actors::events::Log;
 use caf_actors::events::tracing::{self as events, SpanCounts, SpanOutcome};
 use caf_actors::trace::{FinishedSpan, SpanSink, Tracer};
+use caf_protocol::block::CancellationToken;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::DropGuard;
 
 use crate::settings::tracing::{OtlpProtocol, Target, TracingSettings};
 use otlp::Resource;
@@ -33,11 +35,12 @@ const MAX_TRIES: u32 = 5;
 /// Time beyond the flush for the thread to say that it is done.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// A running export. When it is dropped, what waits is lost; [`Traces::stop`] sends it first.
+/// A running export. It ends when this is dropped; [`Traces::stop`] waits for it.
 pub struct Traces {
     /// Opens the spans that are exported here.
     pub tracer: Tracer,
-    stop: oneshot::Sender<()>,
+    /// Stops it when dropped.
+    stop: DropGuard,
     stopped: oneshot::Receiver<()>,
     flush: Duration,
     counts: Arc<Counts>,
@@ -108,7 +111,7 @@ impl Traces {
             counts: Arc::clone(&counts),
             log: log.clone(),
         };
-        let (stop, is_stop) = oneshot::channel();
+        let stop = CancellationToken::new();
         let (done, stopped) = oneshot::channel();
         let exporter = Exporter {
             wire,
@@ -123,11 +126,11 @@ impl Traces {
             log: log.clone(),
         };
         let flush = Duration::from_millis(settings.flush_timeout_ms);
-        spawn(exporter, is_stop, done, flush)?;
+        spawn(exporter, stop.clone(), done, flush)?;
         tell_started(&target, log);
         Ok(Self {
             tracer: Tracer::new(Arc::new(queue), settings.sampler(), &settings.service_name()),
-            stop,
+            stop: stop.drop_guard(),
             stopped,
             flush,
             counts,
@@ -146,7 +149,7 @@ impl Traces {
             log,
         } = self;
         drop(tracer);
-        let _ = stop.send(());
+        drop(stop);
         let _ = timeout(flush + GRACE, stopped).await;
         let given_up = counts.settle();
         log.emit(events::spans(SpanOutcome::Failed, given_up));
@@ -170,7 +173,7 @@ fn tell_started(target: &Target, log: &Log) {
 
 fn spawn(
     exporter: Exporter,
-    stop: oneshot::Receiver<()>,
+    stop: CancellationToken,
     done: oneshot::Sender<()>,
     flush: Duration,
 ) -> io::Result<()> {
@@ -208,47 +211,48 @@ struct Exporter {
 }
 
 impl Exporter {
-    async fn run(mut self, mut stop: oneshot::Receiver<()>, flush: Duration) {
-        tokio::select! {
-            biased;
-            // Also when whoever could say so is gone.
-            _ = &mut stop => {}
-            () = self.export_all() => return,
-        }
-        self.receiver.close();
-        let _ = timeout(flush, self.export_all()).await;
-    }
-
-    /// Exports until nobody makes spans any more. May be dropped at any time: what it had in hand is counted by
+    /// Exports until it is told to stop, and then for as long as the flush may take. What is in hand by then is counted by
     /// [`Counts::settle`].
-    async fn export_all(&mut self) {
-        let mut batch = Vec::new();
-        loop {
-            let is_open = self.fill(&mut batch).await;
-            if !batch.is_empty() {
-                self.export(std::mem::take(&mut batch)).await;
-            }
-            if !is_open {
-                return;
-            }
+    async fn run(mut self, stop: CancellationToken, flush: Duration) {
+        let over = async {
+            stop.cancelled().await;
+            sleep(flush).await;
+        };
+        tokio::select! {
+            () = over => {}
+            () = self.export_all(&stop) => {}
         }
     }
 
-    /// Fills a batch, or waits until its time is over; false when no more spans will come.
-    async fn fill(&mut self, batch: &mut Vec<FinishedSpan>) -> bool {
-        if self.receiver.recv_many(batch, self.batch_size).await == 0 {
-            return false;
+    async fn export_all(&mut self, stop: &CancellationToken) {
+        while let Some(batch) = self.next_batch(stop).await {
+            self.export(batch).await;
         }
-        let end = Instant::now() + self.delay;
+    }
+
+    /// A batch that is full, or whose time is over; after the stop whatever is there. Nothing when no more spans will come.
+    async fn next_batch(&mut self, stop: &CancellationToken) -> Option<Vec<FinishedSpan>> {
+        let mut batch = Vec::new();
+        let mut end = None;
         while batch.len() < self.batch_size {
             let room = self.batch_size - batch.len();
-            match timeout_at(end, self.receiver.recv_many(batch, room)).await {
-                Ok(0) => return false,
-                Ok(_) => {}
-                Err(_) => break,
+            let waiting = async {
+                match end {
+                    Some(end) => sleep_until(end).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if !self.receiver.is_closed() => self.receiver.close(),
+                taken = self.receiver.recv_many(&mut batch, room) => match taken {
+                    0 => break,
+                    _ => end = end.or_else(|| Some(Instant::now() + self.delay)),
+                },
+                () = waiting => break,
             }
         }
-        true
+        (!batch.is_empty()).then_some(batch)
     }
 
     async fn export(&mut self, batch: Vec<FinishedSpan>) {

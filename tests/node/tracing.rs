@@ -71,11 +71,9 @@ fn attribute<'a>(span: &'a ReceivedSpan, name: &str) -> &'a Value {
     span.attributes.get(name).unwrap_or(&Value::Null)
 }
 
-fn leave(mut node: Node) -> (Finished, Duration) {
-    let begun = Instant::now();
+fn leave(mut node: Node) -> Finished {
     node.worker.terminate().expect("is told");
-    let finished = node.worker.finish(SOON).expect("ends");
-    (finished, begun.elapsed())
+    node.worker.finish(SOON).expect("ends")
 }
 
 /// What became of all spans, by the last line about them.
@@ -111,15 +109,23 @@ fn is_a_tree_below_the_caller(spans: &[ReceivedSpan]) {
 
 #[test]
 fn a_job_is_a_tree_of_spans_below_the_routers_and_its_answers_name_theirs() {
-    let receiver = OtlpReceiver::start().expect("starts");
-    for protocol in ["grpc", "http/protobuf"] {
+    for (protocol, path) in [
+        (
+            "grpc",
+            "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+        ),
+        ("http/protobuf", "/v1/traces"),
+    ] {
+        let receiver = OtlpReceiver::start().expect("starts");
         let node = node(&receiver, protocol);
         let (run, flow, step) = (
             "01J8ZQ4T6M9X2K7V5R3N1B0CDE",
             "01J8ZQ4T6M9X2K7V5R3N1B0CDF",
             "01J8ZQ4T6M9X2K7V5R3N1B0CDG",
         );
-        let job = AssignmentBuilder::sleep(30).run_flow_step(run, flow, step);
+        let job = AssignmentBuilder::sleep(30)
+            .without("correlation")
+            .run_flow_step(run, flow, step);
         let traceparent = format!("00-{TRACE}-{CALLER}-01");
         let headers = [("traceparent", &*traceparent), ("tracestate", "a=1")];
         let spans = trace_of(&node, &receiver, &job, &headers, TREE.len());
@@ -168,18 +174,10 @@ fn a_job_is_a_tree_of_spans_below_the_routers_and_its_answers_name_theirs() {
             answer(&node, RESULT, &job)[0].json().get("trace_id"),
             Some(&json!(TRACE))
         );
+        for request in receiver.requests() {
+            assert_eq!((&*request[":path"], &*request["x-api-key"]), (path, "k y"));
+        }
     }
-    let requests = receiver.requests();
-    let paths: Vec<_> = requests.iter().map(|request| &*request[":path"]).collect();
-    assert!(paths.contains(&"/v1/traces"), "{paths:?}");
-    assert!(
-        paths.iter().any(|path| path.ends_with("TraceService/Export")),
-        "{paths:?}"
-    );
-    assert!(
-        requests.iter().all(|request| request["x-api-key"] == "k y"),
-        "{requests:?}"
-    );
 }
 
 #[test]
@@ -428,7 +426,7 @@ fn with_traces_off_nothing_is_sent_and_no_header_added_whatever_the_variables_of
         assert_eq!(answer(&node, subject, &get)[0].header("traceparent"), None);
     }
     assert_eq!(server.header("/x", "traceparent"), [None]);
-    let (finished, _) = leave(node);
+    let finished = leave(node);
     assert!(!finished.stdout().contains("Trace export"));
     assert_eq!(receiver.requests(), []);
 }
@@ -451,17 +449,16 @@ fn a_bad_collector_costs_no_job_anything_and_every_lost_span_is_counted() {
             exporting(worker, &url, protocol)
                 .env("OTEL_BSP_MAX_QUEUE_SIZE", "20")
                 .env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+                // Whoever waited for these would not end in time.
+                .env("OTEL_EXPORTER_OTLP_TIMEOUT", "600000")
+                .env("OTEL_BSP_EXPORT_TIMEOUT", "600000")
                 .env("WORKER__WORKER__TRACING__FLUSH_TIMEOUT_MS", "200")
         });
         let all = jobs(20, |_| AssignmentBuilder::echo());
         node.client.assign_all(&all).expect("are sent");
         node.wait_answered(&all, SOON);
-        let (finished, took) = leave(node);
+        let finished = leave(node);
         assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
-        assert!(
-            took < Duration::from_secs(10),
-            "{collector:?} {protocol}: {took:?}"
-        );
         let counts = counts(&finished);
         let made = 20 * TREE.len() as u64;
         assert_eq!(
@@ -493,7 +490,7 @@ fn what_a_collector_refuses_of_a_batch_is_counted_and_its_return_is_told_once() 
     node.worker
         .wait_for_message("Trace export recovered")
         .expect("is told");
-    let (finished, _) = leave(node);
+    let finished = leave(node);
     let counts = counts(&finished);
     assert_eq!(counts.values().sum::<u64>(), 2 * TREE.len() as u64, "{counts:?}");
     assert_eq!(
@@ -540,7 +537,7 @@ fn under_load_every_span_arrives_or_is_counted_as_dropped() {
                 .is_ok_and(|count| count == 0)
     });
     let took = begun.elapsed();
-    let (finished, _) = leave(node);
+    let finished = leave(node);
     let (counts, made) = (counts(&finished), (sent * TREE.len()) as u64);
     assert_eq!(counts.values().sum::<u64>(), made, "{counts:?}");
     assert_eq!(counts["exported"] as usize, receiver.count());
