@@ -22,6 +22,7 @@ use caf_actors::lease::LeaseToken;
 use caf_actors::runtime::Route;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::status::NodeStatus;
+use caf_actors::trace::Tracer;
 use caf_blocks::Blocks;
 use caf_protocol::headers::Headers;
 use futures_util::FutureExt;
@@ -79,6 +80,7 @@ pub async fn run(
         claims: Claims::new(&settings.idempotency, None),
         outbox: None,
         marks: None,
+        tracer: Tracer::default(),
     };
     let loops = EventLoops::start(settings);
     let tree = build(

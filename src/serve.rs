@@ -48,6 +48,7 @@ use crate::shutdown::{Feed, Guarantee, drain};
 use crate::signals::Signals;
 use crate::state::{State, watch_room};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_status};
 
 /// How long the last verdicts may take to reach the broker.
@@ -90,6 +91,20 @@ pub async fn run(
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };
+    let traces = in_force
+        .tracing
+        .then(|| Traces::start(&settings.worker.tracing, log));
+    let traces = match traces.transpose() {
+        Ok(traces) => traces,
+        Err(error) => {
+            log.emit(events::fatal(&format!("traces cannot be exported: {error}")));
+            return Ok(Exit::Config);
+        }
+    };
+    let tracer = traces
+        .as_ref()
+        .map(|traces| traces.tracer.clone())
+        .unwrap_or_default();
     let state = tokio::select! {
         state = State::open(settings, sizes.iter().sum(), &status, log) => state,
         () = signals.next() => {
@@ -129,9 +144,11 @@ pub async fn run(
         claims: claims.clone(),
         outbox: Some(state.outbox.clone()),
         marks: Some(state.marks.clone()),
+        tracer: tracer.clone(),
     };
     let spiller = Spiller::new(outputs, log.clone());
-    let replay = Replay::new(sink, claims, spiller, &settings.nats.subjects.result, log.clone());
+    let replay =
+        Replay::new(sink, claims, spiller, &settings.nats.subjects.result, log.clone()).with_tracer(tracer);
     if mode == NatsMode::Jetstream {
         let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
         blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
@@ -152,6 +169,9 @@ pub async fn run(
     )
     .await?;
     looking.abort();
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     ports.close(log).await;
     Ok(exit)
 }

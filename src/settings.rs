@@ -19,6 +19,7 @@ pub mod not_yet;
 pub mod origin;
 pub mod show;
 pub mod sources;
+pub mod tracing;
 pub mod worker_id;
 
 mod validate;
@@ -35,6 +36,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::tracing::TracingSettings;
 use caf_blocks::settings::BlockSettings;
 
 pub use self::metrics::MetricsSettings;
@@ -126,14 +128,6 @@ impl Default for WorkerSettings {
             tracing: TracingSettings::default(),
         }
     }
-}
-
-/// Traces: what happens to each assignment, as spans.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TracingSettings {
-    /// Whether spans are sent to a collector.
-    pub enabled: bool,
 }
 
 /// Retries, by version.

@@ -1,4 +1,4 @@
-//! The log: one JSON object per line, as contract 8.1 has it; and the registry of [`metrics`].
+//! The log: one JSON object per line, as contract 8.1 has it; the registry of [`metrics`]; the export of [`traces`].
 //!
 //! Neighbours: the command line opens it; the pipeline's event emitter and stray sources write to the logger. Between
 //! the logger and the stream, [`mod@line`] gives a record its form and [`output`] writes it. A line that cannot be written
@@ -8,6 +8,7 @@ mod background;
 pub mod line;
 pub mod metrics;
 pub mod output;
+pub mod traces;
 
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};

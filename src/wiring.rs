@@ -31,6 +31,7 @@ use caf_actors::spill::{OutputStore, Spiller};
 use caf_actors::state_dir::marks::Marks;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::{Adopt, Budget, Child, Escalation, Supervisor};
+use caf_actors::trace::Tracer;
 use caf_blocks::{Blocks, OperationLimits};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use futures_util::FutureExt;
@@ -102,6 +103,8 @@ pub struct Edges {
     pub outbox: Option<Outbox>,
     /// Where it stands what runs, for whoever comes after a sudden death.
     pub marks: Option<Marks>,
+    /// Opens the spans of deliveries; the default one opens none.
+    pub tracer: Tracer,
 }
 
 /// A running pipeline.
@@ -160,6 +163,7 @@ pub async fn build(
         claims,
         outbox,
         marks,
+        tracer,
     } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
     let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone());
@@ -236,6 +240,7 @@ pub async fn build(
             max_attempts: settings.nats.max_deliver,
         },
         cancel_all: cancel_all.clone(),
+        tracer,
         log: log.clone(),
     };
     adopt(&supervisor, auditor_child(&loops, &pools, log)).await;

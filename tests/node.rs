@@ -48,3 +48,5 @@ mod status;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
+#[path = "node/tracing.rs"]
+mod tracing;

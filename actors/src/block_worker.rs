@@ -7,6 +7,7 @@
 
 mod payload;
 pub mod retry;
+mod spans;
 pub mod threads;
 
 use std::hash::{BuildHasher, RandomState};
@@ -30,11 +31,13 @@ use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::events::{self, Event, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
+use crate::intake::decision::Row;
 use crate::job::{Job, Work};
 use crate::pool::Slot;
 use crate::publisher::{Conclude, PublisherRoutes, Settle};
 use crate::sink::Verdict;
 use crate::state_dir::marks::{Mark, Marks};
+use crate::trace::Span;
 
 /// Pause before a claim that did not answer is asked again.
 pub const PROOF_RETRY: Duration = Duration::from_millis(200);
@@ -169,6 +172,8 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
         }
         Ended::Interrupted => {
             log.measure(|| events::delivery::left_by("12"));
+            let span = &mut job.holdings.span;
+            span.set("execution.outcome", Row::HandBack.name());
             let verdict = Verdict::Nak {
                 delay_ms: HAND_BACK_DELAY_MS,
             };
@@ -178,6 +183,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
             });
         }
         Ended::TakenOver => {
+            job.holdings.span.set("execution.outcome", "suppressed");
             let suppressed = events::result_suppressed(
                 Some(&job.identity),
                 "taken over by another worker before it ended",
@@ -276,7 +282,11 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             let started = || events::retry::attempt_started(&job.identity, course.retries(), &pending);
             worker.tell(course.plan().is_by_policy(), || vec![started()]);
         }
-        let (failure, called) = match one_attempt(job, course, worker).await {
+        let mut span = spans::open(job, course.retries());
+        let attempt = one_attempt(job, course, worker, &span).await;
+        spans::close(&mut span, &attempt);
+        drop(span);
+        let (failure, called) = match attempt {
             Attempt::Done(Ok(outputs)) => {
                 return Ended::Outcome(Outcome::Success(outputs), course.retries());
             }
@@ -382,7 +392,7 @@ impl Attempt {
 }
 
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
-async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker) -> Attempt {
+async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker, span: &Span) -> Attempt {
     let begun = Instant::now();
     let mut context = BlockContext {
         tenant_id: job.identity.tenant_id.clone(),
@@ -392,6 +402,7 @@ async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker) -> At
         attempt: course.retries(),
         cancel: job.cancel.child_token(),
     };
+    context.correlation.span = span.context().cloned();
     // Tells a thread that outlives its attempt to stop at its next step.
     let _stop_when_over = context.cancel.clone().drop_guard();
     let task = match take_task(job, &context, course.end_of_call(job.deadline, begun), worker).await {

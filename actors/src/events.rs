@@ -11,6 +11,7 @@ pub mod retry;
 pub mod running;
 pub mod steps;
 pub mod timeouts;
+pub mod tracing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

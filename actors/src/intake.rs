@@ -16,6 +16,7 @@ use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Identity, Reading, Refusal, read};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use caf_protocol::trace_context::RemoteTrace;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -35,6 +36,7 @@ use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, T
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
+use crate::trace::{Span, Tracer};
 
 /// How long a message stays away that another worker is busy with, in milliseconds: it is asked about no more often than
 /// that, and answered again at most that late.
@@ -67,6 +69,8 @@ pub struct IntakeParts {
     pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
     pub cancel_all: CancellationToken,
+    /// Opens the span of each delivery.
+    pub tracer: Tracer,
     /// Log.
     pub log: Log,
 }
@@ -118,15 +122,21 @@ impl Intake {
     // ---- Decisions ----
 
     /// Everything that is known of a message; nothing when nobody can be answered.
-    fn open(&self, arrival: Arrival, holdings: Holdings) -> Option<Case> {
-        let (identity, assignment) = match read(&arrival.payload, &arrival.headers) {
+    fn open(&self, arrival: Arrival, mut holdings: Holdings) -> Option<Case> {
+        let (mut identity, assignment) = match read(&arrival.payload, &arrival.headers) {
             Reading::Unanswerable(failure) => {
+                let remote = RemoteTrace::of_headers(&arrival.headers);
+                holdings.span = self.parts.tracer.execution(remote.as_ref(), arrival.received);
                 self.bury(arrival, failure, holdings);
                 return None;
             }
             Reading::Invalid(identity, refusal) => (identity, Err(refusal)),
             Reading::Valid(assignment) => (assignment.identity.clone(), Ok(assignment)),
         };
+        let remote = identity.correlation.remote.as_ref();
+        holdings.span = self.parts.tracer.execution(remote, arrival.received);
+        holdings.span.identify(&identity);
+        identity.correlation.span = holdings.span.context().cloned();
         let standing = self.standing(&identity, &arrival);
         let (first_start, sent_ack) = match &standing {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
@@ -206,6 +216,7 @@ impl Intake {
             lease,
             permit,
             given_up,
+            span: Span::default(),
         };
         let Some(mut case) = self.open(arrival, holdings) else {
             return;
@@ -261,7 +272,14 @@ impl Intake {
     }
 
     /// Rows 10, 10b, 10c, 11 and 12: nothing new is said about the assignment.
-    fn settle_without_answer(&self, row: &Row, standing: &Standing, identity: &Identity, holdings: Holdings) {
+    fn settle_without_answer(
+        &self,
+        row: &Row,
+        standing: &Standing,
+        identity: &Identity,
+        mut holdings: Holdings,
+    ) {
+        holdings.span.set("execution.outcome", row.name());
         let why = match (row, standing) {
             (Row::Repeat, Standing::Finished(Some(result))) => {
                 let line = events::answered_again(identity);
@@ -289,7 +307,8 @@ impl Intake {
     }
 
     /// Row 5. The claim, or where there is none the book of this process, keeps the first start.
-    fn defer(&self, case: Case, row: &Row, deferral: Deferral) {
+    fn defer(&self, mut case: Case, row: &Row, deferral: Deferral) {
+        case.holdings.span.set("execution.outcome", row.name());
         if let Ok(job) = &case.prepared {
             let queue = self.parts.pools.get(job.class).places.queue();
             let line = events::queue::deferred(&case.identity, job.class, queue, deferral.delay_ms);
@@ -417,6 +436,7 @@ impl Intake {
         let acknowledge = Acknowledge {
             message: Arc::clone(&message),
             confirmed,
+            scope: case.holdings.span.scope(),
         };
         let _ = self.parts.publisher.acknowledge.tell(acknowledge);
         let job = Job {

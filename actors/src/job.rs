@@ -25,6 +25,7 @@ use crate::lease::Lease;
 use crate::pool::Place;
 use crate::pool::policy::Level;
 use crate::sink::Outgoing;
+use crate::trace::Span;
 
 /// A message as it arrived, byte for byte. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -84,6 +85,8 @@ pub struct Holdings {
     pub permit: HeldPermit,
     /// In place of a lease, when the broker has given the message up.
     pub given_up: Option<GivenUp>,
+    /// The span of the delivery: over when everything else is let go. Empty while traces are off.
+    pub span: Span,
 }
 
 impl Holdings {

@@ -34,4 +34,5 @@ pub mod spill;
 pub mod state_dir;
 pub mod status;
 pub mod supervisor;
+pub mod trace;
 pub mod vitals;

@@ -29,6 +29,7 @@ pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
+use crate::intake::decision::Row;
 use crate::job::Job;
 use crate::publisher::{Conclude, PublisherRoutes, Settle};
 use crate::runtime::{Route, Undelivered};
@@ -162,7 +163,7 @@ impl Pool {
             let Some(Waiting {
                 since,
                 deadline,
-                item: job,
+                item: mut job,
             }) = self.line.pop()
             else {
                 break;
@@ -176,6 +177,11 @@ impl Pool {
             }
             let now = Instant::now();
             self.log_started(&job, since, now);
+            let waited_ms = crate::job::elapsed_ms(since, now);
+            let span = &mut job.holdings.span;
+            span.set("queue.pool", self.class.as_str());
+            span.set("queue.wait_ms", waited_ms);
+            span.event("slot taken", vec![("queue.wait_ms", waited_ms.into())]);
             let run = Run { job, slot };
             if let Err(Undelivered(Run { job: item, slot })) = self.workers[slot_index(&run)].tell(run) {
                 // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
@@ -265,10 +271,12 @@ impl Pool {
 
     fn empty_line(&mut self, how: EmptyLine) {
         let now = Instant::now();
-        while let Some(Waiting { item: job, .. }) = self.line.pop() {
+        while let Some(Waiting { item: mut job, .. }) = self.line.pop() {
             match how {
                 EmptyLine::HandBack => {
                     self.log.measure(|| events::delivery::left_by("12"));
+                    let row = Row::HandBack.name();
+                    job.holdings.span.set("execution.outcome", row);
                     let verdict = Verdict::Nak {
                         delay_ms: HAND_BACK_DELAY_MS,
                     };

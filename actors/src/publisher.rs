@@ -33,6 +33,7 @@ use crate::outbox::Outbox;
 use crate::runtime::Route;
 use crate::sink::{Outgoing, Sink, Verdict};
 use crate::spill::Spiller;
+use crate::trace::{Publishing, Scope, Span, SpanKind};
 
 // ---- Messages, in the order of a job's life ----
 
@@ -44,6 +45,8 @@ pub struct Acknowledge {
     pub message: Arc<Outgoing>,
     /// Told when it is confirmed.
     pub confirmed: oneshot::Sender<()>,
+    /// The span that it is sent in.
+    pub scope: Scope,
 }
 
 /// From anyone: the last word on an assignment.
@@ -93,6 +96,34 @@ pub enum Conclusion {
     Repeat(Arc<Outgoing>),
     /// Every other row that ends with a result.
     Answer(Box<Answer>),
+}
+
+impl Conclusion {
+    /// Says to the span of the delivery how it ends.
+    fn tell(&self, span: &mut Span) {
+        let (status, outcome, failure) = match self {
+            Self::Bury { failure, .. } => ("error", "unreadable", Some(failure)),
+            Self::Repeat(_) => ("completed", "repeated", None),
+            Self::Answer(answer) => {
+                let outcome = &answer.step.outcome;
+                let (status, failure) = match outcome.failure() {
+                    None => ("completed", None),
+                    Some(failure) => ("error", Some(failure)),
+                };
+                let word = if answer.rejected {
+                    "rejected"
+                } else {
+                    outcome.status().as_str()
+                };
+                (status, word, failure)
+            }
+        };
+        span.set("execution.status", status);
+        span.set("execution.outcome", outcome);
+        if let Some(failure) = failure {
+            span.fail(failure);
+        }
+    }
 }
 
 /// An acknowledgement, a result, and for some rows a dead letter.
@@ -283,12 +314,20 @@ impl Actor for Publisher {
 impl Handler<Acknowledge> for Publisher {
     type Result = ();
 
-    fn handle(&mut self, Acknowledge { message, confirmed }: Acknowledge, _: &mut Self::Context) {
+    fn handle(&mut self, acknowledge: Acknowledge, _: &mut Self::Context) {
+        let Acknowledge {
+            message,
+            confirmed,
+            scope,
+        } = acknowledge;
         let sender = self.sender.clone();
         actix::spawn(async move {
             let since = Instant::now();
-            if sender.send_until_confirmed(&message).await.is_some() {
-                sender.tell_confirmed("ack", since);
+            let mut span = scope.publishing(Publishing::Ack, &message);
+            let sent = sender.send_until_confirmed(&message, &mut span).await;
+            drop(span);
+            if sent.is_some() {
+                sender.tell_confirmed(Publishing::Ack, since);
             }
             let _ = confirmed.send(());
         });
@@ -298,14 +337,24 @@ impl Handler<Acknowledge> for Publisher {
 impl Handler<Conclude> for Publisher {
     type Result = ();
 
-    fn handle(&mut self, Conclude { conclusion, holdings }: Conclude, _: &mut Self::Context) {
+    fn handle(&mut self, conclude: Conclude, _: &mut Self::Context) {
+        let Conclude {
+            conclusion,
+            mut holdings,
+        } = conclude;
         conclusion.count(&self.answered);
+        conclusion.tell(&mut holdings.span);
         if let Conclusion::Answer(answer) = &conclusion {
             self.tell_end(answer);
         }
         let (sender, writer) = (self.sender.clone(), self.writer.clone());
         actix::spawn(async move {
+            let processing = match conclusion {
+                Conclusion::Answer(_) => holdings.span.child("worker.response.process", SpanKind::Internal),
+                Conclusion::Bury { .. } | Conclusion::Repeat(_) => Span::default(),
+            };
             let written = writer.write(conclusion, &holdings).await;
+            drop(processing);
             sender.conclude(written, holdings).await;
         });
     }

@@ -17,6 +17,9 @@ use super::origin::{KeyPath, Origin, Problem};
 use super::sources::{Entry, Reader};
 
 mod flags;
+mod otel;
+
+pub use otel::of_tracing;
 
 /// Prefix of the names that exist for every key.
 const PREFIX: &str = "WORKER__";
@@ -125,6 +128,8 @@ pub fn collect(
             Ok(text) => {
                 variables.insert(name.to_owned(), text);
             }
+            // Another program's, as long as traces are off.
+            Err(_) if otel::is_name(name) => {}
             Err(_) => {
                 let origin = Origin::Environment(name.to_owned());
                 reader
@@ -198,6 +203,7 @@ fn is_known(name: &str) -> bool {
     is_prefixed(name)
         || name == PROMETHEUS_ENDPOINT
         || PLAIN.iter().any(|(plain, _)| *plain == name)
+        || otel::is_name(name)
         || flags::is_name(name)
 }
 

@@ -97,9 +97,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
         layers.push(reader.file(&sources.working_dir, file));
     }
     let variables = environment::collect(&mut reader, sources.environment.iter().cloned());
-    layers.push(environment::plain(&mut reader, &variables));
-    layers.push(environment::prefixed(&mut reader, &variables));
-    layers.push(options(&mut reader, &sources.command_line));
+    let strongest = [
+        environment::plain(&mut reader, &variables),
+        environment::prefixed(&mut reader, &variables),
+        options(&mut reader, &sources.command_line),
+    ];
+    if layers.is_on(&strongest, Feature::Tracing) {
+        layers.push(environment::of_tracing(&mut reader, &variables));
+    }
+    strongest.into_iter().for_each(|entries| layers.push(entries));
 
     let Reader {
         problems, rejected, ..

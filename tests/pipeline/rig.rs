@@ -16,6 +16,7 @@ use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Undelivered;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::supervisor::{Escalation, StopWatching};
+use caf_actors::trace::Tracer;
 use caf_blocks::Blocks;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, Registry, ResourceClass, RunMode, Task,
@@ -362,6 +363,7 @@ impl Rig {
                 claims,
                 outbox: None,
                 marks: None,
+                tracer: Tracer::default(),
             },
             EventLoops::start(&settings),
             status,

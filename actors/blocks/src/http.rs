@@ -218,13 +218,17 @@ impl Shared {
     /// Sends the request and follows redirects to the final answer.
     async fn follow(&self, request: &Request, context: &BlockContext) -> Result<Answer, Failure> {
         let mut hop = request.clone();
+        let said_span = redirects::say_span(&mut hop, context.correlation.span.as_ref());
         let mut hops_left = self.settings.max_redirects;
         loop {
             let response = self.send(&hop, context).await?;
             let location = header_text(&response, header::LOCATION);
             let refused = match redirects::next_hop(&hop, response.status(), location.as_deref()) {
-                Some(Ok(next)) if hops_left > 0 => {
+                Some(Ok(mut next)) if hops_left > 0 => {
                     hops_left -= 1;
+                    if said_span {
+                        redirects::unsay_span(&mut next, &hop.url);
+                    }
                     hop = next;
                     continue;
                 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::VERSION;
 use crate::assignment::Identity;
 use crate::headers::{Headers, message_id};
+use crate::trace_context::SpanContext;
 
 /// Load of the pool that a job went to, or was refused by (contract 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
@@ -124,6 +125,9 @@ pub struct ExecAssignmentAck {
     /// Which replay of the assignment this answers; told by the message id only.
     #[serde(skip)]
     pub replay: u32,
+    /// The span in which it is published, while traces are on; told by headers only.
+    #[serde(skip)]
+    pub span: Option<SpanContext>,
 }
 
 impl ExecAssignmentAck {
@@ -150,12 +154,17 @@ impl ExecAssignmentAck {
             acknowledged_at: now_ms,
             overload_status,
             replay: identity.replay,
+            span: identity
+                .correlation
+                .span
+                .as_ref()
+                .map(|span| span.publishing("ack")),
         }
     }
 
     /// Headers that go with it.
     pub fn headers(&self) -> Headers {
         let id = message_id(&self.assignment_id, self.replay, "ack");
-        Headers::of_answer(id, &self.tenant_id, self.trace_id.as_deref())
+        Headers::of_answer(id, &self.tenant_id, self.trace_id.as_deref()).in_span(self.span.as_ref())
     }
 }

@@ -11,11 +11,12 @@ use crate::error_code::ErrorCode;
 use crate::headers::Headers;
 use crate::ids::{
     AssignmentKey, Correlation, MAX_ID_BYTES, MAX_IDEMPOTENCY_KEY_BYTES, MAX_TENANT_BYTES, RunFlowStep,
-    is_usable, is_valid_trace_id, trace_id_of_traceparent,
+    is_usable, is_valid_trace_id,
 };
 use crate::json::{lenient_u64, object_from_str, parse};
 use crate::outcome::Failure;
 use crate::reference::{self, PayloadRef};
+use crate::trace_context::{RemoteTrace, SpanContext, TRACEPARENT, TRACESTATE};
 
 /// Deadline of a job that names none, or a bad one, in milliseconds.
 pub const DEFAULT_DEADLINE_MS: u64 = 30_000;
@@ -268,9 +269,9 @@ fn read_correlation(shape: &Shape<'_>, headers: &Headers) -> Correlation {
         carried(text(shape.root, "trace_id")),
         carried(headers.get("trace_id")),
         headers
-            .get("traceparent")
-            .and_then(trace_id_of_traceparent)
-            .map(str::to_owned),
+            .get(TRACEPARENT)
+            .and_then(SpanContext::from_traceparent)
+            .map(|context| context.trace_id.to_string()),
     ];
     let trace_id = traces
         .iter()
@@ -296,7 +297,22 @@ fn read_correlation(shape: &Shape<'_>, headers: &Headers) -> Correlation {
         trace_id,
         original_trace_id,
         raw,
+        remote: read_remote(shape, headers),
+        span: None,
     }
+}
+
+/// The trace that the message says it belongs to.
+fn read_remote(shape: &Shape<'_>, headers: &Headers) -> Option<RemoteTrace> {
+    let in_correlation = |key: &str| text(shape.correlation, key).map(str::to_owned);
+    let at_top = |key: &str| text(shape.root, key).map(str::to_owned);
+    let is_context = |key: &str| key == TRACEPARENT || key == TRACESTATE;
+    let in_metadata = |key: &str| {
+        text(shape.metadata, key)
+            .filter(|_| is_context(key))
+            .map(str::to_owned)
+    };
+    RemoteTrace::read(headers, &[&in_correlation, &at_top, &in_metadata])
 }
 
 /// Reads everything but the identity, in the order in which a person would look: version, ids, job, inputs.

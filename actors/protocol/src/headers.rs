@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::VERSION;
 use crate::ids::sha256_hex;
+use crate::trace_context::{SpanContext, TRACEPARENT, TRACESTATE};
 
 /// Header that JetStream de-duplicates by.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -72,6 +73,17 @@ impl Headers {
             headers.push_if_safe("trace_id", trace_id);
         }
         headers
+    }
+
+    /// Says in which span the message is published, while traces are on.
+    pub(crate) fn in_span(mut self, span: Option<&SpanContext>) -> Self {
+        if let Some(span) = span {
+            self.push(TRACEPARENT, span.traceparent());
+            if let Some(state) = &span.state {
+                self.push_if_safe(TRACESTATE, state);
+            }
+        }
+        self
     }
 }
 

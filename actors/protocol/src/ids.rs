@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::trace_context::{RemoteTrace, SpanContext};
+
 /// Longest id in bytes (assignment, request, provider, job type).
 pub const MAX_ID_BYTES: usize = 128;
 /// Longest tenant id in bytes.
@@ -45,25 +47,6 @@ fn is_ulid(text: &str) -> bool {
         && text.bytes().all(|b| {
             b.is_ascii_digit() || (b.is_ascii_uppercase() && !matches!(b, b'I' | b'L' | b'O' | b'U'))
         })
-}
-
-/// The trace id inside a strictly valid W3C `traceparent`, else nothing.
-pub fn trace_id_of_traceparent(text: &str) -> Option<&str> {
-    let lower_hex = |part: &str| {
-        part.bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let mut parts = text.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let well_formed = parts.next().is_none()
-        && version == "00"
-        && (trace.len(), span.len(), flags.len()) == (32, 16, 2)
-        && lower_hex(trace)
-        && lower_hex(span)
-        && lower_hex(flags)
-        && trace.bytes().any(|b| b != b'0')
-        && span.bytes().any(|b| b != b'0');
-    well_formed.then_some(trace)
 }
 
 /// Identifies an assignment across tenants: hexadecimal SHA-256 of tenant and assignment id.
@@ -127,6 +110,10 @@ pub struct Correlation {
     pub original_trace_id: Option<String>,
     /// Run, flow and step as they came.
     pub raw: RunFlowStep,
+    /// The trace that the message belongs to, as it says.
+    pub remote: Option<RemoteTrace>,
+    /// The span that work on it is part of, for whoever is called or answered; nothing while traces are off.
+    pub span: Option<SpanContext>,
 }
 
 /// Run, flow and step id.
@@ -218,26 +205,6 @@ mod tests {
             "run-1",
         ] {
             assert!(!is_valid_correlation_id(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_a_strict_traceparent_yields_a_trace_id() {
-        let trace = "9f3c1a7be24d40c88a61d2f05b7e934c";
-        assert_eq!(
-            trace_id_of_traceparent(&format!("00-{trace}-00f067aa0ba902b7-01")),
-            Some(trace)
-        );
-        for bad in [
-            format!("01-{trace}-00f067aa0ba902b7-01"),
-            format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()),
-            format!("00-{trace}-0000000000000000-01"),
-            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
-            format!("00-{trace}-00f067aa0ba902b7-01-x"),
-            format!("00-{trace}{trace}-00f067aa0ba902b7-01"),
-            String::new(),
-        ] {
-            assert_eq!(trace_id_of_traceparent(&bad), None, "{bad}");
         }
     }
 

@@ -13,6 +13,7 @@ use crate::error_code::ErrorCode;
 use crate::headers::{Headers, message_id};
 use crate::ids::{Correlation, RunFlowStep};
 use crate::outcome::{Failure, Status, StepResult, trips_breaker};
+use crate::trace_context::SpanContext;
 use crate::{VERSION, is_empty_map};
 
 /// Result, as it travels.
@@ -83,6 +84,9 @@ pub struct ExecResult {
     /// Which replay of the assignment this answers; told by the message id only.
     #[serde(skip)]
     pub replay: u32,
+    /// The span in which it is published, while traces are on; told by headers only.
+    #[serde(skip)]
+    pub span: Option<SpanContext>,
 }
 
 /// The job, as far as the router looks at it.
@@ -214,6 +218,11 @@ impl ExecResult {
             queue_depth: None,
             metadata: metadata(worker_id, &identity.correlation),
             replay: identity.replay,
+            span: identity
+                .correlation
+                .span
+                .as_ref()
+                .map(|span| span.publishing("result")),
         }
     }
 
@@ -222,5 +231,6 @@ impl ExecResult {
         let id = message_id(&self.assignment_id, self.replay, "result");
         let original = self.metadata.get("original_trace_id").and_then(Value::as_str);
         Headers::of_answer(id, &self.tenant_id, self.trace_id.as_deref().or(original))
+            .in_span(self.span.as_ref())
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Event;
 use crate::metrics::{Metric, MetricKind};
+use crate::trace::Publishing;
 
 /// Upper bounds of the time until a message is confirmed, in milliseconds: a stream answers within a few; an outage lasts.
 const CONFIRM_BUCKETS_MS: &[u64] = &[
@@ -97,9 +98,9 @@ pub fn dead_letter(error_code: &'static str) -> Event {
     Event::silent().measuring(DEAD_LETTERS.one(&[error_code]))
 }
 
-/// An answer of this kind was confirmed, so long after it was first sent.
-pub fn confirmed(kind: &'static str, took: Duration) -> Event {
-    Event::silent().measuring(PUBLISH.sample(&[kind], took.as_secs_f64()))
+/// An answer was confirmed, so long after it was first sent.
+pub fn confirmed(what: Publishing, took: Duration) -> Event {
+    Event::silent().measuring(PUBLISH.sample(&[what.kind()], took.as_secs_f64()))
 }
 
 /// The result of an assignment was confirmed that was published so long ago.

@@ -125,6 +125,7 @@ impl Intake {
                 let passed_ms = clock::epoch_ms().saturating_sub(record.first_start_ms);
                 let now = Instant::now();
                 case.first_start = now.checked_sub(Duration::from_millis(passed_ms)).unwrap_or(now);
+                case.holdings.span.set("execution.attempt", record.attempt);
                 let ack = record.ack.clone();
                 case.sent_ack = ack.map(|ack| Arc::new(Outgoing::from(ack)));
                 known.record = Some(*record);
@@ -136,7 +137,7 @@ impl Intake {
     }
 
     /// The fleet has granted it.
-    fn granted(&self, case: Case, row: Row, admitted: Option<Admitted>) {
+    fn granted(&self, mut case: Case, row: Row, admitted: Option<Admitted>) {
         let too_late = self.parts.status.is_draining() && row == Row::Run;
         if too_late {
             let verdict = Verdict::Nak {
@@ -146,6 +147,7 @@ impl Intake {
             self.parts
                 .log
                 .emit(events::delivery::left(line, Row::HandBack.number()));
+            case.holdings.span.set("execution.outcome", Row::HandBack.name());
             return self.settle(case.holdings, verdict);
         }
         self.carry_out(case, row, admitted);
@@ -165,6 +167,7 @@ impl Intake {
     fn forget(&self, mut case: Case) {
         let line = events::not_run(&case.identity, "its lease lapsed while claims were away");
         self.parts.log.emit(events::delivery::left(line, "13"));
+        case.holdings.span.set("execution.outcome", "lapsed");
         if let Some(claim) = case.holdings.claim.take() {
             claim.forget();
         }

@@ -206,6 +206,23 @@ impl Row {
         )
     }
 
+    /// What becomes of a delivery by it, as spans say it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Unanswerable => "unreadable",
+            Self::Repeat => "repeated",
+            Self::Renew => "held_here",
+            Self::Copy => "copy",
+            Self::ComeBack => "held_elsewhere",
+            Self::GiveUp { .. } => "given_up",
+            Self::HandBack => "handed_back",
+            Self::Reject { .. } => "rejected",
+            Self::Defer { .. } => "deferred",
+            Self::Expired => "expired",
+            Self::Run => "run",
+        }
+    }
+
     /// Why the acknowledgement is a rejection, if it is one.
     pub fn rejection(&self) -> Option<RejectReason> {
         match self {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use caf_protocol::headers::MESSAGE_ID;
 use futures_util::StreamExt;
 use futures_util::stream;
 use tokio::time::Instant;
@@ -21,6 +22,7 @@ use crate::events::{self, Log};
 use crate::outbox::{Entry, EntryId, NewEntry, Outbox};
 use crate::sink::{Outgoing, Sink};
 use crate::spill::Spiller;
+use crate::trace::{Publishing, Span, Tracer};
 
 /// Entries read at once.
 const PAGE: usize = 64;
@@ -33,6 +35,7 @@ pub struct Replay {
     sender: Sender,
     claims: Claims,
     result_subject: Arc<str>,
+    tracer: Tracer,
 }
 
 impl Replay {
@@ -55,7 +58,15 @@ impl Replay {
             sender: Sender::new(sink, None, shrinker),
             claims,
             result_subject,
+            tracer: Tracer::default(),
         }
+    }
+
+    /// Opens spans with `tracer`.
+    #[must_use]
+    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// Publishes everything that earlier processes left in an outbox, and removes it there. Tries until the broker has
@@ -115,13 +126,27 @@ impl Replay {
 
     async fn publish_all(&self, entry: &NewEntry, claim: &Claim) {
         for message in &entry.messages {
-            let (message, published) = self.sender.send_or_shrink(Arc::clone(message)).await;
+            let mut span = self.open_span(message);
+            let sending = self.sender.send_or_shrink(Arc::clone(message), &mut span);
+            let (message, published) = sending.await;
+            drop(span);
             if *message.subject == *self.result_subject {
                 claim.record_result(&message);
                 self.finish(claim, &message, published.unwrap_or_default()).await;
                 claim.note_answered(entry.position.as_ref());
             }
         }
+    }
+
+    fn open_span(&self, message: &Outgoing) -> Span {
+        let name = message.headers.get(MESSAGE_ID).unwrap_or_default();
+        let what = match self.sender.what(message) {
+            Publishing::DeadLetter if name.ends_with(".ack") => Publishing::Ack,
+            what => what,
+        };
+        let mut span = self.tracer.left_behind(message).publishing(what, message);
+        span.set("left_behind", true);
+        span
     }
 
     async fn finish(&self, claim: &Claim, result: &Outgoing, published: crate::sink::Published) {

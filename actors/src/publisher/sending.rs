@@ -10,6 +10,7 @@ use std::time::Duration;
 use caf_protocol::assignment::Identity;
 use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::ids::sha256_hex;
+use caf_protocol::outcome::Status;
 use tokio::time::Instant;
 
 use super::plan::{Ended, Progress, Step, next_step};
@@ -23,6 +24,7 @@ use crate::events::{self, Event, Log};
 use crate::job::{Holdings, SentAck, elapsed_ms};
 use crate::outbox::{EntryId, NewEntry, Outbox};
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
+use crate::trace::{Publishing, Span};
 
 /// First wait before an unconfirmed message is sent again.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -43,6 +45,8 @@ pub(super) struct Written {
     pub(super) position: Option<(Arc<str>, u64)>,
     /// When the stream stored the assignment, in milliseconds since the Unix epoch.
     pub(super) published_at_ms: Option<u64>,
+    /// What the result says, if it is known without reading it.
+    pub(super) status: Option<Status>,
 }
 
 impl Written {
@@ -54,6 +58,7 @@ impl Written {
             identity: None,
             position: None,
             published_at_ms: None,
+            status: None,
         }
     }
 }
@@ -92,11 +97,14 @@ struct Leaving {
     identity: Option<Identity>,
     position: Option<(Arc<str>, u64)>,
     published_at_ms: Option<u64>,
+    status: Option<Status>,
     kept_as: Option<EntryId>,
     /// Tries at the present message.
     tries: u32,
     /// When the first of them began.
     tried_since: Instant,
+    /// The span in which it is published.
+    span: Option<Span>,
     result: Published,
     progress: Progress,
 }
@@ -126,10 +134,14 @@ impl Sender {
     }
 
     /// Sends until confirmed. Gives up only on what the server will never take: then there is nothing to tell.
-    pub(super) async fn send_until_confirmed(&self, message: &Outgoing) -> Option<Published> {
+    pub(super) async fn send_until_confirmed(
+        &self,
+        message: &Outgoing,
+        span: &mut Span,
+    ) -> Option<Published> {
         let _counted = Counted::new(&self.unconfirmed);
         for attempt in 1.. {
-            match self.try_to_send(message, attempt).await {
+            match self.try_to_send(message, attempt, span).await {
                 Tried::Sent(published) => return Some(published),
                 Tried::Refused => return None,
                 Tried::Unconfirmed => {}
@@ -143,9 +155,10 @@ impl Sender {
     pub(super) async fn send_or_shrink(
         &self,
         mut message: Arc<Outgoing>,
+        span: &mut Span,
     ) -> (Arc<Outgoing>, Option<Published>) {
         loop {
-            if let Some(published) = self.send_until_confirmed(&message).await {
+            if let Some(published) = self.send_until_confirmed(&message, span).await {
                 return (message, Some(published));
             }
             match self.smaller(&message).await {
@@ -162,11 +175,12 @@ impl Sender {
     }
 
     /// Sends once, and waits when it was not confirmed.
-    async fn try_to_send(&self, message: &Outgoing, attempt: u32) -> Tried {
+    async fn try_to_send(&self, message: &Outgoing, attempt: u32, span: &mut Span) -> Tried {
         let error = match self.sink.publish(message).await {
             Ok(published) => return Tried::Sent(published),
             Err(PublishError::Refused(error)) => {
                 self.log(events::publish_refused(&message.subject, &error));
+                span.event("refused", vec![("attempt", attempt.into())]);
                 return Tried::Refused;
             }
             Err(PublishError::Unconfirmed(error)) => error,
@@ -175,6 +189,10 @@ impl Sender {
         let delay_ms = whole_ms(delay);
         let subject = &message.subject;
         self.log(events::publish_retried(subject, &error, attempt, delay_ms));
+        span.event(
+            "not confirmed",
+            vec![("attempt", attempt.into()), ("wait_ms", delay_ms.into())],
+        );
         tokio::time::sleep(delay).await;
         Tried::Unconfirmed
     }
@@ -190,13 +208,13 @@ impl Sender {
                 Step::Keep => self.keep(&mut leaving, &holdings).await,
                 Step::Prove => match holdings.prove().await {
                     Proof::Ours => Ended::Done,
-                    Proof::Lost => return self.suppress(&leaving, &mut holdings),
+                    Proof::Lost => return self.suppress(&mut leaving, &mut holdings),
                     Proof::Unknown(why) => {
                         self.wait_for_claims(&why).await;
                         Ended::Failed
                     }
                 },
-                Step::Acknowledge => self.acknowledge(&mut leaving).await,
+                Step::Acknowledge => self.acknowledge(&mut leaving, &holdings.span).await,
                 Step::Publish(number) => self.publish(&mut leaving, number, &holdings).await,
                 Step::Record => self.record(&leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
@@ -242,7 +260,7 @@ impl Sender {
     }
 
     /// The acknowledgement that was on its way; sent again when word of it never came.
-    async fn acknowledge(&self, leaving: &mut Leaving) -> Ended {
+    async fn acknowledge(&self, leaving: &mut Leaving, of: &Span) -> Ended {
         let message = match leaving.ack.take() {
             None | Some(AckState::Known) => None,
             Some(AckState::Unsent(message)) => Some(message),
@@ -254,12 +272,16 @@ impl Sender {
             return Ended::Done;
         };
         leaving.count_try();
-        match self.try_to_send(&message, leaving.tries).await {
+        let scope = of.scope();
+        let open = || scope.publishing(Publishing::Ack, &message);
+        let span = leaving.span.get_or_insert_with(open);
+        match self.try_to_send(&message, leaving.tries, span).await {
             tried @ (Tried::Sent(_) | Tried::Refused) => {
                 if let Tried::Sent(_) = tried {
-                    self.tell_confirmed("ack", leaving.tried_since);
+                    self.tell_confirmed(Publishing::Ack, leaving.tried_since);
                 }
                 leaving.tries = 0;
+                leaving.span = None;
                 Ended::Done
             }
             Tried::Unconfirmed => {
@@ -269,14 +291,30 @@ impl Sender {
         }
     }
 
+    /// A result, or else a dead letter.
+    pub(super) fn what(&self, message: &Outgoing) -> Publishing {
+        if *message.subject == *self.shrinker.result_subject {
+            Publishing::Result
+        } else {
+            Publishing::DeadLetter
+        }
+    }
+
     async fn publish(&self, leaving: &mut Leaving, number: usize, holdings: &Holdings) -> Ended {
         leaving.count_try();
         let message = &leaving.messages[number];
-        match self.try_to_send(message, leaving.tries).await {
+        let (what, scope) = (self.what(message), holdings.span.scope());
+        let open = || {
+            let mut span = scope.publishing(what, message);
+            if let (Publishing::Result, Some(status)) = (what, leaving.status) {
+                span.set("result.status", status.as_str());
+            }
+            span
+        };
+        let mut span = leaving.span.take().unwrap_or_else(open);
+        match self.try_to_send(message, leaving.tries, &mut span).await {
             Tried::Sent(published) => {
-                let is_result = *message.subject == *self.shrinker.result_subject;
-                let kind = if is_result { "result" } else { "dead_letter" };
-                self.tell_confirmed(kind, leaving.tried_since);
+                self.tell_confirmed(what, leaving.tried_since);
                 if let (0, Some(at_ms)) = (number, leaving.published_at_ms) {
                     let after = Duration::from_millis(clock::epoch_ms().saturating_sub(at_ms));
                     self.log.measure(|| events::delivery::answered(after));
@@ -290,9 +328,15 @@ impl Sender {
                 }
             }
             // A smaller form takes its place and is next.
-            Tried::Refused if self.shrink(leaving, number, holdings).await => return Ended::Failed,
-            Tried::Refused => {}
-            Tried::Unconfirmed => return Ended::Failed,
+            Tried::Refused if self.shrink(leaving, number, holdings).await => {
+                leaving.span = Some(span);
+                return Ended::Failed;
+            }
+            Tried::Refused => span.mark_failed("the server does not take the message"),
+            Tried::Unconfirmed => {
+                leaving.span = Some(span);
+                return Ended::Failed;
+            }
         }
         leaving.tries = 0;
         Ended::Done
@@ -333,7 +377,11 @@ impl Sender {
     }
 
     /// Somebody else answers: nothing is said.
-    fn suppress(&self, leaving: &Leaving, holdings: &mut Holdings) {
+    fn suppress(&self, leaving: &mut Leaving, holdings: &mut Holdings) {
+        holdings.span.set("execution.outcome", "suppressed");
+        if let Some(span) = &mut leaving.span {
+            span.mark_failed("another worker has the assignment");
+        }
         let identity = leaving.identity.as_ref();
         let suppressed = events::result_suppressed(identity, "taken over by another worker");
         self.log(suppressed);
@@ -346,9 +394,9 @@ impl Sender {
     }
 
     /// An answer that was first sent at `since` is confirmed.
-    pub(super) fn tell_confirmed(&self, kind: &'static str, since: Instant) {
+    pub(super) fn tell_confirmed(&self, what: Publishing, since: Instant) {
         self.log
-            .measure(|| events::delivery::confirmed(kind, since.elapsed()));
+            .measure(|| events::delivery::confirmed(what, since.elapsed()));
     }
 
     pub(super) async fn wait_for_claims(&self, why: &str) {
@@ -400,9 +448,11 @@ impl Leaving {
             identity: written.identity,
             position: written.position,
             published_at_ms: written.published_at_ms,
+            status: written.status,
             kept_as: None,
             tries: 0,
             tried_since: Instant::now(),
+            span: None,
             result: Published::default(),
             progress,
         }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use caf_protocol::dead_letter::{Attempt, Cause};
-use caf_protocol::outcome::Failure;
+use caf_protocol::outcome::{Failure, Status};
 
 use super::sending::Written;
 use super::{Answer, Conclusion};
@@ -73,6 +73,12 @@ impl Writer {
         }
         let row = written.too_large_bytes.map_or(row, |_| "15");
         self.log.measure(|| events::delivery::left_by(row));
+        // What had to be left out of a success makes it an error (row 15).
+        let is_cut = written.too_large_bytes.is_some() && written.output_ref.is_none();
+        let status = match step.outcome.status() {
+            Status::Success if is_cut => Status::Error,
+            status => status,
+        };
         let result = Arc::new(written.message);
         if let Some(claim) = &holdings.claim {
             claim.record_result(&result);
@@ -97,6 +103,7 @@ impl Writer {
             identity: Some(identity),
             position: arrival.position,
             published_at_ms: arrival.published_at_ms,
+            status: Some(status),
         }
     }
 

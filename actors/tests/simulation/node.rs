@@ -28,6 +28,7 @@ use caf_actors::pool::room::Room;
 use caf_actors::pool::{Debt, Deferrals, Places};
 use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings};
 use caf_actors::sink::{Outgoing, Verdict};
+use caf_actors::trace::Span;
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use tokio::sync::{RwLock, oneshot, watch};
 use tokio::time::Instant;
@@ -217,6 +218,7 @@ impl Node {
                 lease: Some(lease),
                 permit,
                 given_up: None,
+                span: Span::default(),
             };
             if self.is_draining() {
                 let node = Arc::clone(&self);

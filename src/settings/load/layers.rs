@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use crate::settings::Settings;
 use crate::settings::catalogue::{Catalogue, Node};
+use crate::settings::environment::split;
+use crate::settings::feature::Feature;
 use crate::settings::origin::{KeyPath, Origin};
 use crate::settings::sources::Entry;
 
@@ -62,6 +64,14 @@ impl Layers {
     pub(super) fn values(&self, key: &[String]) -> Vec<&Entry> {
         let entries = self.0.iter().flatten();
         entries.filter(|entry| entry.key == key).collect()
+    }
+
+    /// Whether a flag is on once these layers come on top.
+    pub(super) fn is_on(&self, stronger: &[Vec<Entry>], feature: Feature) -> bool {
+        let key = split(&feature.flag_key());
+        let entries = self.0.iter().chain(stronger).flatten();
+        let last = entries.filter(|entry| entry.key == key).next_back();
+        last.is_some_and(|entry| entry.value == Some(Value::Bool(true)))
     }
 
     /// In which layer, from 1, the strongest value of each key is.

@@ -55,6 +55,7 @@ type Faults = Arc<dyn Fn(Call<'_>) -> Fault + Send + Sync>;
 struct Shared {
     faults: Mutex<Faults>,
     calls: Mutex<BTreeMap<String, usize>>,
+    heads: Mutex<Vec<(String, String)>>,
     closed: Mutex<bool>,
     closing: Condvar,
 }
@@ -93,6 +94,7 @@ impl FaultyHttp {
             shared: Arc::new(Shared {
                 faults: Mutex::new(Arc::new(|_| Fault::None)),
                 calls: Mutex::default(),
+                heads: Mutex::default(),
                 closed: Mutex::new(false),
                 closing: Condvar::new(),
             }),
@@ -133,6 +135,18 @@ impl FaultyHttp {
         format!("http://{}{path}", self.address)
     }
 
+    /// The values of one header, in the order of the calls of a path; nothing for a call without it.
+    pub fn header(&self, path: &str, name: &str) -> Vec<Option<String>> {
+        let heads = lock(&self.shared.heads);
+        let of_path = heads.iter().filter(|(called, _)| called == path);
+        let value = |head: &String| {
+            let mut pairs = head.lines().filter_map(|line| line.split_once(':'));
+            let found = pairs.find(|(key, _)| key.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.trim().to_owned())
+        };
+        of_path.map(|(_, head)| value(head)).collect()
+    }
+
     /// Calls of a path so far.
     pub fn calls(&self, path: &str) -> usize {
         lock(&self.shared.calls).get(path).copied().unwrap_or_default()
@@ -151,7 +165,8 @@ impl Drop for FaultyHttp {
 impl Shared {
     /// One request, one answer, one connection.
     fn serve(&self, mut stream: TcpStream) -> Result<()> {
-        let path = read_request(&mut stream)?;
+        let (path, head) = read_request(&mut stream)?;
+        lock(&self.heads).push((path.clone(), head));
         let number = {
             let mut calls = lock(&self.calls);
             let count = calls.entry(path.clone()).or_default();
@@ -200,8 +215,8 @@ impl Shared {
     }
 }
 
-/// Reads head and body of a request; its path with query.
-fn read_request(stream: &mut TcpStream) -> Result<String> {
+/// Reads head and body of a request; its path with query, and the head.
+fn read_request(stream: &mut TcpStream) -> Result<(String, String)> {
     let mut bytes = Vec::new();
     let end = loop {
         let mut chunk = [0; 4_096];
@@ -223,10 +238,8 @@ fn read_request(stream: &mut TcpStream) -> Result<String> {
     // A server that closes with bytes unread resets the connection.
     let rest = length.saturating_sub(bytes.len() - end);
     std::io::copy(&mut stream.take(rest as u64), &mut std::io::sink())?;
-    head.split(' ')
-        .nth(1)
-        .map(str::to_owned)
-        .context("the request has no path")
+    let path = head.split(' ').nth(1).map(str::to_owned);
+    Ok((path.context("the request has no path")?, head))
 }
 
 fn bound_socket() -> Result<(OwnedFd, SocketAddr)> {

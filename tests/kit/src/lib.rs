@@ -6,6 +6,7 @@
 //! - Servers: [`nats`], [`postgres`], [`mod@prometheus`], and the node itself as a process in [`worker`]. Each listens on a port of its
 //!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
 //!   is missing is an error that says what to install; nothing is ever skipped.
+//! - A collector of spans, good or bad: [`mod@otlp`].
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
@@ -24,6 +25,7 @@ pub mod fixtures;
 pub mod http;
 pub mod malformed;
 pub mod nats;
+pub mod otlp;
 pub mod ports;
 pub mod postgres;
 pub mod programs;

@@ -3,11 +3,39 @@
 //! Neighbours: [`super`] asks after every answer, and lets the guard check the new target as it did the first. Never
 //! sends anything.
 
-use awc::http::header;
+use awc::http::header::{self, HeaderName, HeaderValue};
 use awc::http::{Method, StatusCode};
+use caf_protocol::trace_context::{SpanContext, TRACEPARENT, TRACESTATE};
 use url::Url;
 
 use super::request::{Request, check_url};
+
+/// Tells the other side in which span it is called (W3C), unless the job speaks of a trace itself. Returns whether it did.
+pub(super) fn say_span(request: &mut Request, span: Option<&SpanContext>) -> bool {
+    let Some(span) = span.filter(|_| !request.headers.contains_key(TRACEPARENT)) else {
+        return false;
+    };
+    let headers = [
+        (TRACEPARENT, Some(span.traceparent())),
+        (TRACESTATE, span.state.as_deref().map(str::to_owned)),
+    ];
+    for (name, value) in headers {
+        let value = value.and_then(|value| HeaderValue::try_from(value).ok());
+        request.headers.remove(name);
+        if let Some(value) = value {
+            request.headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    true
+}
+
+/// Takes that back where a redirect leads to another origin: whose trace it is, only the one that the job named is told.
+pub(super) fn unsay_span(next: &mut Request, from: &Url) {
+    if !same_origin(from, &next.url) {
+        next.headers.remove(TRACEPARENT);
+        next.headers.remove(TRACESTATE);
+    }
+}
 
 /// The next hop: nothing when the answer is final, an error when it points where no request can go.
 pub(super) fn next_hop(
@@ -121,6 +149,36 @@ mod tests {
             }
             assert!(next.headers.contains_key("x-keep"), "{location}");
         }
+    }
+
+    #[test]
+    fn the_span_is_told_to_the_origin_that_the_job_names_and_to_no_other() {
+        let mut span =
+            SpanContext::from_traceparent("00-9f3c1a7be24d40c88a61d2f05b7e934c-00f067aa0ba902b7-01").unwrap();
+        span.state = Some("a=1".into());
+        let mut plain = request("GET");
+        assert!(!say_span(&mut plain, None) && !plain.headers.contains_key(TRACEPARENT));
+        assert!(say_span(&mut plain, Some(&span)));
+        assert_eq!(plain.headers.get(TRACEPARENT).unwrap(), &*span.traceparent());
+        assert_eq!(plain.headers.get(TRACESTATE).unwrap(), "a=1");
+        for (location, keeps) in [
+            ("/y", true),
+            ("http://b.example/y", false),
+            ("https://a.example/y", false),
+        ] {
+            let hop = next_hop(&plain, StatusCode::FOUND, Some(location));
+            let mut hop = hop.expect("is a redirect").expect("can be followed");
+            unsay_span(&mut hop, &plain.url);
+            assert_eq!(hop.headers.contains_key(TRACEPARENT), keeps, "{location}");
+            assert_eq!(hop.headers.contains_key(TRACESTATE), keeps, "{location}");
+        }
+        let mut own = request("GET");
+        own.headers.insert(
+            HeaderName::from_static(TRACEPARENT),
+            HeaderValue::from_static("mine"),
+        );
+        assert!(!say_span(&mut own, Some(&span)));
+        assert_eq!(own.headers.get(TRACEPARENT).unwrap(), "mine");
     }
 
     #[test]

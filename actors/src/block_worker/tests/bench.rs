@@ -252,6 +252,7 @@ impl Bench {
                 lease: None,
                 permit,
                 given_up: None,
+                span: Span::default(),
             },
         }
     }
