@@ -24,6 +24,8 @@ mod large;
 mod life;
 #[path = "node/metrics.rs"]
 mod metrics;
+#[path = "node/metrics_cost.rs"]
+mod metrics_cost;
 #[path = "node/queue.rs"]
 mod queue;
 #[path = "node/retries.rs"]
