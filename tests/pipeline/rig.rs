@@ -493,7 +493,7 @@ impl Rig {
 
     /// Everything measured so far, as a scrape would show it.
     pub(crate) fn scrape(&self) -> String {
-        self.meter.registry.encode()
+        self.meter.registry.encode(&[])
     }
 
     pub(crate) fn restarts(&self) -> usize {
