@@ -88,7 +88,7 @@ fn wait_until_seen_blocked(port: u16) -> String {
 }
 
 #[test]
-fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_and_scrapes_go_on() {
+fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
     let nats = NatsServer::start().expect("a broker");
     let client = Client::connect(&nats).expect("a client");
     let answers = client.collect_answers().expect("subscribed");
