@@ -88,6 +88,9 @@ later worker_results_suppressed_total counter
 later worker_dead_letters_total counter error_code
 later worker_assignments_total counter row
 later worker_event_loop_lag_seconds histogram event_loop
+later worker_event_loop_blocked_seconds gauge event_loop
+start worker_series_limited_total counter metric
+later worker_errors_total counter error_code tenant_id run_id
 start worker_build_info gauge version
 start process_cpu_seconds_total counter
 start process_resident_memory_bytes gauge
