@@ -175,7 +175,7 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
     assert!(code == Some(1) && said.contains("answered 503"), "{said}");
     // What is allowed in detailed mode, and what is odd and right.
     let detailed = more(
-        "# TYPE x gauge\nx{run_id=\"01J8ZQ4T6M9X2K7V5R3N1B0CDE\",y=\"a\\\"} 1,{\\\\\\n\"} +Inf 1700000000000\n",
+        "# TYPE x gauge\nx{run_id=\"01J8ZQ4T6M9X2K7V5R3N1B0CDE\",tenant_id=\"6f1c3a7b-e24d-40c8-8a61-d2f05b7e934c\",y=\"a\\\"} 1,{\\\\\\n\"} +Inf 1700000000000\n",
     );
     assert_eq!(
         validate(serve("200 OK", TEXT_FORM, detailed), &["--detailed"]).0,
