@@ -30,6 +30,8 @@ mod large;
 mod life;
 #[path = "node/metrics.rs"]
 mod metrics;
+#[path = "node/metrics_cost.rs"]
+mod metrics_cost;
 #[path = "node/observability_scripts.rs"]
 mod observability_scripts;
 #[path = "node/queue.rs"]

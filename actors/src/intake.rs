@@ -268,6 +268,7 @@ impl Intake {
         self.parts
             .log
             .emit(events::delivery::left(line, Row::Unanswerable.number()));
+        let arrival = Box::new(arrival);
         self.conclude(Conclusion::Bury { arrival, failure }, holdings);
     }
 

@@ -310,6 +310,24 @@ mod tests {
     }
 
     #[test]
+    fn operators_see_how_many_are_held_how_old_the_oldest_renewal_is_and_each_lapse_once() {
+        let (table, start) = (table(), Instant::now());
+        let at = |s| start + Duration::from_secs(s);
+        let snapshot = |s| table.snapshot(at(s));
+        let seen = |s| (snapshot(s).held, snapshot(s).oldest_renewal, snapshot(s).lapsed);
+        assert_eq!(seen(0), (0, None, 0));
+        let first = table.hold("first".into(), 7, 1, start);
+        let second = table.hold("second".into(), 8, 1, at(4));
+        assert_eq!(seen(6), (2, Some(Duration::from_secs(6)), 0));
+        table.renewed(&table.renewable(at(6)), at(6));
+        assert_eq!(seen(7).1, Some(Duration::from_secs(1)));
+        assert!(!first.is_valid(at(15)) && !first.vouches(at(15)) && table.renewable(at(15)).is_empty());
+        assert_eq!(seen(15).2, 2);
+        drop((first, second));
+        assert_eq!(seen(15), (0, None, 2));
+    }
+
+    #[test]
     fn a_renewal_of_an_earlier_delivery_does_not_count_for_a_later_one() {
         let (table, start) = (table(), Instant::now());
         let at = |s| start + Duration::from_secs(s);

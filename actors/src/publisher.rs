@@ -88,7 +88,7 @@ pub enum Conclusion {
     /// Row 1: only a dead letter.
     Bury {
         /// The message.
-        arrival: Arrival,
+        arrival: Box<Arrival>,
         /// Why.
         failure: Failure,
     },

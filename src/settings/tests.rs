@@ -64,6 +64,15 @@ fn rules_of_every_section_are_checked_under_its_name() {
 }
 
 #[test]
+fn tenants_that_labels_name_have_usable_ids() {
+    let listed = |tenant: &str| broken(|s| s.worker.metrics.tenant_label_allowlist = vec![tenant.to_owned()]);
+    assert_eq!(listed("acme"), Vec::<String>::new());
+    for wrong in ["", "a\nb", &"t".repeat(129)] {
+        assert_eq!(listed(wrong), ["worker.metrics.tenant_label_allowlist"]);
+    }
+}
+
+#[test]
 fn listeners_must_not_share_a_port() {
     let http = |metrics: &str, admin: &str| {
         broken(|s| {

@@ -64,6 +64,7 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
         rules.section("v2", |rules| worker.queue.v2.validate(rules))
     });
     rules.section("tracing", |rules| worker.tracing.validate(rules));
+    rules.section("metrics", |rules| worker.metrics.validate(rules));
 }
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {

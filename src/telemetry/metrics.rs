@@ -228,4 +228,6 @@ pub fn fault_of(metric: &Metric) -> Option<&'static str> {
 }
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod tests;

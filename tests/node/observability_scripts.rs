@@ -64,6 +64,28 @@ pub(crate) fn validate(port: u16, arguments: &[&str]) -> (Option<i32>, String) {
     )
 }
 
+/// The same on a machine that has no more than what is needed.
+fn without_curl(port: u16) -> (Option<i32>, String) {
+    let directory = TempDir::new("tools").expect("can be made");
+    for tool in "bash awk cat dirname grep mktemp mv readlink rm sed tail".split(' ') {
+        let paths = std::env::var_os("PATH").expect("there is one");
+        let place = std::env::split_paths(&paths)
+            .map(|path| path.join(tool))
+            .find(|path| path.exists());
+        let link = directory.path().join(tool);
+        std::os::unix::fs::symlink(place.expect("is installed"), link).expect("can be made");
+    }
+    let output = Command::new(shipped("scripts/observability/validate_metrics.sh"))
+        .env("PATH", directory.path())
+        .env("WORKER_METRICS_URL", format!("http://localhost:{port}/metrics"))
+        .output()
+        .expect("can be started");
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
+}
+
 #[test]
 fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
     let mut node = Node::start_with(|worker| worker.env(METRICS, "true"));
@@ -79,6 +101,9 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
         said.contains("[INFO] no series yet") && !said.contains("[ERROR]"),
         "{said}"
     );
+    let (code, same) = without_curl(port);
+    let checks = |said: &str| said.lines().filter(|line| line.starts_with("[OK]")).count();
+    assert_eq!((code, checks(&same)), (Some(0), checks(&said)), "{same}");
     // Retries and the like have not happened yet.
     assert_eq!(validate(port, &["--strict"]).0, Some(1));
 
@@ -150,7 +175,7 @@ fn a_worker_that_measures_passes_and_each_fault_of_its_page_is_named() {
     assert!(code == Some(1) && said.contains("answered 503"), "{said}");
     // What is allowed in detailed mode, and what is odd and right.
     let detailed = more(
-        "# TYPE x gauge\nx{run_id=\"01J8ZQ4T6M9X2K7V5R3N1B0CDE\",y=\"a\\\"} 1,{\\\\\\n\"} +Inf 1700000000000\n",
+        "# TYPE x gauge\nx{run_id=\"01J8ZQ4T6M9X2K7V5R3N1B0CDE\",tenant_id=\"6f1c3a7b-e24d-40c8-8a61-d2f05b7e934c\",y=\"a\\\"} 1,{\\\\\\n\"} +Inf 1700000000000\n",
     );
     assert_eq!(
         validate(serve("200 OK", TEXT_FORM, detailed), &["--detailed"]).0,
@@ -206,7 +231,7 @@ fn a_worker_that_does_not_run_or_does_not_measure_is_told_from_one_that_fails() 
     }
 }
 
-/// `up.sh`, running; ended with SIGKILL when the test fails before it has ended by itself.
+/// `up.sh`, running; told to end when the test fails before that.
 struct Up {
     child: Child,
     said: BufReader<std::process::ChildStdout>,
@@ -253,9 +278,11 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // It has ended, unless the test fails.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // It has ended, unless the test fails; it must end what it has started.
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.signal("TERM");
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -280,36 +307,35 @@ fn one_command_shows_a_worker_in_prometheus_with_its_alerts_and_leaves_nothing_b
         "--scrape-interval",
         "1s",
     ];
-    for signal in ["TERM", "INT"] {
-        let mut up = Up::start(&arguments, &[("TMPDIR", &place)]);
-        let said = up.until("Ctrl-C ends it");
-        assert!(said.contains(&format!("[OK] scraped: {target}\n")), "{said}");
-        let api = |path: &str| -> Value {
-            http::get(port, &format!("/api/v1/{path}"))
-                .expect("answers")
-                .json()
-                .expect("is JSON")["data"]
-                .take()
-        };
-        let targets = api("targets");
-        assert_eq!(targets["activeTargets"][0]["health"], "up", "{targets}");
-        assert_eq!(api("rules")["groups"][0]["name"], "worker_alerts");
-        // On this machine only.
-        assert_eq!(
-            api("status/flags")["web.listen-address"],
-            format!("127.0.0.1:{port}")
-        );
-        up.signal(signal);
-        let (code, said) = up.end();
-        assert_eq!((code, said.as_str()), (Some(0), "[INFO] stopping\n"));
-        assert!(!listens(port));
-        assert_eq!(
-            std::fs::read_dir(temporary.path())
-                .expect("can be listed")
-                .count(),
-            0
-        );
-    }
+    let mut up = Up::start(&arguments, &[("TMPDIR", &place)]);
+    let said = up.until("Ctrl-C ends it");
+    assert!(said.contains(&format!("[OK] scraped: {target}\n")), "{said}");
+    let api = |path: &str| -> Value {
+        http::get(port, &format!("/api/v1/{path}"))
+            .expect("answers")
+            .json()
+            .expect("is JSON")["data"]
+            .take()
+    };
+    let targets = api("targets");
+    assert_eq!(targets["activeTargets"][0]["health"], "up", "{targets}");
+    assert_eq!(api("rules")["groups"][0]["name"], "worker_alerts");
+    // On this machine only.
+    assert_eq!(
+        api("status/flags")["web.listen-address"],
+        format!("127.0.0.1:{port}")
+    );
+    // Ctrl-C; the other test sends what a supervisor does.
+    up.signal("INT");
+    let (code, said) = up.end();
+    assert_eq!((code, said.as_str()), (Some(0), "[INFO] stopping\n"));
+    assert!(!listens(port));
+    assert_eq!(
+        std::fs::read_dir(temporary.path())
+            .expect("can be listed")
+            .count(),
+        0
+    );
 }
 
 /// Grafana is not in Debian: something that takes its place tells what it was started with.

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use caf_actors::events::Log;
+use caf_actors::metrics::Meter;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Registry, ResourceClass, RunMode, Task,
 };
 use caf_protocol::outcome::Failure;
 use caf_testkit::client::{HEARTBEAT, RESULT};
-use caf_testkit::{AssignmentBuilder, Client, NatsServer};
+use caf_testkit::ports::free_port;
+use caf_testkit::{AssignmentBuilder, Client, NatsServer, http};
 use caf_worker::exit::Exit;
 use caf_worker::settings::Settings;
 use caf_worker::settings::in_force::InForce;
 use caf_worker::settings::load::Ranks;
 use caf_worker::signals::Signals;
+use caf_worker::telemetry::metrics::Metrics;
 use futures_util::FutureExt;
 use serde_json::json;
 
@@ -82,6 +85,18 @@ fn ping(client: &Client) {
     asked.expect("in time").expect("is sent");
 }
 
+/// A scrape that was answered while the pipeline's event loop was not.
+fn wait_until_seen_blocked(port: u16) -> String {
+    let name = "worker_event_loop_blocked_seconds{event_loop=\"pipeline\"} ";
+    let blocked = caf_testkit::wait::poll(Duration::from_secs(20), || {
+        let text = http::get(port, "/metrics").ok()?.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let overdue: f64 = line.parse().ok()?;
+        (overdue > 0.5).then_some(text)
+    });
+    blocked.expect("the pipeline is seen to be blocked")
+}
+
 #[test]
 fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
     let nats = NatsServer::start().expect("a broker");
@@ -94,19 +109,23 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
     settings.nats.ack_wait_ms = ACK_WAIT_MS;
     settings.http.health_addr = "127.0.0.1:0".to_owned();
     settings.http.admin_addr = "127.0.0.1:0".to_owned();
+    let metrics_port = free_port();
+    settings.http.metrics_addr = format!("127.0.0.1:{metrics_port}");
     settings.worker.heartbeat_interval_ms = 200;
     let (stop, requests) = tokio::sync::mpsc::channel(1);
     let node = std::thread::spawn(move || {
         let registry = Registry::default()
             .with(Blocker::new(&["block.pipeline"]))
             .with(Blocker::new(&["block.slot"]));
+        let metrics = Arc::new(Metrics::default());
+        let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
         actix_rt::System::new().block_on(async {
             caf_worker::serve::run(
                 &settings,
                 &InForce::of(&settings, &Ranks::new()),
                 registry.into(),
                 Signals::from(requests),
-                (&Log::discard(), None),
+                (&log, Some(metrics)),
             )
             .await
         })
@@ -120,6 +139,12 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
         client.assign(&assignment).expect("published");
     }
     let looked_for = client.collect(&["who.is.there"]).expect("subscribed");
+    let scraped = wait_until_seen_blocked(metrics_port);
+    let shows = |line: &str| scraped.lines().any(|shown| shown == line);
+    assert!(shows("worker_health_status{check=\"pools\"} 0"), "{scraped}");
+    // What the pool would have to say is not shown; what is known without it is.
+    assert!(!scraped.contains("worker_queue_depth{"), "{scraped}");
+    assert!(shows("worker_pool_slots{resource_pool=\"cpu\"} 4"), "{scraped}");
     caf_testkit::wait_until("both results", Duration::from_secs(30), || {
         ping(&client);
         answers.on(RESULT).len() == 2

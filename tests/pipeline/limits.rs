@@ -83,11 +83,20 @@ fn a_deadline_that_passed_is_told_once_for_its_job() {
 }
 
 #[test]
-fn without_the_policy_nothing_is_told_of_limits() {
+fn without_the_policy_limits_are_counted_and_no_line_tells_of_them() {
     in_system(async {
         let stuck = json!({"job": {"type": "probe", "payload": {"block_thread": true, "limit_ms": 50}}});
         let (samples, lines) = run_both(false, stuck).await;
-        assert_eq!((samples, lines), (Vec::new(), 0));
+        assert_eq!(lines, 0);
+        for (series, value) in [
+            (r#"worker_operations_total{operation_type="fs_read"}"#, 2.0),
+            (
+                r#"worker_timeout_events_total{operation_type="fs_read",timeout_type="operation"}"#,
+                1.0,
+            ),
+        ] {
+            assert_eq!(value_of(&samples, series), Some(value), "{series}: {samples:#?}");
+        }
     });
 }
 

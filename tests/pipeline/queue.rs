@@ -122,7 +122,7 @@ fn each_change_of_status_is_told_once_and_answers_carry_load_and_depth() {
 }
 
 #[test]
-fn without_the_flag_nothing_is_refused_and_nothing_told() {
+fn without_the_flag_nothing_is_refused_and_nothing_told_but_what_waits_is_measured() {
     in_system(async {
         let mut settings = policy(RejectionPolicy::DropOldest);
         settings.worker.queue.v2.enabled = false;
@@ -145,12 +145,11 @@ fn without_the_flag_nothing_is_refused_and_nothing_told() {
         for line in OF_THE_QUEUE {
             assert_eq!(rig.lines(line), 0, "{line}");
         }
-        assert_eq!(
-            rig.metrics()
-                .into_iter()
-                .find(|name| name.contains("queue") || name.contains("overload")),
-            None
-        );
+        let of_queue = |name: &&str| name.contains("queue") || name.contains("overload");
+        let measured: Vec<_> = rig.metrics().into_iter().filter(of_queue).collect();
+        let accepted = "worker_queue_acceptances_total";
+        assert_eq!(measured, [accepted, "worker_queue_wait_seconds"]);
+        assert_eq!(rig.samples(accepted).len(), 40);
         rig.stop().await;
     });
 }

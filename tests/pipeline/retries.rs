@@ -68,14 +68,16 @@ fn a_retry_that_helps_ends_in_success_and_is_measured() {
 }
 
 #[test]
-fn with_the_flag_off_nothing_of_it_is_logged_or_measured() {
+fn with_the_flag_off_retries_are_counted_and_nothing_of_it_is_logged() {
     in_system(async {
         let payload = json!({"fail": "NETWORK_ERROR", "works_after": 1});
         let (rig, result) = run(Settings::default(), payload, 2).await;
         assert_eq!(result["status"], "success");
         let words = ["Retry attempt started", "Retry succeeded"];
         assert_eq!(words.map(|word| rig.lines(word)), [0, 0]);
-        assert_eq!(rig.scrape(), "");
+        let attempts = rig.samples("worker_retry_attempts_total");
+        let labels = ["NETWORK_ERROR", "probe", "true"].map(str::to_owned).to_vec();
+        assert_eq!(attempts, [(labels, 1.0)]);
         rig.stop().await;
     });
 }
@@ -128,7 +130,7 @@ fn the_total_limit_holds_with_the_timeouts_flag_alone() {
         assert_eq!(result["status"], "timeout");
         assert_eq!(result["error"]["details"]["limit"], "total_timeout");
         assert_eq!(rig.runs(), 1);
-        assert!(!rig.scrape().contains("worker_retry"), "that is the other flag's");
+        assert!(!rig.scrape().contains("worker_retry_attempts_total{"));
         rig.stop().await;
     });
 }

@@ -86,11 +86,16 @@ async fn what_is_stored_is_left_behind_byte_for_byte_in_order_and_what_is_remove
     outbox.remove(gone);
     outbox.remove(gone);
     outbox.flush().await.unwrap();
+    assert_eq!(outbox.oldest_stored_at_ms(), Some(0));
+    outbox.remove(stored.remove(0).0);
+    outbox.flush().await.unwrap();
     let before = outbox.snapshot();
-    assert_eq!((before.entries, before.failure.as_deref()), (7, None));
+    assert_eq!((before.entries, before.failure.as_deref()), (6, None));
+    assert_eq!(outbox.oldest_stored_at_ms(), Some(1));
     drop(outbox);
 
     let outbox = open(&base.0);
+    assert_eq!(outbox.oldest_stored_at_ms(), Some(1));
     let found: Vec<_> = all_left(&outbox)
         .await
         .into_iter()
@@ -104,6 +109,7 @@ async fn what_is_stored_is_left_behind_byte_for_byte_in_order_and_what_is_remove
     }
     outbox.flush().await.unwrap();
     assert_eq!((outbox.snapshot().entries, outbox.snapshot().bytes), (0, 0));
+    assert_eq!(outbox.oldest_stored_at_ms(), None);
     drop(outbox);
     assert!(all_left(&open(&base.0)).await.is_empty());
 }

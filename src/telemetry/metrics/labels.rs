@@ -11,10 +11,8 @@ use caf_actors::mask::mask_text;
 use caf_actors::metrics::{CORRELATION, Metric};
 
 use super::OVERFLOW;
-use crate::settings::MetricsSettings;
+use crate::settings::metrics::{MAX_LABEL_BYTES, MetricsSettings};
 
-/// Longest value of such a label in bytes.
-const MAX_VALUE_BYTES: usize = 128;
 /// The label that has a list of its own.
 const TENANT: &str = "tenant_id";
 
@@ -73,7 +71,7 @@ impl Shown {
             _ => true,
         };
         // Who sends assignments chooses these texts.
-        if is_named && value.len() <= MAX_VALUE_BYTES && mask_text(value) == value {
+        if is_named && value.len() <= MAX_LABEL_BYTES && mask_text(value) == value {
             value
         } else {
             OVERFLOW

@@ -327,7 +327,7 @@ fn assert_bounded(metrics: &Metrics) {
         assert_eq!(sum, expected as f64, "{name}");
     }
     let limited = series("worker_series_limited_total{metric=\"worker_step_executions_total\"}");
-    assert!(value_of(&limited[0]) > MANY as f64 / 2.0, "{limited:?}");
+    assert!(value_of(limited[0]) > MANY as f64 / 2.0, "{limited:?}");
     // What is no name stays apart.
     let shared = series("worker_step_executions_total{execution_status=\"error\"");
     assert!(
