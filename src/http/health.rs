@@ -86,7 +86,7 @@ impl Health {
     pub async fn keep_looking(self) {
         let mut before: Vec<String> = Vec::new();
         loop {
-            let page = self.page().await;
+            let page = self.page_within(LOOK_EVERY).await;
             let checks = page["checks"].as_object().into_iter().flatten();
             let failing = checks.filter(|(_, check)| check["status"] != "ok");
             let failing: Vec<String> = failing.map(|(name, _)| name.clone()).collect();
@@ -103,9 +103,14 @@ impl Health {
 
     /// The page as JSON (contract 8.3).
     pub async fn page(&self) -> Value {
+        self.page_within(LIFE_LIMIT).await
+    }
+
+    /// The page; each part may take this long to prove that it lives.
+    async fn page_within(&self, limit: Duration) -> Value {
         let mut checks = Map::new();
         let mut details = Map::new();
-        let alive = self.look_at_parts(&mut checks, &mut details).await;
+        let alive = self.look_at_parts(limit, &mut checks, &mut details).await;
         self.look_at_broker(&mut checks);
         if self.mode != "local" {
             let obstacle = self.status.obstacle();
@@ -161,21 +166,20 @@ impl Health {
     }
 
     /// Whether every part answers.
-    async fn look_at_parts(&self, checks: &mut Map<String, Value>, details: &mut Map<String, Value>) -> bool {
+    async fn look_at_parts(
+        &self,
+        limit: Duration,
+        checks: &mut Map<String, Value>,
+        details: &mut Map<String, Value>,
+    ) -> bool {
         let Some(parts) = self.parts.get() else {
             for part in ["processor", "pools", "publisher"] {
                 checks.insert(part.to_owned(), check(true, "starting"));
             }
             return true;
         };
-        let pools = join_all(
-            parts
-                .pools
-                .iter()
-                .map(|(_, route)| route.ask(LookAtPool, LIFE_LIMIT)),
-        )
-        .await;
-        let publisher = parts.publisher.ask(LookAtPublisher, LIFE_LIMIT).await;
+        let pools = join_all(parts.pools.iter().map(|(_, route)| route.ask(LookAtPool, limit))).await;
+        let publisher = parts.publisher.ask(LookAtPublisher, limit).await;
         let silent: Vec<&str> = parts
             .pools
             .iter()
