@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::cgroup::Limits;
 
 /// Shortest time between two measurements: a share over less says nothing, and whoever asks often costs nothing.
-const SHORTEST_SPAN: Duration = Duration::from_secs(1);
+const SHORTEST_SPAN: Duration = Duration::from_millis(500);
 
 /// Clock ticks per second in `/proc`: fixed by the kernel's interface.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -18,7 +18,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// What the process uses, and may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
-    /// Share of `cpus` over the last second or more, 0..1.
+    /// Share of `cpus` over the last half second or more, 0..1.
     pub cpu: f64,
     /// Processors that it may use: those it may run on, or the quota of its control group when that is less.
     pub cpus: f64,

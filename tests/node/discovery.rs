@@ -340,11 +340,15 @@ fn the_permissions_of_the_manual_are_enough() {
     worker.wait_ready().expect("is ready");
     let mut load = jobs(3, |_| AssignmentBuilder::echo());
     load.push(AssignmentBuilder::new("no.such.type", json!({})));
-    // Larger than a message may be: its outputs go to the object store.
-    let large = "x".repeat(900 * 1024);
-    load.push(AssignmentBuilder::new("echo", json!({"a": large})));
+    // As large as a message may be: its result is larger, and its outputs go to the object store.
+    let large =
+        |bytes| AssignmentBuilder::new("echo", json!({"text": "x".repeat(bytes)})).without("decision");
+    let large = large(1024 * 1024 - large(0).bytes().len());
+    load.push(large.clone());
     client.assign_all(&load).expect("is sent");
     crate::support::wait_answered(&client, &load, SOON);
+    let result = &crate::support::answers(&client).results(large.assignment_id())[0];
+    assert!(result["output_ref"].is_object(), "is kept elsewhere");
     assert_eq!(client.stream_count(LETTERS).expect("answers"), 1);
     assert_eq!(ask(&client, "$SRV.PING", 1).len(), 1);
     let logs = worker.logs();

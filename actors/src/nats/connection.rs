@@ -152,7 +152,9 @@ pub(super) async fn connect_in(
                 let (on_link, report) = (on_link.clone(), report.clone());
                 let url = settings.url.clone();
                 move |event| {
-                    note(&event, name, &url, &log, &link, (&*on_link, &*report));
+                    if !note(&event, name, &url, &log, &link, &*on_link) {
+                        report(&event);
+                    }
                     std::future::ready(())
                 }
             });
@@ -187,14 +189,15 @@ pub(super) async fn connect_in(
     unreachable!("the loop has no end of its own")
 }
 
+/// Notes what becomes of the link; false for an event that somebody else should hear of.
 fn note(
     event: &Event,
     name: &'static str,
     url: &str,
     log: &Log,
     link: &watch::Sender<Link>,
-    (on_link, report): (&(dyn Fn(bool) + Send + Sync), &(dyn Fn(&Event) + Send + Sync)),
-) {
+    on_link: &(dyn Fn(bool) + Send + Sync),
+) -> bool {
     match event {
         Event::Connected => {
             log.emit(events::nats_connected(name, url));
@@ -213,8 +216,9 @@ fn note(
         }
         // Every attempt to reconnect reports an error of its own: that the broker is away was said once.
         Event::ClientError(_) if !link.borrow().up => {}
-        other => report(other),
+        _ => return false,
     }
+    true
 }
 
 async fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, ConnectError> {

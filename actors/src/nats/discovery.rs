@@ -37,8 +37,9 @@ const MOST_PER_SECOND: u32 = 250;
 const DEAF: Duration = Duration::from_secs(1);
 /// Shortest time between two warnings about that.
 const WARN_EVERY: Duration = Duration::from_secs(60);
-/// Questions of one subscription that wait to be read; the client library drops what is beyond.
-const MOST_UNREAD: usize = 256;
+/// Questions of one subscription that wait to be read; the client library drops what is beyond. Each may be as large as a
+/// message can be.
+const MOST_UNREAD: usize = 32;
 /// Longest wait for handing one message to the connection.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
 /// What a worker is, for people.
@@ -75,7 +76,10 @@ impl Discovery {
             let answered = catch_unwind(AssertUnwindSafe(|| -> Result<(), String> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.map_err(|error| error.to_string())?;
-                runtime.block_on(answer_until_stopped(&parts, is_stopped))
+                let ended = runtime.block_on(answer_until_stopped(&parts, is_stopped));
+                // Looking up the broker's name may take long, and must not keep the process.
+                runtime.shutdown_background();
+                ended
             }));
             let error = match answered {
                 Ok(Ok(())) => return,
