@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use caf_testkit::client::{ACK, ASSIGN, Message, RESULT};
 use caf_testkit::faulty_http::{Fault, FaultyHttp};
 use caf_testkit::otlp::{Answer, OtlpReceiver, ReceivedSpan, names, one};
+use caf_testkit::tls::Certificates;
 use caf_testkit::worker::{Finished, WorkerBuilder};
 use caf_testkit::{AssignmentBuilder, http, wait_until};
 use serde_json::{Value, json};
@@ -177,6 +178,34 @@ fn a_job_is_a_tree_of_spans_below_the_routers_and_its_answers_name_theirs() {
         for request in receiver.requests() {
             assert_eq!((&*request[":path"], &*request["x-api-key"]), (path, "k y"));
         }
+    }
+}
+
+#[test]
+fn a_collector_is_spoken_to_encrypted_when_its_authority_is_trusted_and_not_at_all_otherwise() {
+    let certificates = Certificates::generate().expect("are made");
+    let receiver = OtlpReceiver::start_encrypted(&certificates).expect("starts");
+    let authority = certificates.authority().display().to_string();
+    for (protocol, trusted) in [("grpc", true), ("http/protobuf", true), ("http/protobuf", false)] {
+        let node = Node::start_with(|worker| {
+            let worker = exporting(worker, &receiver.url(), protocol);
+            if trusted {
+                worker.env("OTEL_EXPORTER_OTLP_CERTIFICATE", &authority)
+            } else {
+                worker
+            }
+        });
+        let before = receiver.count();
+        node.assert_alive();
+        let counts = counts(&leave(node));
+        let made = TREE.len() as u64;
+        let (exported, lost) = if trusted { (made, 0) } else { (0, made) };
+        assert_eq!(
+            (counts["exported"], counts["failed"]),
+            (exported, lost),
+            "{protocol} {trusted}"
+        );
+        assert_eq!((receiver.count() - before) as u64, exported);
     }
 }
 
