@@ -192,6 +192,9 @@ impl Event {
             .trace_id
             .as_ref()
             .or(identity.correlation.original_trace_id.as_ref());
+        // Where the message names no trace, the one that its spans are in.
+        let own = identity.correlation.span.as_ref();
+        let own = own.map(|span| span.trace_id.to_string());
         let step = raw
             .step_id
             .as_ref()
@@ -201,7 +204,7 @@ impl Event {
             ("run_id", raw.run_id.as_ref()),
             ("flow_id", raw.flow_id.as_ref()),
             ("step_id", step),
-            ("trace_id", trace),
+            ("trace_id", trace.or(own.as_ref())),
         ];
         for (key, id) in ids {
             if let Some(id) = id {

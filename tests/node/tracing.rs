@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use caf_testkit::client::{ACK, ASSIGN, Message, RESULT};
 use caf_testkit::faulty_http::{Fault, FaultyHttp};
 use caf_testkit::otlp::{Answer, OtlpReceiver, ReceivedSpan, names, one};
+use caf_testkit::tls::Certificates;
 use caf_testkit::worker::{Finished, WorkerBuilder};
-use caf_testkit::{AssignmentBuilder, wait_until};
+use caf_testkit::{AssignmentBuilder, http, wait_until};
 use serde_json::{Value, json};
 
 use crate::support::{ANSWERS, Node, SOON, jobs};
@@ -181,6 +182,34 @@ fn a_job_is_a_tree_of_spans_below_the_routers_and_its_answers_name_theirs() {
 }
 
 #[test]
+fn a_collector_is_spoken_to_encrypted_when_its_authority_is_trusted_and_not_at_all_otherwise() {
+    let certificates = Certificates::generate().expect("are made");
+    let receiver = OtlpReceiver::start_encrypted(&certificates).expect("starts");
+    let authority = certificates.authority().display().to_string();
+    for (protocol, trusted) in [("grpc", true), ("http/protobuf", true), ("http/protobuf", false)] {
+        let node = Node::start_with(|worker| {
+            let worker = exporting(worker, &receiver.url(), protocol);
+            if trusted {
+                worker.env("OTEL_EXPORTER_OTLP_CERTIFICATE", &authority)
+            } else {
+                worker
+            }
+        });
+        let before = receiver.count();
+        node.assert_alive();
+        let counts = counts(&leave(node));
+        let made = TREE.len() as u64;
+        let (exported, lost) = if trusted { (made, 0) } else { (0, made) };
+        assert_eq!(
+            (counts["exported"], counts["failed"]),
+            (exported, lost),
+            "{protocol} {trusted}"
+        );
+        assert_eq!((receiver.count() - before) as u64, exported);
+    }
+}
+
+#[test]
 fn every_way_to_name_a_trace_is_read_and_what_is_malformed_begins_a_new_one_without_changing_the_payload() {
     let receiver = OtlpReceiver::start().expect("starts");
     let node = node(&receiver, "http/protobuf");
@@ -215,7 +244,8 @@ fn every_way_to_name_a_trace_is_read_and_what_is_malformed_begins_a_new_one_with
         let before = job.value().clone();
         let spans = trace_of(&node, &receiver, &job, &headers, 1);
         wait_until("all arrive", SOON, || {
-            receiver.of_assignment(job.assignment_id()).len() % TREE.len() == 0
+            let count = receiver.of_assignment(job.assignment_id()).len();
+            count.is_multiple_of(TREE.len())
         });
         let of_job = |span: &&ReceivedSpan| attribute(span, "assignment.id") == job.assignment_id();
         let execution = spans.iter().find(of_job).expect("is there");
@@ -230,6 +260,14 @@ fn every_way_to_name_a_trace_is_read_and_what_is_malformed_begins_a_new_one_with
                 "{before} {execution:?}"
             ),
         }
+        let is_its = |line: &Value| line["context"]["assignment_id"] == job.assignment_id();
+        let line = node.worker.logs().into_iter().find(is_its).expect("is logged");
+        let known = line["trace_id"] == *execution.trace_id
+            || attribute(execution, "assignment.trace_id") == &line["trace_id"];
+        assert!(
+            known,
+            "the log and the trace find each other: {line} {execution:?}"
+        );
         let result = &answer(&node, RESULT, &job)[0];
         let named = result.header("traceparent").expect("is there");
         assert_eq!(named.split('-').nth(1), Some(&*execution.trace_id));
@@ -466,6 +504,10 @@ fn a_bad_collector_costs_no_job_anything_and_every_lost_span_is_counted() {
             (made, 0),
             "{collector:?} {protocol}: {counts:?}"
         );
+        if collector == Some(Answer::Hang) {
+            // One batch of 10 is on its way and 20 wait.
+            assert!(counts["dropped"] >= made - 30, "{protocol}: {counts:?}");
+        }
         assert!(finished.stdout().matches("Trace export failing").count() <= 1);
     }
     assert_eq!(receiver.count(), 0);
@@ -475,7 +517,9 @@ fn a_bad_collector_costs_no_job_anything_and_every_lost_span_is_counted() {
 fn what_a_collector_refuses_of_a_batch_is_counted_and_its_return_is_told_once() {
     let receiver = OtlpReceiver::start().expect("starts");
     receiver.set(Answer::RefuseSome(1));
-    let mut node = node(&receiver, "grpc");
+    let mut node = Node::start_with(|worker| {
+        exporting(worker, &receiver.url(), "grpc").env("CP2_OBSERVABILITY_METRICS_ENABLED", "true")
+    });
     let send = |node: &Node| {
         let job = [AssignmentBuilder::echo()];
         node.client.assign_all(&job).expect("is sent");
@@ -490,6 +534,12 @@ fn what_a_collector_refuses_of_a_batch_is_counted_and_its_return_is_told_once() 
     node.worker
         .wait_for_message("Trace export recovered")
         .expect("is told");
+    let port = node.worker.metrics_port().expect("is logged");
+    let scraped = http::get(port, "/metrics").expect("answers").text();
+    for outcome in ["exported", "dropped", "failed"] {
+        let series = format!("worker_trace_spans_total{{outcome=\"{outcome}\"}}");
+        assert!(scraped.contains(&series), "{series}: {scraped}");
+    }
     let finished = leave(node);
     let counts = counts(&finished);
     assert_eq!(counts.values().sum::<u64>(), 2 * TREE.len() as u64, "{counts:?}");

@@ -175,6 +175,9 @@ pub struct RemoteTrace {
     pub state: Option<Box<str>>,
 }
 
+/// One place of a payload: the text under a name there.
+pub(crate) type Place<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
 impl RemoteTrace {
     /// From headers alone.
     pub fn of_headers(headers: &Headers) -> Option<Self> {
@@ -183,7 +186,7 @@ impl RemoteTrace {
 
     /// Contract 8.5: `traceparent` (header, then payload), else `trace_id` and `span_id` (payload, then headers), else
     /// `X-Trace-Id` and `X-Span-Id`. `payload` are the places of the payload, strongest first.
-    pub(crate) fn read(headers: &Headers, payload: &[&dyn Fn(&str) -> Option<String>]) -> Option<Self> {
+    pub(crate) fn read(headers: &Headers, payload: &[&Place<'_>]) -> Option<Self> {
         let of_header = single(headers, TRACEPARENT).and_then(SpanContext::from_traceparent);
         if let Some(context) = of_header {
             return Some(Self::with_state(context, joined(headers, TRACESTATE).as_deref()));
@@ -207,7 +210,7 @@ impl RemoteTrace {
     }
 
     /// The first usable trace id, with the first usable span id that is not said of another trace.
-    fn of_plain_ids(headers: &Headers, payload: &[&dyn Fn(&str) -> Option<String>]) -> Option<Self> {
+    fn of_plain_ids(headers: &Headers, payload: &[&Place<'_>]) -> Option<Self> {
         let header = |name: &str| single(headers, name).map(str::to_owned);
         let in_payload = payload.iter().map(|place| (place("trace_id"), place("span_id")));
         let pairs: Vec<_> = in_payload

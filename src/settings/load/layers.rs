@@ -69,8 +69,8 @@ impl Layers {
     /// Whether a flag is on once these layers come on top.
     pub(super) fn is_on(&self, stronger: &[Vec<Entry>], feature: Feature) -> bool {
         let key = split(&feature.flag_key());
-        let entries = self.0.iter().chain(stronger).flatten();
-        let last = entries.filter(|entry| entry.key == key).next_back();
+        let mut entries = self.0.iter().chain(stronger).flatten();
+        let last = entries.rfind(|entry| entry.key == key);
         last.is_some_and(|entry| entry.value == Some(Value::Bool(true)))
     }
 

@@ -24,8 +24,16 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::tls::Certificates;
 
 /// Bytes before a message of gRPC: a flag and a length.
 const GRPC_PREFIX: usize = 5;
@@ -90,6 +98,7 @@ struct Shared {
 /// The collector. Gone when dropped.
 pub struct OtlpReceiver {
     address: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Shared>,
     _stop: oneshot::Sender<()>,
 }
@@ -104,6 +113,25 @@ impl OtlpReceiver {
     /// # Errors
     /// When there is no port or no thread.
     pub fn start() -> Result<Self> {
+        Self::listen(None)
+    }
+
+    /// The same, encrypted with the server's certificate of these.
+    ///
+    /// # Errors
+    /// As [`OtlpReceiver::start`], and when the certificate cannot be used.
+    pub fn start_encrypted(certificates: &Certificates) -> Result<Self> {
+        let (certificate, key) = certificates.server();
+        let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_file(key)?)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Self::listen(Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn listen(tls: Option<TlsAcceptor>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -114,7 +142,8 @@ impl OtlpReceiver {
             answer: Mutex::new(Answer::Take),
         });
         let (stop, is_stop) = oneshot::channel::<()>();
-        let accepting = accept(listener, Arc::clone(&shared));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let accepting = accept(listener, tls, Arc::clone(&shared));
         std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -126,6 +155,7 @@ impl OtlpReceiver {
         });
         Ok(Self {
             address,
+            scheme,
             shared,
             _stop: stop,
         })
@@ -133,7 +163,7 @@ impl OtlpReceiver {
 
     /// Its base address.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Decides from now on what becomes of requests.
@@ -173,18 +203,19 @@ impl OtlpReceiver {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let shared = Arc::clone(&shared);
+        let (shared, tls) = (Arc::clone(&shared), tls.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(shared.answer(request).await) }
-            });
             // What goes wrong with one connection is the client's to notice.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            match tls {
+                None => shared.serve(stream).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        shared.serve(stream).await;
+                    }
+                }
+            }
         });
     }
 }
@@ -192,6 +223,16 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Shared {
+    async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = service_fn(move |request| {
+            let shared = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(shared.answer(request).await) }
+        });
+        let _ = auto::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let is_grpc = head
