@@ -19,6 +19,9 @@ use tokio::time::Instant;
 use super::view::{Check, NodeView, Parts, PartsView, View};
 use crate::wiring::Tree;
 
+/// How long a part may take to prove that it lives: pages answer within 100 ms.
+const LIFE_LIMIT: Duration = Duration::from_millis(50);
+
 /// A message that is not confirmed for this long, in milliseconds, is a fault of the broker or its streams.
 const UNCONFIRMED_LIMIT_MS: u64 = 10_000;
 
@@ -62,10 +65,15 @@ impl Health {
         loops.push(clock);
     }
 
-    /// The node as it is now. Takes at most as long as a part may take to answer.
+    /// The node as it is now, for a page: whoever is silent for 50 ms is told to be.
     pub async fn look(&self) -> View {
+        self.look_within(LIFE_LIMIT).await
+    }
+
+    /// The same; each part may take this long to prove that it lives.
+    async fn look_within(&self, limit: Duration) -> View {
         let parts = match self.parts.get() {
-            Some(parts) => Some(parts.look().await),
+            Some(parts) => Some(parts.look(limit).await),
             None => None,
         };
         let mut checks = Checks::new();
@@ -115,16 +123,9 @@ impl Health {
     pub async fn keep_looking(self) {
         let mut before: Vec<String> = Vec::new();
         loop {
-<<<<<<< HEAD
-            let checks = self.look().await.checks;
+            let checks = self.look_within(LOOK_EVERY).await.checks;
             let failing = checks.iter().filter(|(_, check)| !check.ok);
             let failing: Vec<String> = failing.map(|(name, _)| (*name).to_owned()).collect();
-=======
-            let page = self.page_within(LOOK_EVERY).await;
-            let checks = page["checks"].as_object().into_iter().flatten();
-            let failing = checks.filter(|(_, check)| check["status"] != "ok");
-            let failing: Vec<String> = failing.map(|(name, _)| name.clone()).collect();
->>>>>>> w-f
             let twice = failing
                 .iter()
                 .filter(|name| before.contains(name))
@@ -138,28 +139,9 @@ impl Health {
 
     /// The page as JSON (contract 8.3).
     pub async fn page(&self) -> Value {
-<<<<<<< HEAD
         let view = self.look().await;
         let well = view.checks.values().all(|check| check.ok) && !view.node.is_draining;
         let status = match (view.is_alive, well) {
-=======
-        self.page_within(LIFE_LIMIT).await
-    }
-
-    /// The page; each part may take this long to prove that it lives.
-    async fn page_within(&self, limit: Duration) -> Value {
-        let mut checks = Map::new();
-        let mut details = Map::new();
-        let alive = self.look_at_parts(limit, &mut checks, &mut details).await;
-        self.look_at_broker(&mut checks);
-        if self.mode != "local" {
-            let obstacle = self.status.obstacle();
-            let message = obstacle.as_deref().unwrap_or("usable");
-            checks.insert("state_dir".to_owned(), check(obstacle.is_none(), message));
-        }
-        let well = checks.values().all(|check| check["status"] == "ok") && !self.status.is_draining();
-        let status = match (alive, well) {
->>>>>>> w-f
             (false, _) => "unhealthy",
             (true, false) => "degraded",
             (true, true) => "healthy",
@@ -176,106 +158,6 @@ impl Health {
             "details": details(&view),
         })
     }
-<<<<<<< HEAD
-=======
-
-    fn look_at_broker(&self, checks: &mut Map<String, Value>) {
-        let (ok, message) = match (self.mode, self.status.is_connected(), self.status.is_consuming()) {
-            ("local", ..) => (true, "not used"),
-            (_, false, _) => (false, "not connected"),
-            (_, true, false) if self.status.is_draining() => (true, "connected, draining"),
-            (_, true, false) => (false, "connected, not consuming"),
-            (_, true, true) => (true, "connected"),
-        };
-        checks.insert("nats".to_owned(), check(ok, message));
-        if let Some(streams) = self.streams.get() {
-            // Without a connection nothing is known of them.
-            let there = *streams.borrow() || !self.status.is_connected();
-            let message = if there {
-                "there"
-            } else {
-                "missing, or being looked for"
-            };
-            checks.insert("streams".to_owned(), check(there, message));
-        }
-    }
-
-    /// Whether every part answers.
-    async fn look_at_parts(
-        &self,
-        limit: Duration,
-        checks: &mut Map<String, Value>,
-        details: &mut Map<String, Value>,
-    ) -> bool {
-        let Some(parts) = self.parts.get() else {
-            for part in ["processor", "pools", "publisher"] {
-                checks.insert(part.to_owned(), check(true, "starting"));
-            }
-            return true;
-        };
-        let pools = join_all(parts.pools.iter().map(|(_, route)| route.ask(LookAtPool, limit))).await;
-        let publisher = parts.publisher.ask(LookAtPublisher, limit).await;
-        let silent: Vec<&str> = parts
-            .pools
-            .iter()
-            .zip(&pools)
-            .filter(|(_, answer)| answer.is_none())
-            .map(|((name, _), _)| *name)
-            .collect();
-        let pools_ok = silent.is_empty();
-        let pools_message = if pools_ok {
-            "running".to_owned()
-        } else {
-            format!("no answer from {}", silent.join(", "))
-        };
-        let answers = parts
-            .pools
-            .iter()
-            .zip(&pools)
-            .map(|((name, _), answer)| ((*name).to_owned(), json!(answer)));
-        details.insert("pools".to_owned(), Value::Object(answers.collect()));
-        details.insert("publisher".to_owned(), json!(publisher));
-        details.insert("stray_threads".to_owned(), json!(parts.threads.strays()));
-        let exhausted = parts.threads.are_exhausted();
-        let message = if exhausted {
-            "too many outlived their job; jobs that need one are refused until some return"
-        } else {
-            "available"
-        };
-        checks.insert("threads".to_owned(), check(!exhausted, message));
-        let claims = parts.claims.snapshot(Instant::now());
-        let claiming = claims.unavailable_ms < UNCONFIRMED_LIMIT_MS;
-        let message = if claiming {
-            "available"
-        } else {
-            "cannot be read or written"
-        };
-        checks.insert("claims".to_owned(), check(claiming, message));
-        details.insert("claims".to_owned(), json!(claims));
-        if let Some(outbox) = &parts.outbox {
-            details.insert("outbox".to_owned(), json!(outbox.snapshot()));
-        }
-        let confirming = publisher
-            .as_ref()
-            .is_none_or(|now| now.oldest_unconfirmed_ms < UNCONFIRMED_LIMIT_MS);
-        let publisher_message = match (&publisher, confirming) {
-            (None, _) => "no answer".to_owned(),
-            (Some(now), false) => format!("{} messages are not confirmed", now.unconfirmed),
-            (Some(_), true) => "running".to_owned(),
-        };
-        let all = pools_ok && publisher.is_some();
-        checks.insert(
-            "processor".to_owned(),
-            check(all, if all { "running" } else { "failing" }),
-        );
-        checks.insert("pools".to_owned(), check(pools_ok, &pools_message));
-        checks.insert(
-            "publisher".to_owned(),
-            check(publisher.is_some() && confirming, &publisher_message),
-        );
-        all
-    }
->>>>>>> w-f
 }
 
 fn details(view: &View) -> Map<String, Value> {

@@ -1,7 +1,7 @@
 //! What the node looks like at one moment: read once, and shown by the health page, by metrics, and by whoever else asks.
 //!
 //! Neighbours: [`super::health`] has the parts and makes it. Asks pools and publisher for proof of life, all at once, and
-//! waits for nobody longer than [`LIFE_LIMIT`].
+//! waits for nobody longer than it is told to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,9 +21,6 @@ use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
 use crate::wiring::Tree;
-
-/// How long a part may take to prove that it lives: pages answer within 100 ms.
-const LIFE_LIMIT: Duration = Duration::from_millis(50);
 
 /// The node at one moment.
 pub struct View {
@@ -135,12 +132,12 @@ impl Parts {
         }
     }
 
-    pub(super) async fn look(&self) -> PartsView {
+    pub(super) async fn look(&self, limit: Duration) -> PartsView {
         let asked = self
             .pools
             .iter()
-            .map(|(_, route, _)| route.ask(LookAtPool, LIFE_LIMIT));
-        let publisher = self.publisher.ask(LookAtPublisher, LIFE_LIMIT);
+            .map(|(_, route, _)| route.ask(LookAtPool, limit));
+        let publisher = self.publisher.ask(LookAtPublisher, limit);
         let (answers, publisher) = join(join_all(asked), publisher).await;
         let now = Instant::now();
         let pools = self
