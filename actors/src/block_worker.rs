@@ -264,6 +264,11 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         if let Err(limit) = course.begin(Instant::now()) {
             return out_of_time(course, limit);
         }
+        if let Some(pending) = course.pending() {
+            let call = course.retries() + 1;
+            let again = events::course::called_again(&job.identity, call, pending.max_attempts);
+            worker.log.emit(again);
+        }
         if let (true, Some(pending)) = (course.plan().is_by_policy(), course.pending()) {
             let started = events::retry::attempt_started(&job.identity, course.retries(), &pending);
             worker.log.emit(started);

@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::clock::whole_ms;
+
 /// Names a delivery to the broker.
 pub type LeaseToken = Arc<str>;
 
@@ -31,6 +33,19 @@ struct Shared {
     terms: Mutex<HashMap<u64, Term>>,
     /// How long the broker waits for a renewal, once that is known.
     ack_wait: watch::Sender<Option<Duration>>,
+}
+
+/// What is held from the broker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LeasesSnapshot {
+    /// Deliveries that are held, lapsed ones included.
+    pub held: usize,
+    /// Those of them that the broker may have given to others.
+    pub lapsed: usize,
+    /// Milliseconds since the renewal, or the arrival, that counts for the delivery that was renewed longest ago.
+    pub oldest_renewal_age_ms: u64,
+    /// How long the broker waits for a renewal, in milliseconds; nothing until that is known.
+    pub ack_wait_ms: Option<u64>,
 }
 
 /// One delivery that this worker holds. Renewed until dropped.
@@ -128,6 +143,22 @@ impl LeaseTable {
                 term.renewed_at(sent);
             }
         }
+    }
+
+    /// What is held now, for people.
+    pub fn snapshot(&self, now: Instant) -> LeasesSnapshot {
+        let ack_wait = self.patience();
+        let mut terms = self.terms();
+        let mut snapshot = LeasesSnapshot::default();
+        for term in terms.values_mut() {
+            snapshot.held += 1;
+            snapshot.lapsed += usize::from(!term.is_valid(now, ack_wait));
+            let age_ms = whole_ms(now.saturating_duration_since(term.renewed));
+            snapshot.oldest_renewal_age_ms = snapshot.oldest_renewal_age_ms.max(age_ms);
+        }
+        drop(terms);
+        snapshot.ack_wait_ms = self.0.ack_wait.borrow().map(whole_ms);
+        snapshot
     }
 
     /// The broker takes a delivery back when it has heard nothing for this long.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use actix_web::{HttpResponse, web};
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::claims::Claims;
+use caf_actors::lease::LeaseTable;
 use caf_actors::outbox::Outbox;
 use caf_actors::pool::LookAtPool;
 use caf_actors::publisher::LookAtPublisher;
@@ -41,6 +42,7 @@ struct Parts {
     threads: Threads,
     claims: Claims,
     outbox: Option<Outbox>,
+    leases: LeaseTable,
 }
 
 impl Health {
@@ -67,7 +69,23 @@ impl Health {
             threads: tree.threads.clone(),
             claims: tree.claims.clone(),
             outbox: tree.outbox.clone(),
+            leases: tree.leases.clone(),
         });
+    }
+
+    /// The node's status.
+    pub fn node(&self) -> &NodeStatus {
+        &self.status
+    }
+
+    /// What is known of assignments; nothing before the tree is built.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.parts.get().map(|parts| &parts.claims)
+    }
+
+    /// What is held from the broker; nothing before the tree is built.
+    pub fn leases(&self) -> Option<&LeaseTable> {
+        self.parts.get().map(|parts| &parts.leases)
     }
 
     /// The page as JSON (contract 8.3).
@@ -218,6 +236,16 @@ async fn page(health: web::Data<Health>) -> HttpResponse {
     HttpResponse::Ok().json(health.page().await)
 }
 
+/// What keeps a node that is not ready from it, in words for an operator.
+pub fn why_not_ready(status: &NodeStatus) -> String {
+    match status.obstacle() {
+        _ if status.is_draining() => "draining".to_owned(),
+        Some(obstacle) => obstacle,
+        None if !status.is_connected() => "waiting for NATS".to_owned(),
+        None => "not consuming".to_owned(),
+    }
+}
+
 async fn ready(health: web::Data<Health>) -> HttpResponse {
     let status = &health.status;
     let seen = status.consumption().view();
@@ -231,11 +259,6 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
     if status.is_ready() {
         return HttpResponse::Ok().body(format!("ready\n{consumption}"));
     }
-    let why = match status.obstacle() {
-        _ if status.is_draining() => "draining".to_owned(),
-        Some(obstacle) => obstacle,
-        None if !status.is_connected() => "waiting for NATS".to_owned(),
-        None => "not consuming".to_owned(),
-    };
+    let why = why_not_ready(status);
     HttpResponse::ServiceUnavailable().body(format!("{why}\n{consumption}"))
 }

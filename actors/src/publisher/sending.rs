@@ -92,6 +92,8 @@ struct Leaving {
     /// Tries at the present message.
     tries: u32,
     result: Published,
+    /// Whether the broker is told when all is said.
+    to_settle: bool,
     progress: Progress,
 }
 
@@ -195,9 +197,16 @@ impl Sender {
                 Step::Record => self.record(&leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
                 Step::Settle => self.tell_broker(&mut holdings, Verdict::Ack).await,
-                Step::Done => return,
+                Step::Done => return self.log_concluded(&leaving),
             };
             leaving.progress.note(step, ended);
+        }
+    }
+
+    fn log_concluded(&self, leaving: &Leaving) {
+        if let Some(identity) = &leaving.identity {
+            let told = leaving.to_settle && !leaving.progress.to_settle;
+            self.log(events::course::concluded(identity, told));
         }
     }
 
@@ -249,7 +258,10 @@ impl Sender {
         };
         leaving.tries += 1;
         match self.try_to_send(&message, leaving.tries).await {
-            Tried::Sent(_) | Tried::Refused => {
+            ended @ (Tried::Sent(_) | Tried::Refused) => {
+                if let (Tried::Sent(_), Some(identity)) = (&ended, &leaving.identity) {
+                    self.log(events::course::confirmed(identity, "acknowledgement"));
+                }
                 leaving.tries = 0;
                 Ended::Done
             }
@@ -268,6 +280,10 @@ impl Sender {
                 if published.known_before && leaving.is_news && leaving.tries == 1 {
                     let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
                     self.log(events::answered_before(&message.subject, id));
+                }
+                if let Some(identity) = &leaving.identity {
+                    let part = if number == 0 { "result" } else { "dead_letter" };
+                    self.log(events::course::confirmed(identity, part));
                 }
                 if number == 0 {
                     leaving.result = published;
@@ -374,6 +390,7 @@ impl Leaving {
             kept_as: None,
             tries: 0,
             result: Published::default(),
+            to_settle,
             progress,
         }
     }
