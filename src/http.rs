@@ -1,6 +1,7 @@
 //! Ports that answer HTTP: each has pages of its own, and anything else is 404.
 //!
-//! Neighbours: `serve` and `exec` open them and close them at the end; [`health`], [`metrics`] and [`admin`] are the pages.
+//! Neighbours: `serve` and `exec` open them and close them at the end; [`health`], [`metrics`] and [`admin`] are the pages, and [`guard`]
+//! says who may ask the last.
 //! Knows nothing of what is on them.
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
 pub mod admin;
+pub mod guard;
 pub mod health;
 pub mod metrics;
 

@@ -34,6 +34,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::admin::{Admin, Told};
 use crate::exit::Exit;
 use crate::http::health::Health;
 use crate::ports::Ports;
@@ -65,6 +66,7 @@ pub async fn run(
     mut blocks: Blocks,
     mut signals: Signals,
     (log, metrics): (&Log, Option<Arc<Metrics>>),
+    told: Told,
 ) -> anyhow::Result<Exit> {
     let mode = settings.nats.mode;
     let mode_name = if mode == NatsMode::Core {
@@ -81,7 +83,8 @@ pub async fn run(
     }
     let status = new_status(settings);
     let health = Health::new(status.clone(), mode_name, log.worker_id());
-    let ports = match Ports::open(&settings.http, &health, metrics, log) {
+    let admin = Admin::new(settings, health.clone(), told);
+    let ports = match Ports::open(&settings.http, &health, metrics, admin, log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };

@@ -78,6 +78,11 @@ impl Health {
         &self.status
     }
 
+    /// The worker's id.
+    pub fn worker_id(&self) -> &str {
+        &self.worker_id
+    }
+
     /// What is known of assignments; nothing before the tree is built.
     pub fn claims(&self) -> Option<&Claims> {
         self.parts.get().map(|parts| &parts.claims)
