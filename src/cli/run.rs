@@ -147,6 +147,11 @@ pub(super) fn dlq(loaded: &Loaded, command: DlqCommand, output: OutputFormat) ->
     })
 }
 
+/// Asks a running node.
+pub(super) fn ask<F: Future<Output = Exit>>(question: impl FnOnce() -> F) -> Exit {
+    actix_rt::System::new().block_on(async { question().await })
+}
+
 fn show(output: OutputFormat) -> Show {
     match output {
         OutputFormat::Text => Show::Text,
