@@ -79,7 +79,10 @@ impl Admin {
 
 impl Parts {
     async fn ask_fleet(&self, key: &AssignmentKey) -> Fleet {
-        let Some(fleet) = self.health.claims().and_then(|claims| claims.fleet()) else {
+        let Some(claims) = self.health.claims() else {
+            return Fleet::NotAsked("this worker is still starting");
+        };
+        let Some(fleet) = claims.fleet() else {
             return Fleet::NotAsked("claims are not shared with other workers here");
         };
         match timeout(FLEET_LIMIT, fleet.look(key)).await {

@@ -121,7 +121,7 @@ fn pools(status: &Value) -> Vec<String> {
 
 fn bar(part: u64, whole: u64) -> String {
     let width = BAR as u64;
-    let filled = (part.saturating_mul(width) + whole.max(1) / 2) / whole.max(1);
+    let filled = part.saturating_mul(width).saturating_add(whole / 2) / whole.max(1);
     let filled = usize::try_from(filled.clamp(u64::from(part > 0), width)).unwrap_or(BAR);
     format!("{}{}", "#".repeat(filled), ".".repeat(BAR - filled))
 }
@@ -161,7 +161,7 @@ fn flow(status: &Value) -> Vec<String> {
             number(&totals["rejected"])
         ),
         format!(
-            "       |{}| 5 min, top {}/s",
+            "       |{}| top {}/s",
             curve.collect::<String>(),
             tenths(most, bucket_s)
         ),
@@ -175,6 +175,10 @@ fn upkeep(status: &Value) -> Vec<String> {
         Some(age) => format!("last delivery {} ago", length(age)),
         None => "nothing delivered yet".to_owned(),
     };
+    let rebuilds = match number(&source["pull_rebuilds"]) {
+        0 => String::new(),
+        rebuilds => format!(", {rebuilds} rebuilds"),
+    };
     let connected = match (source["connected"].as_bool(), source["consuming"].as_bool()) {
         (Some(true), Some(true)) => "consuming",
         (Some(true), _) => "connected, NOT CONSUMING",
@@ -182,10 +186,9 @@ fn upkeep(status: &Value) -> Vec<String> {
     };
     vec![
         format!(
-            "source {connected} ({}), {last}, {} deliveries, {} rebuilds",
+            "source {connected} ({}), {last}, {} in all{rebuilds}",
             text(&source["phase"]).replace('_', " "),
-            number(&source["deliveries"]),
-            number(&source["pull_rebuilds"])
+            number(&source["deliveries"])
         ),
         format!(
             "held   {}/{} jobs, {}/{} KiB; {} leases ({} lapsed), oldest renewal {}",

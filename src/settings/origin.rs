@@ -16,7 +16,12 @@ use url::Url;
 pub type KeyPath = Vec<String>;
 
 /// Keys whose values are never shown; `*` stands for any name.
-pub const SECRET_KEYS: [&str; 3] = ["nats.password", "nats.token", "blocks.sql.connections.*.password"];
+pub const SECRET_KEYS: [&str; 4] = [
+    "nats.password",
+    "nats.token",
+    "http.admin_token",
+    "blocks.sql.connections.*.password",
+];
 
 /// Keys whose values are addresses that may carry a user part.
 const URL_KEYS: [&str; 2] = ["nats.url", "blocks.sql.connections.*.url"];
