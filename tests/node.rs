@@ -24,6 +24,8 @@ mod large;
 mod life;
 #[path = "node/metrics.rs"]
 mod metrics;
+#[path = "node/page.rs"]
+mod page;
 #[path = "node/queue.rs"]
 mod queue;
 #[path = "node/retries.rs"]

@@ -152,7 +152,7 @@ fn flow(status: &Value) -> Vec<String> {
     };
     vec![
         format!(
-            "ended  {}/s now, p50 {}, p95 {}; since the start {} well, {} not, {} refused",
+            "ended  {}/s now, p50 {}, p95 {}; in all {} well, {} not, {} refused",
             tenths(latest, 6 * bucket_s),
             last("p50_ms"),
             last("p95_ms"),

@@ -6,6 +6,7 @@
 //! - Servers: [`nats`], [`postgres`], and the node itself as a process in [`worker`]. Each listens on a port of its
 //!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
 //!   is missing is an error that says what to install; nothing is ever skipped.
+//! - Eyes: [`browser`] is what a person looks at pages with.
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
@@ -14,6 +15,7 @@
 //! - Waiting: [`wait`]. It holds the only sleeps of the tests.
 
 pub mod assignment;
+pub mod browser;
 pub mod client;
 pub mod credentials;
 pub mod faulty_http;
@@ -36,6 +38,7 @@ mod process;
 mod temp;
 
 pub use assignment::AssignmentBuilder;
+pub use browser::Browser;
 pub use client::{Client, Collector};
 pub use malformed::malformed;
 pub use nats::{NatsAuth, NatsOptions, NatsServer};
