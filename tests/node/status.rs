@@ -47,7 +47,8 @@ fn ask(port: u16, path: &str, headers: &[(&str, &str)]) -> Response {
 fn explained(worker: &mut Worker, id: &str) -> Value {
     let port = worker.admin_port().expect("is logged");
     let answer = http::get(port, &format!("/explain/{}", encoded(id))).expect("answers");
-    answer.json().expect("is JSON")["matches"][0].take()
+    let said = answer.json().expect("is JSON");
+    said["matches"].get(0).cloned().unwrap_or_default()
 }
 
 /// Waits until a worker says that an assignment is in this state.
@@ -208,8 +209,8 @@ fn a_wait_between_calls_and_a_deferral_are_told_with_their_end() {
         "policies": {"defer": {"enabled": true}},
     });
     let patient = json!({
-        "default_policy": {"max_attempts": 3, "base_delay_ms": 100_000, "max_delay_ms": 100_000},
-        "retry_budget": {"retry_budget_ms": 600_000},
+        "default_policy": {"max_attempts": 3, "base_delay_ms": 100_000, "max_delay_ms": 100_000,
+                           "retry_budget_ms": 600_000, "jitter_type": "none"},
     });
     let mut node = Node::start_with(|worker| {
         narrow(outside.allow(worker), &defer)
