@@ -14,6 +14,10 @@ pub mod guard;
 pub mod health;
 pub mod metrics;
 
+/// Most connections of one port at once: more than people and monitors need, and little that is held by whoever opens many.
+/// One on which no request comes is closed after five seconds.
+const MAX_CONNECTIONS: usize = 256;
+
 /// An open port.
 pub struct Port {
     /// Where it listens.
@@ -37,6 +41,7 @@ impl Port {
         })
         .disable_signals()
         .workers(1)
+        .max_connections(MAX_CONNECTIONS)
         .shutdown_timeout(1)
         .bind(address)?;
         let address = server.addrs().first().copied().unwrap_or(address);

@@ -244,8 +244,7 @@ struct Life {
     attempts: Vec<Attempt>,
     ending: Option<Ending>,
     answer: AnswerState,
-    /// The last thing that stands in the way, with its time.
-    runs_alone: bool,
+    /// Whether the fleet's claims did not answer.
     claims_silent: bool,
     received_ms: Option<u64>,
     ended_ms: Option<u64>,
@@ -270,7 +269,6 @@ impl Life {
                     began_ms = None;
                 }
                 "Claims not available, asking again" => life.claims_silent = true,
-                "Suspect runs alone" => life.runs_alone = true,
                 "Step execution started" | "Attempt started" => began_ms = Some(note.at_ms),
                 "Attempt failed" => life.close(&mut began_ms, note.at_ms, code),
                 "Queue rejection" => dropped = note.text("rejection_reason") == Some("overloaded"),
@@ -408,10 +406,6 @@ fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -
             advice("If this lasts, look at checks.claims in /status."),
         ),
         Phase::Waiting => waiting_for_slot(found, pool, now_ms),
-        Phase::Running if life.runs_alone && life.attempts.is_empty() => (
-            "It may have ended its worker before, so it waits until nothing else runs here.".to_owned(),
-            None,
-        ),
         Phase::Running => (
             format!(
                 "Runs on pool {pool} for {}, attempt {}{}.{}",
@@ -680,6 +674,9 @@ fn words(note: &Note) -> String {
             format!("ended with {}: {}", text("status"), text("error_code"))
         }
         "Assignment not run" => format!("not run: {}", text("reason")),
+        "Suspect runs alone" => {
+            "it may have ended its worker before: it waits until nothing else runs here".to_owned()
+        }
         "Result suppressed" => format!("result not published: {}", text("reason")),
         "Assignment taken over" => format!("taken over from worker {}", text("from_worker")),
         other => match (note.text("reason"), note.text("error_code")) {
@@ -695,3 +692,6 @@ fn lower(message: &str) -> String {
     let first = characters.next().map(|first| first.to_ascii_lowercase());
     first.into_iter().chain(characters).collect()
 }
+
+#[cfg(test)]
+mod tests;
