@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need on a fresh Debian or Ubuntu, beside a Rust toolchain: a C compiler (for the bundled
-# SQLite), nats-server, PostgreSQL, Prometheus, and the checkers of deploy/. Does nothing where they are present, and says
-# what it did. Uses sudo when not root.
+# SQLite), nats-server, PostgreSQL, Prometheus, a headless Chromium, and the checkers of deploy/. Does nothing where they
+# are present, and says what it did. Uses sudo when not root.
 #
 #   scripts/install-test-tools.sh                      everything
 #   scripts/install-test-tools.sh --only nats-server   only what the demo needs
@@ -126,6 +126,17 @@ deploy_checkers() {
     say "installed: ${packages[*]} ($tools/deploy-venv)"
 }
 
+# What looks at the page of the admin port.
+chromium() {
+    if find_chromium >/dev/null; then
+        say "Chromium: present ($(find_chromium))"
+        return
+    fi
+    # Ubuntu has no such package: there it is named in CHROMIUM_BIN.
+    install chromium-headless-shell
+    find_chromium >/dev/null || die "chromium-headless-shell was installed, but is not on PATH"
+}
+
 case "$*" in
 "")
     c_compiler
@@ -133,6 +144,7 @@ case "$*" in
     postgresql
     prometheus
     deploy_checkers
+    chromium
     ;;
 "--only nats-server") nats_server ;;
 "--only prometheus") prometheus ;;

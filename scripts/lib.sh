@@ -108,6 +108,17 @@ find_prometheus_program() {
     type -P "$1" || { [[ -x "$own" ]] && printf '%s\n' "$own"; }
 }
 
+# find_chromium: prints the browser that tests use, or fails. Named by CHROMIUM_BIN, or on PATH.
+find_chromium() {
+    local name
+    for name in "${CHROMIUM_BIN:-}" chromium-headless-shell chromium google-chrome; do
+        if [[ -n "$name" ]] && command -v "$name"; then
+            return 0
+        fi
+    done
+    return 1
+}
+
 # listens PORT: whether somebody accepts connections on that port of this machine.
 listens() {
     (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null

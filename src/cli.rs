@@ -3,6 +3,7 @@
 //! Neighbours: `main` calls [`run`]; [`settings`] turns options into settings; [`config`] answers `config …`. Nothing
 //! here leaves the process or looks at its environment: both are given by and returned to `main`.
 
+mod ask;
 pub mod config;
 pub mod dlq;
 pub mod print;
@@ -50,6 +51,10 @@ pub enum Command {
     /// List, show or replay dead letters: assignments that were given up
     #[command(subcommand)]
     Dlq(Box<DlqCommand>),
+    /// Ask a running node what became of an assignment, or what it waits for
+    Explain(ask::ExplainArgs),
+    /// Watch a running node: pools, throughput, failures, running jobs
+    Top(ask::TopArgs),
     /// Check, show or describe the settings and feature flags
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -153,6 +158,12 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
         }),
         Command::Dlq(command) => settings::with_settings(&sources, cli.output, |loaded| {
             run::dlq(loaded, *command, cli.output)
+        }),
+        Command::Explain(args) => settings::with_settings(&sources, cli.output, |loaded| {
+            run::ask(|| ask::explain(args, &loaded.settings.http, cli.output))
+        }),
+        Command::Top(args) => settings::with_settings(&sources, cli.output, |loaded| {
+            run::ask(|| ask::top(args, &loaded.settings.http, cli.output))
         }),
         Command::Config(command) => config::run(command, &sources, cli.output),
         Command::Asyncapi => settings::with_settings(&sources, cli.output, |loaded| {

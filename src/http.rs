@@ -1,6 +1,7 @@
 //! Ports that answer HTTP: each has pages of its own, and anything else is 404.
 //!
-//! Neighbours: `serve` and `exec` open them and close them at the end; [`health`], [`metrics`] and [`admin`] are the pages.
+//! Neighbours: `serve` and `exec` open them and close them at the end; [`health`], [`metrics`] and [`admin`] are the pages, and [`guard`]
+//! says who may ask the last.
 //! Knows nothing of what is on them.
 
 use std::net::SocketAddr;
@@ -9,9 +10,14 @@ use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
 pub mod admin;
+pub mod guard;
 pub mod health;
 pub mod metrics;
 pub mod view;
+
+/// Most connections of one port at once: more than people and monitors need, and little that is held by whoever opens many.
+/// One on which no request comes is closed after five seconds.
+const MAX_CONNECTIONS: usize = 256;
 
 /// An open port.
 pub struct Port {
@@ -36,6 +42,7 @@ impl Port {
         })
         .disable_signals()
         .workers(1)
+        .max_connections(MAX_CONNECTIONS)
         .shutdown_timeout(1)
         .bind(address)?;
         let address = server.addrs().first().copied().unwrap_or(address);

@@ -4,6 +4,8 @@
 //! opens the log, [`serve`] or [`exec`] open their ports ([`ports`], [`http`]), build the tree ([`wiring`]), feed it, and drain
 //! it ([`shutdown`]); [`exit`] says how it ended. Uses every other crate; nothing uses it but `main` and the tests.
 
+pub mod admin;
+pub mod ask;
 pub mod assignments;
 pub mod asyncapi;
 pub mod cli;

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use actix_web::web::ServiceConfig;
 use caf_actors::events::{self, Log};
 
+use crate::admin::Admin;
 use crate::exit::Exit;
+use crate::http::guard::Guard;
 use crate::http::health::Health;
 use crate::http::{Port, admin, health, metrics};
 use crate::settings::HttpSettings;
@@ -49,6 +51,7 @@ impl Ports {
         settings: &HttpSettings,
         health: &Health,
         metrics: Option<Arc<Metrics>>,
+        admin: Admin,
         log: &Log,
     ) -> Result<Self, Exit> {
         let mut ports = Self(Vec::new());
@@ -57,7 +60,8 @@ impl Ports {
             let pages = metrics::pages(metrics, health.clone());
             ports.add(&METRICS, &settings.metrics_addr, pages, log)?;
         }
-        ports.add(&ADMIN, &settings.admin_addr, admin::pages(health.clone()), log)?;
+        let guard = Guard::new(settings.admin_token.as_deref(), &settings.admin_hosts);
+        ports.add(&ADMIN, &settings.admin_addr, admin::pages(admin, guard), log)?;
         Ok(ports)
     }
 

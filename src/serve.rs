@@ -38,6 +38,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::admin::{Admin, Told};
 use crate::exit::Exit;
 use crate::http::health::Health;
 use crate::ports::Ports;
@@ -71,6 +72,7 @@ pub async fn run(
     mut blocks: Blocks,
     mut signals: Signals,
     (log, metrics): (&Log, Option<Arc<Metrics>>),
+    told: Told,
 ) -> anyhow::Result<Exit> {
     let mode = settings.nats.mode;
     let mode_name = mode_name(mode);
@@ -87,7 +89,8 @@ pub async fn run(
         metrics.know_job_types(&blocks.registry.job_types());
     }
     let measures = metrics.is_some();
-    let ports = match Ports::open(&settings.http, &health, metrics, log) {
+    let admin = Admin::new(settings, health.clone(), told);
+    let ports = match Ports::open(&settings.http, &health, metrics, admin, log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };

@@ -182,6 +182,10 @@ pub struct HttpSettings {
     pub metrics_addr: String,
     /// For operators: what the node does, and what became of an assignment.
     pub admin_addr: String,
+    /// Token without which nobody is answered there, but for the empty page; needed where `admin_addr` is not loopback.
+    pub admin_token: Option<String>,
+    /// Host names under which that port is reached, beside IP addresses and `localhost`.
+    pub admin_hosts: Vec<String>,
 }
 
 impl Default for HttpSettings {
@@ -190,6 +194,8 @@ impl Default for HttpSettings {
             health_addr: "0.0.0.0:9091".to_owned(),
             metrics_addr: "0.0.0.0:9092".to_owned(),
             admin_addr: "127.0.0.1:9093".to_owned(),
+            admin_token: None,
+            admin_hosts: Vec::new(),
         }
     }
 }

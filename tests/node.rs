@@ -34,6 +34,8 @@ mod metrics;
 mod metrics_cost;
 #[path = "node/observability_scripts.rs"]
 mod observability_scripts;
+#[path = "node/page.rs"]
+mod page;
 #[path = "node/queue.rs"]
 mod queue;
 #[path = "node/retries.rs"]

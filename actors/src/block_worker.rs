@@ -279,6 +279,9 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             return out_of_time(course, limit);
         }
         if let Some(pending) = course.pending() {
+            let call = course.retries() + 1;
+            let again = events::course::called_again(&job.identity, call, pending.max_attempts);
+            worker.log.emit(again);
             let started = || events::retry::attempt_started(&job.identity, course.retries(), &pending);
             worker.tell(course.plan().is_by_policy(), || vec![started()]);
         }

@@ -4,6 +4,7 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod course;
 pub mod delivery;
 pub mod discovery;
 pub mod queue;
@@ -59,7 +60,14 @@ pub struct Event {
 pub struct Log {
     logger: slog::Logger,
     meter: Option<Arc<dyn Meter>>,
+    observer: Option<Arc<dyn Observer>>,
     worker_id: Arc<str>,
+}
+
+/// Sees every event, whether a line of it is written or not. Never blocks.
+pub trait Observer: Send + Sync + 'static {
+    /// Takes one event in.
+    fn observe(&self, event: &Event);
 }
 
 impl Log {
@@ -68,6 +76,7 @@ impl Log {
         Self {
             logger,
             meter: None,
+            observer: None,
             worker_id: worker_id.into(),
         }
     }
@@ -76,6 +85,13 @@ impl Log {
     #[must_use]
     pub fn with_meter(mut self, meter: Arc<dyn Meter>) -> Self {
         self.meter = Some(meter);
+        self
+    }
+
+    /// Shows events to `observer`.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
         self
     }
 
@@ -103,6 +119,9 @@ impl Log {
 
     /// Writes one line, if its level is written, and records the samples that go with it.
     pub fn emit(&self, event: Event) {
+        if let Some(observer) = &self.observer {
+            observer.observe(&event);
+        }
         let Event {
             level,
             message,
@@ -146,6 +165,25 @@ impl KV for Fields {
 }
 
 impl Event {
+    /// Its message; empty when there are only samples.
+    pub fn message(&self) -> &'static str {
+        self.message
+    }
+
+    /// A field of `context`, or else one at top level: of two with one name the narrower one.
+    pub fn field(&self, key: &str) -> Option<&Value> {
+        self.context.get(key).or_else(|| self.top.get(key))
+    }
+
+    /// All fields, each once; those of `context` last.
+    pub fn fields(&self) -> impl Iterator<Item = (&String, &Value)> {
+        let top = self
+            .top
+            .iter()
+            .filter(|(key, _)| !self.context.contains_key(*key));
+        top.chain(&self.context)
+    }
+
     fn new(level: Level, message: &'static str) -> Self {
         Self {
             level,

@@ -15,6 +15,7 @@ use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Identity, Reading, Refusal, read};
 use caf_protocol::block::{CancellationToken, ResourceClass};
+use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use caf_protocol::trace_context::RemoteTrace;
 use tokio::sync::oneshot;
@@ -137,6 +138,7 @@ impl Intake {
         holdings.span = self.parts.tracer.execution(remote, arrival.received);
         holdings.span.identify(&identity);
         identity.correlation.span = holdings.span.context().cloned();
+        self.log_received(&identity, &arrival, &holdings);
         let standing = self.standing(&identity, &arrival);
         let (first_start, sent_ack) = match &standing {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
@@ -154,6 +156,14 @@ impl Intake {
             fixed_ack: None,
             holdings,
         })
+    }
+
+    fn log_received(&self, identity: &Identity, arrival: &Arrival, holdings: &Holdings) {
+        let position = arrival.position.as_ref();
+        let position = position.map(|(stream, sequence)| (&**stream, *sequence));
+        let deliveries = holdings.lease.as_ref().map(|lease| lease.deliveries);
+        let received = events::course::received(identity, position, deliveries);
+        self.parts.log.emit(received);
     }
 
     /// What this process knows of the assignment. A result that was confirmed for this very message is not repeated.
@@ -297,6 +307,7 @@ impl Intake {
                 }
                 "held here"
             }
+            (Row::Copy, Standing::Elsewhere { .. }) => "copy of an assignment that another worker holds",
             (Row::Copy, _) => "copy of an assignment that is held",
             (Row::ComeBack, Standing::Elsewhere { .. }) => "held by another worker",
             (Row::ComeBack, _) => "not certain yet who holds it",
@@ -428,6 +439,7 @@ impl Intake {
             Err(_) => return,
         };
         let Ok(runnable) = case.prepared else { return };
+        self.log_accepted(&case.identity, &runnable, deadline, terms);
         match load {
             Some(load) => self.log_queued(&case.identity, &runnable, load, terms),
             None => self.parts.log.measure(|| events::queue::let_in(runnable.class)),
@@ -436,6 +448,7 @@ impl Intake {
         // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
         let acknowledge = Acknowledge {
             message: Arc::clone(&message),
+            identity: case.identity.clone(),
             confirmed,
             scope: case.holdings.span.scope(),
         };
@@ -468,6 +481,18 @@ impl Intake {
             .get(job.class)
             .enqueue
             .tell(Enqueue(Box::new(job)));
+    }
+
+    /// How often it may be called is known for each error; most may be called again as often as this one.
+    fn log_accepted(&self, identity: &Identity, job: &Runnable, deadline: Instant, terms: Terms) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let usual = Failure::new(ErrorCode::ResourceUnavailable, String::new());
+        let max_attempts = match terms.skip_retries {
+            true => 1,
+            false => job.retry.max_attempts(&usual),
+        };
+        let accepted = events::course::accepted(identity, job.class.as_str(), left, max_attempts);
+        self.parts.log.emit(accepted);
     }
 
     fn log_queued(&self, identity: &Identity, job: &Runnable, load: PoolLoad, terms: Terms) {

@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::clock::whole_ms;
+
 /// Names a delivery to the broker.
 pub type LeaseToken = Arc<str>;
 
@@ -35,6 +37,21 @@ struct Shared {
     ack_wait: watch::Sender<Option<Duration>>,
 }
 
+/// What is held from the broker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LeaseSnapshot {
+    /// Deliveries that are held, lapsed ones included.
+    pub held: usize,
+    /// Those of them that the broker may have given to others.
+    pub lapsed: usize,
+    /// Deliveries that lapsed since the start, as far as anybody has noticed.
+    pub lapsed_total: u64,
+    /// Milliseconds since the renewal, or the arrival, that counts for the delivery that was renewed longest ago.
+    pub oldest_renewal_age_ms: u64,
+    /// How long the broker waits for a renewal, in milliseconds; nothing until that is known.
+    pub ack_wait_ms: Option<u64>,
+}
+
 /// One delivery that this worker holds. Renewed until dropped.
 pub struct Lease {
     id: u64,
@@ -43,17 +60,6 @@ pub struct Lease {
     /// How often the broker has delivered the message, this time included; 0 where it is not known.
     pub deliveries: u64,
     table: LeaseTable,
-}
-
-/// What is held, as operators see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeaseSnapshot {
-    /// Deliveries that are held.
-    pub held: usize,
-    /// How long ago the oldest renewal that counts was sent, of all of them; nothing without any.
-    pub oldest_renewal: Option<Duration>,
-    /// Deliveries that lapsed since the start, as far as anybody has noticed.
-    pub lapsed: u64,
 }
 
 /// What is known of the newest delivery. Pure: every question brings its own time.
@@ -143,15 +149,21 @@ impl LeaseTable {
         }
     }
 
-    /// What is held now.
+    /// What is held now, and what has lapsed.
     pub fn snapshot(&self, now: Instant) -> LeaseSnapshot {
-        let terms = self.terms();
-        let oldest = terms.values().map(|term| term.renewed).min();
-        LeaseSnapshot {
-            held: terms.len(),
-            oldest_renewal: oldest.map(|sent| now.saturating_duration_since(sent)),
-            lapsed: self.0.lapsed.load(Relaxed),
+        let ack_wait = self.patience();
+        let mut terms = self.terms();
+        let mut snapshot = LeaseSnapshot::default();
+        for term in terms.values_mut() {
+            snapshot.held += 1;
+            snapshot.lapsed += usize::from(!self.is_valid(term, now, ack_wait));
+            let age_ms = whole_ms(now.saturating_duration_since(term.renewed));
+            snapshot.oldest_renewal_age_ms = snapshot.oldest_renewal_age_ms.max(age_ms);
         }
+        drop(terms);
+        snapshot.lapsed_total = self.0.lapsed.load(Relaxed);
+        snapshot.ack_wait_ms = self.0.ack_wait.borrow().map(whole_ms);
+        snapshot
     }
 
     /// [`Term::is_valid`]; counts those that are found to be no more.
@@ -314,17 +326,18 @@ mod tests {
         let (table, start) = (table(), Instant::now());
         let at = |s| start + Duration::from_secs(s);
         let snapshot = |s| table.snapshot(at(s));
-        let seen = |s| (snapshot(s).held, snapshot(s).oldest_renewal, snapshot(s).lapsed);
-        assert_eq!(seen(0), (0, None, 0));
+        let age_ms = |s| snapshot(s).oldest_renewal_age_ms;
+        let seen = |s| (snapshot(s).held, age_ms(s), snapshot(s).lapsed_total);
+        assert_eq!(seen(0), (0, 0, 0));
         let first = table.hold("first".into(), 7, 1, start);
         let second = table.hold("second".into(), 8, 1, at(4));
-        assert_eq!(seen(6), (2, Some(Duration::from_secs(6)), 0));
+        assert_eq!(seen(6), (2, 6_000, 0));
         table.renewed(&table.renewable(at(6)), at(6));
-        assert_eq!(seen(7).1, Some(Duration::from_secs(1)));
+        assert_eq!(seen(7).1, 1_000);
         assert!(!first.is_valid(at(15)) && !first.vouches(at(15)) && table.renewable(at(15)).is_empty());
-        assert_eq!(seen(15).2, 2);
+        assert_eq!((seen(15).2, snapshot(15).lapsed), (2, 2));
         drop((first, second));
-        assert_eq!(seen(15), (0, None, 2));
+        assert_eq!(seen(15), (0, 0, 2));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod events;
 pub mod held;
 pub mod intake;
 pub mod job;
+pub mod journal;
 pub mod lease;
 pub mod mask;
 pub mod metrics;

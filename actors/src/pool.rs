@@ -280,6 +280,7 @@ impl Pool {
                     let verdict = Verdict::Nak {
                         delay_ms: HAND_BACK_DELAY_MS,
                     };
+                    self.log.emit(events::not_run(&job.identity, "draining"));
                     let _ = self.publisher.settle.tell(Settle {
                         holdings: job.holdings,
                         verdict,

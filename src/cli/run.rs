@@ -6,10 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use caf_actors::errors::chain;
 use caf_actors::events::{self, Log};
+use caf_actors::journal::Journal;
 use caf_blocks::Extras;
 
 use super::dlq::DlqCommand;
 use super::{ExecArgs, OutputFormat, SubmitArgs, print};
+use crate::admin::Told;
 use crate::assignments::Input;
 use crate::exit::Exit;
 use crate::settings::in_force::InForce;
@@ -33,13 +35,26 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
             .then(|| Arc::new(Metrics::new(&settings.worker.metrics)));
         let metered = metrics.iter().cloned();
         let log = &metered.fold(log.clone(), |log, metrics| log.with_meter(metrics));
-        log.emit(events::features_in_force(flags::for_log(loaded, &in_force)));
+        let told = Told {
+            journal: Journal::default(),
+            features: flags::for_log(loaded, &in_force),
+        };
+        let log = &log.clone().with_observer(Arc::new(told.journal.clone()));
+        log.emit(events::features_in_force(told.features.clone()));
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
             Ok(blocks) => on_event_loop(log, async {
-                serve_command::run(settings, &in_force, blocks, Signals::listen()?, (log, metrics)).await
+                serve_command::run(
+                    settings,
+                    &in_force,
+                    blocks,
+                    Signals::listen()?,
+                    (log, metrics),
+                    told,
+                )
+                .await
             }),
             Err(error) => complain(&error),
         }
@@ -132,6 +147,11 @@ pub(super) fn dlq(loaded: &Loaded, command: DlqCommand, output: OutputFormat) ->
     with_log(settings, &quiet(loaded), Streams::StandardError, |log| {
         on_event_loop(log, dlq_command::run(settings, task, show(output), log))
     })
+}
+
+/// Asks a running node.
+pub(super) fn ask<F: Future<Output = Exit>>(question: impl FnOnce() -> F) -> Exit {
+    actix_rt::System::new().block_on(async { question().await })
 }
 
 fn show(output: OutputFormat) -> Show {

@@ -1,21 +1,90 @@
-//! The pages of the admin port: what the node does, for operators.
+//! The pages of the admin port: `/` for people, `/status` and `/explain/{assignment_id}` for programs.
 //!
-//! Neighbours: `serve` opens the port; the health page has the state of the parts.
+//! Neighbours: `serve` opens the port, [`super::guard`] stands before the pages, [`crate::admin`] has the answers. The page
+//! at `/` is one file that asks the other two; what it may do is said by its policy.
 
-use actix_web::{HttpResponse, web};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::middleware::from_fn;
+use actix_web::{HttpRequest, HttpResponse, web};
+use percent_encoding::percent_decode_str;
+use serde_json::json;
+use url::form_urlencoded;
 
-use super::health::Health;
+use super::guard::Guard;
+use crate::admin::Admin;
+
+/// The page. Each answer puts a number that is used once in place of [`NONCE`].
+const PAGE: &str = include_str!("page.html");
+/// Stands for the number in the page.
+const NONCE: &str = "{{nonce}}";
+/// Where explanations are; what follows is the id, percent-encoded.
+const EXPLAIN: &str = "/explain/";
+/// Longest id that is looked at, in bytes: no assignment has a longer one.
+const MAX_ASKED_BYTES: usize = 1_024;
 
 /// Puts the pages where they belong.
-pub fn pages(health: Health) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
-    let health = web::Data::new(health);
+pub fn pages(admin: Admin, guard: Guard) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
+    let admin = web::Data::new(admin);
     move |config| {
-        config
-            .app_data(health.clone())
-            .route("/status", web::get().to(status));
+        let guard = guard.clone();
+        let guarded = web::scope("")
+            .wrap(from_fn(move |request, next| guard.clone().pass(request, next)))
+            .route("/", web::route().to(page))
+            .route("/status", web::route().to(status))
+            .route("/explain/{assignment_id:.*}", web::route().to(explain))
+            .default_service(web::to(nothing_here));
+        config.app_data(admin.clone()).service(guarded);
     }
 }
 
-async fn status(health: web::Data<Health>) -> HttpResponse {
-    HttpResponse::Ok().json(health.page().await)
+async fn page() -> HttpResponse {
+    let nonce = uuid::Uuid::new_v4().simple().to_string();
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let mut response = HttpResponse::Ok()
+        .content_type("text/html; charset=utf-8")
+        .body(PAGE.replace(NONCE, &nonce));
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+async fn status(admin: web::Data<Admin>) -> HttpResponse {
+    HttpResponse::Ok().json(admin.status().await)
+}
+
+async fn explain(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse {
+    let bad = |error: &str| HttpResponse::BadRequest().json(json!({ "error": error }));
+    // As it came: an id may hold an encoded slash.
+    let asked = request.uri().path().strip_prefix(EXPLAIN).unwrap_or_default();
+    let Ok(assignment_id) = percent_decode_str(asked).decode_utf8() else {
+        return bad("the assignment id is not UTF-8");
+    };
+    if assignment_id.is_empty() || assignment_id.len() > MAX_ASKED_BYTES {
+        return bad("ask for /explain/<assignment id>, percent-encoded, optionally with ?tenant=<tenant id>");
+    }
+    let mut tenant = None;
+    for (key, value) in form_urlencoded::parse(request.query_string().as_bytes()) {
+        match &*key {
+            "tenant" if value.len() <= MAX_ASKED_BYTES => tenant = Some(value.into_owned()),
+            _ => return bad("the only parameter is tenant"),
+        }
+    }
+    let tenant = tenant.filter(|tenant| !tenant.is_empty());
+    let explained = admin.explain(&assignment_id, tenant.as_deref()).await;
+    match explained.found {
+        true => HttpResponse::Ok().json(explained.body),
+        false => HttpResponse::NotFound().json(explained.body),
+    }
+}
+
+async fn nothing_here() -> HttpResponse {
+    HttpResponse::NotFound().json(json!({
+        "error": "there is nothing here: see /, /status and /explain/<assignment id>"
+    }))
 }

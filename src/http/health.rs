@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpResponse, web};
+use caf_actors::claims::Claims;
 use caf_actors::event_loop::LoopClock;
+use caf_actors::lease::LeaseTable;
 use caf_actors::status::NodeStatus;
 use caf_protocol::timestamp::iso_micros;
 use serde_json::{Map, Value, json};
@@ -135,6 +137,26 @@ impl Health {
             before = failing;
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// The node's status.
+    pub fn node(&self) -> &NodeStatus {
+        &self.status
+    }
+
+    /// The worker's id.
+    pub fn worker_id(&self) -> &str {
+        &self.worker_id
+    }
+
+    /// What is known of assignments; nothing before the tree is built.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.parts.get().map(|parts| &parts.claims)
+    }
+
+    /// What is held from the broker; nothing before the tree is built.
+    pub fn leases(&self) -> Option<&LeaseTable> {
+        self.parts.get().map(|parts| &parts.leases)
     }
 
     /// The page as JSON (contract 8.3).
@@ -266,6 +288,16 @@ async fn page(health: web::Data<Health>) -> HttpResponse {
     HttpResponse::Ok().json(health.page().await)
 }
 
+/// What keeps a node that is not ready from it, in words for an operator.
+pub fn why_not_ready(status: &NodeStatus) -> String {
+    match status.obstacle() {
+        _ if status.is_draining() => "draining".to_owned(),
+        Some(obstacle) => obstacle,
+        None if !status.is_connected() => "waiting for NATS".to_owned(),
+        None => "not consuming".to_owned(),
+    }
+}
+
 async fn ready(health: web::Data<Health>) -> HttpResponse {
     let status = &health.status;
     let seen = status.consumption().view();
@@ -279,11 +311,6 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
     if status.is_ready() {
         return HttpResponse::Ok().body(format!("ready\n{consumption}"));
     }
-    let why = match status.obstacle() {
-        _ if status.is_draining() => "draining".to_owned(),
-        Some(obstacle) => obstacle,
-        None if !status.is_connected() => "waiting for NATS".to_owned(),
-        None => "not consuming".to_owned(),
-    };
+    let why = why_not_ready(status);
     HttpResponse::ServiceUnavailable().body(format!("{why}\n{consumption}"))
 }

@@ -109,9 +109,9 @@ pub(super) struct Parts {
     pools: Vec<(&'static str, Route<LookAtPool>, Arc<Slots>)>,
     publisher: Route<LookAtPublisher>,
     threads: Threads,
-    claims: Claims,
+    pub(super) claims: Claims,
     outbox: Option<Outbox>,
-    leases: LeaseTable,
+    pub(super) leases: LeaseTable,
     restarts: Budget,
 }
 

@@ -16,9 +16,10 @@ use url::Url;
 pub type KeyPath = Vec<String>;
 
 /// Keys whose values are never shown; `*` stands for any name.
-pub const SECRET_KEYS: [&str; 4] = [
+pub const SECRET_KEYS: [&str; 5] = [
     "nats.password",
     "nats.token",
+    "http.admin_token",
     "blocks.sql.connections.*.password",
     "worker.tracing.secret_headers",
 ];

@@ -78,11 +78,45 @@ fn listeners_must_not_share_a_port() {
         broken(|s| {
             s.http.metrics_addr = metrics.to_owned();
             s.http.admin_addr = admin.to_owned();
+            s.http.admin_token = Some("token".to_owned());
         })
     };
     assert_eq!(http("127.0.0.1:9091", "[::1]:9093"), ["http.metrics_addr"]);
     assert_eq!(http("0.0.0.0:0", "0.0.0.0:0"), Vec::<String>::new());
     assert_eq!(http("127.0.0.1:9", "127.0.0.2:9"), Vec::<String>::new());
+}
+
+#[test]
+fn an_admin_port_that_others_can_reach_needs_a_token() {
+    let http = |admin: &str, token: Option<&str>| {
+        broken(|s| {
+            s.http.admin_addr = admin.to_owned();
+            s.http.admin_token = token.map(str::to_owned);
+        })
+    };
+    for loopback in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        assert_eq!(http(loopback, None), Vec::<String>::new(), "{loopback}");
+    }
+    for reachable in ["0.0.0.0:1", "10.0.0.1:1", "[::]:1", "[::ffff:10.0.0.1]:1"] {
+        assert_eq!(http(reachable, None), ["http.admin_token"], "{reachable}");
+        assert_eq!(
+            http(reachable, Some("t0ken")),
+            Vec::<String>::new(),
+            "{reachable}"
+        );
+    }
+    for unusable in ["", "a b", "a\n", "ü"] {
+        assert_eq!(
+            http("127.0.0.1:1", Some(unusable)),
+            ["http.admin_token"],
+            "{unusable:?}"
+        );
+    }
+    let named = |host: &str| broken(|s| s.http.admin_hosts = vec![host.to_owned()]);
+    assert_eq!(named("worker-0.workers"), Vec::<String>::new());
+    for unusable in ["", "http://a", "a:1", "*"] {
+        assert_eq!(named(unusable), ["http.admin_hosts"], "{unusable}");
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use caf_actors::settings::rules::Rules;
 use caf_blocks::settings::BlockSettings;
 
+mod admin;
+
 use super::{HttpSettings, Settings, WorkerSettings, worker_id};
 
 /// Longest time between heartbeats: longer than the longest deadline would mean nothing.
@@ -93,6 +95,7 @@ fn check_http(http: &HttpSettings, rules: &mut Rules) {
         }
         taken.push((key, address));
     }
+    admin::check(http, rules);
 }
 
 /// Whether two listeners cannot both be bound. Port 0 is a different port each time.

@@ -126,6 +126,7 @@ fn while_the_pipeline_is_blocked_leases_are_renewed_and_heartbeats_go_on() {
                 registry.into(),
                 Signals::from(requests),
                 (&log, Some(metrics)),
+                caf_worker::admin::Told::default(),
             )
             .await
         })

@@ -155,6 +155,14 @@ impl Fleet {
         &self.owner
     }
 
+    /// What the fleet knows of an assignment, for people.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] only.
+    pub async fn look(&self, key: &AssignmentKey) -> Result<Option<ClaimRecord>, StoreError> {
+        Ok(self.store.read(key).await?.record)
+    }
+
     /// This process, asking for one message.
     pub fn claimant(&self, stream: &str, sequence: u64) -> Claimant {
         Claimant {

@@ -106,6 +106,8 @@ struct Leaving {
     /// The span in which it is published.
     span: Option<Span>,
     result: Published,
+    /// Whether the broker is told when all is said.
+    to_settle: bool,
     progress: Progress,
 }
 
@@ -219,9 +221,16 @@ impl Sender {
                 Step::Record => self.record(&leaving, &holdings).await,
                 Step::Forget => self.forget(&mut leaving),
                 Step::Settle => self.tell_broker(&mut holdings, Verdict::Ack).await,
-                Step::Done => return,
+                Step::Done => return self.log_concluded(&leaving),
             };
             leaving.progress.note(step, ended);
+        }
+    }
+
+    fn log_concluded(&self, leaving: &Leaving) {
+        if let Some(identity) = &leaving.identity {
+            let told = leaving.to_settle && !leaving.progress.to_settle;
+            self.log(events::course::concluded(identity, told));
         }
     }
 
@@ -279,6 +288,9 @@ impl Sender {
             tried @ (Tried::Sent(_) | Tried::Refused) => {
                 if let Tried::Sent(_) = tried {
                     self.tell_confirmed(Publishing::Ack, leaving.tried_since);
+                    if let Some(identity) = &leaving.identity {
+                        self.log(events::course::confirmed(identity, "acknowledgement"));
+                    }
                 }
                 leaving.tries = 0;
                 leaving.span = None;
@@ -322,6 +334,10 @@ impl Sender {
                 if published.known_before && leaving.is_news && leaving.tries == 1 {
                     let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
                     self.log(events::answered_before(&message.subject, id));
+                }
+                if let Some(identity) = &leaving.identity {
+                    let part = if number == 0 { "result" } else { "dead_letter" };
+                    self.log(events::course::confirmed(identity, part));
                 }
                 if number == 0 {
                     leaving.result = published;
@@ -454,6 +470,7 @@ impl Leaving {
             tried_since: Instant::now(),
             span: None,
             result: Published::default(),
+            to_settle,
             progress,
         }
     }

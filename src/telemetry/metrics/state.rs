@@ -147,11 +147,11 @@ fn of_node(node: &NodeView, samples: &mut Vec<Sample>) {
 
 fn of_parts(parts: &PartsView, samples: &mut Vec<Sample>) {
     parts.pools.iter().for_each(|pool| of_pool(pool, samples));
-    let lease_age = parts.leases.oldest_renewal.unwrap_or_default();
+    let lease_age = Duration::from_millis(parts.leases.oldest_renewal_age_ms);
     samples.extend([
         LEASES_HELD.sample(&[], number(parts.leases.held)),
         LEASE_OLDEST_AGE.sample(&[], lease_age.as_secs_f64()),
-        LEASES_LAPSED.sample(&[], number(parts.leases.lapsed)),
+        LEASES_LAPSED.sample(&[], number(parts.leases.lapsed_total)),
         RESTART_BUDGET_USED.sample(&[], parts.restart_budget_used),
         STRAY_THREADS.sample(&[], number(parts.stray_threads)),
     ]);

@@ -56,7 +56,7 @@ pub fn get(port: u16, path: &str) -> Result<Response> {
     request(SocketAddr::from(([127, 0, 0, 1], port)), "GET", path, &[], b"")
 }
 
-/// Any request without a body limit of its own; `headers` go out as given.
+/// Any request without a body limit of its own; `headers` go out as given, `Host` in place of the right one.
 ///
 /// # Errors
 /// When the server cannot be reached or its answer is not HTTP.
@@ -72,9 +72,12 @@ pub fn request(
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\nContent-Length: {}\r\n",
+        "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n",
         body.len()
     );
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        head.push_str(&format!("Host: {server}\r\n"));
+    }
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -7,6 +7,7 @@
 //!   own, keeps its files in a directory of its own, and is gone when its value is dropped. A server whose program
 //!   is missing is an error that says what to install; nothing is ever skipped.
 //! - A collector of spans, good or bad: [`mod@otlp`].
+//! - Eyes: [`browser`] is what a person looks at pages with.
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
@@ -18,6 +19,7 @@
 
 pub mod assignment;
 pub mod asyncapi;
+pub mod browser;
 pub mod client;
 pub mod credentials;
 pub mod faulty_http;
@@ -43,6 +45,7 @@ mod process;
 mod temp;
 
 pub use assignment::AssignmentBuilder;
+pub use browser::Browser;
 pub use client::{Client, Collector};
 pub use malformed::malformed;
 pub use nats::{NatsAuth, NatsOptions, NatsServer};

@@ -84,6 +84,18 @@ pub fn prometheus(name: &str) -> Result<PathBuf> {
         })
 }
 
+/// A headless Chromium: the one named by `CHROMIUM_BIN`, Debian's small one, or any other.
+pub(crate) fn chromium() -> Result<PathBuf> {
+    let names = ["chromium-headless-shell", "chromium", "google-chrome"];
+    std::env::var_os("CHROMIUM_BIN")
+        .map(PathBuf::from)
+        .or_else(|| names.iter().find_map(|name| in_path(name)))
+        .context(
+            "Chromium is not installed: run scripts/install-test-tools.sh (Debian package `chromium-headless-shell`), or \
+             name it in CHROMIUM_BIN",
+        )
+}
+
 /// A program that checks files of `deploy/`: of the system (`systemd-analyze`), or what the install script put under
 /// `target/tools` (`kubernetes-validate`, `hadolint`, `python` with a reader of YAML).
 ///

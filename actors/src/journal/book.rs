@@ -1,0 +1,289 @@
+//! The book of assignments: which are remembered, and which go first for want of room. Pure.
+//!
+//! Neighbours: [`super::Journal`] shares it between threads. What runs is never pushed out by what is finished; only when
+//! there is nothing else to forget, the one in hand goes that was taken on longest ago.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::entry::{Entry, Phase, text};
+use crate::events::Event;
+
+/// Bytes of an entry beside what it says of itself: its keys in both maps.
+const OVERHEAD_BYTES: usize = 192;
+
+/// All that is remembered.
+pub(super) struct Book {
+    max_entries: usize,
+    max_bytes: usize,
+    bytes: usize,
+    next: u64,
+    entries: BTreeMap<Arc<Key>, Kept>,
+    /// In the order in which they are forgotten: what is over, what waits, what runs; in each the oldest first.
+    order: BTreeMap<(Rank, u64), Arc<Key>>,
+    forgotten: u64,
+}
+
+/// An assignment. Ids first: those of all tenants stand together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    assignment_id: Box<str>,
+    tenant_id: Box<str>,
+    replay: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Over,
+    InHand,
+    Waiting,
+    Running,
+}
+
+struct Kept {
+    entry: Entry,
+    place: (Rank, u64),
+    bytes: usize,
+}
+
+/// An assignment that was found, with what it stands behind.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Whose it is.
+    pub tenant_id: String,
+    /// How often an operator had sent it again; 0 for the assignment itself.
+    pub replay: u32,
+    /// What is known.
+    pub entry: Entry,
+    /// While it waits: how many wait before it in the same pool.
+    pub before: usize,
+    /// While it waits: how many wait in the same pool, itself included.
+    pub waiting: usize,
+    /// While it waits: who has the slots of its pool, the longest first; a few.
+    pub slots: Vec<Running>,
+}
+
+/// A job that runs.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Running {
+    /// Its id.
+    pub assignment_id: String,
+    /// Whose it is.
+    pub tenant_id: String,
+    /// How often an operator had sent it again.
+    pub replay: u32,
+    /// Its job type.
+    pub job_type: String,
+    /// Its pool.
+    pub pool: String,
+    /// Since when it has its slot, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// Number of the call, from 1.
+    pub attempt: u32,
+    /// Most calls, as far as known.
+    pub max_attempts: Option<u32>,
+    /// When it must be over, in milliseconds since the Unix epoch.
+    pub deadline_ms: Option<u64>,
+    /// Whether it waits for its next call.
+    pub waits_for_retry: bool,
+}
+
+/// How many who wait for a slot are told who has them.
+pub const MAX_HOLDERS: usize = 20;
+
+/// How much is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// Assignments.
+    pub assignments: usize,
+    /// Most of them.
+    pub max_assignments: usize,
+    /// Bytes, as reckoned.
+    pub bytes: usize,
+    /// Most of them.
+    pub max_bytes: usize,
+    /// Assignments that were forgotten for want of room.
+    pub forgotten: u64,
+}
+
+impl Book {
+    pub(super) fn new(max_entries: usize, max_bytes: usize) -> Self {
+        Self {
+            max_entries,
+            max_bytes,
+            bytes: 0,
+            next: 0,
+            entries: BTreeMap::new(),
+            order: BTreeMap::new(),
+            forgotten: 0,
+        }
+    }
+
+    /// Notes an event that is about an assignment.
+    pub(super) fn note(&mut self, event: &Event, at_ms: u64) {
+        let (assignment_id, tenant_id) = (text(event, "assignment_id"), text(event, "tenant_id"));
+        if assignment_id.is_empty() || tenant_id.is_empty() {
+            return;
+        }
+        let replay = event.field("replay").and_then(serde_json::Value::as_u64);
+        let key = Key {
+            assignment_id: assignment_id.into(),
+            tenant_id: tenant_id.into(),
+            replay: replay.and_then(|replay| replay.try_into().ok()).unwrap_or(0),
+        };
+        self.next += 1;
+        let number = self.next;
+        if let Some(kept) = self.entries.get_mut(&key) {
+            self.bytes -= kept.bytes;
+            kept.entry.note(event, at_ms);
+            kept.bytes = bytes_of(&key, &kept.entry);
+            self.bytes += kept.bytes;
+            let rank = Rank::of(kept.entry.phase);
+            if rank != kept.place.0
+                && let Some(key) = self.order.remove(&kept.place)
+            {
+                kept.place = (rank, number);
+                self.order.insert(kept.place, key);
+            }
+        } else {
+            let mut entry = Entry::new(event);
+            entry.note(event, at_ms);
+            let place = (Rank::of(entry.phase), number);
+            let bytes = bytes_of(&key, &entry);
+            let key = Arc::new(key);
+            self.order.insert(place, Arc::clone(&key));
+            self.entries.insert(key, Kept { entry, place, bytes });
+            self.bytes += bytes;
+        }
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        while self.entries.len() > self.max_entries || self.bytes > self.max_bytes {
+            let Some((_, key)) = self.order.pop_first() else {
+                return;
+            };
+            if let Some(kept) = self.entries.remove(&key) {
+                self.bytes -= kept.bytes;
+                self.forgotten += 1;
+            }
+        }
+    }
+
+    pub(super) fn find(&self, assignment_id: &str, tenant_id: Option<&str>, limit: usize) -> Vec<Found> {
+        let first = Key {
+            assignment_id: assignment_id.into(),
+            tenant_id: tenant_id.unwrap_or_default().into(),
+            replay: 0,
+        };
+        let fits = |key: &Key| {
+            *key.assignment_id == *assignment_id && tenant_id.is_none_or(|tenant| *key.tenant_id == *tenant)
+        };
+        let from = self
+            .entries
+            .range::<Key, _>((Bound::Included(&first), Bound::Unbounded));
+        let mut found: Vec<_> = from.take_while(|(key, _)| fits(key)).collect();
+        found.sort_by_key(|(_, kept)| std::cmp::Reverse(kept.place.1));
+        found.truncate(limit);
+        found
+            .into_iter()
+            .map(|(key, kept)| self.found(key, kept))
+            .collect()
+    }
+
+    fn found(&self, key: &Key, kept: &Kept) -> Found {
+        let mut found = Found {
+            tenant_id: key.tenant_id.to_string(),
+            replay: key.replay,
+            entry: kept.entry.clone(),
+            before: 0,
+            waiting: 0,
+            slots: Vec::new(),
+        };
+        if kept.entry.phase == Phase::Waiting {
+            for (number, other) in self.of_rank(Rank::Waiting) {
+                if other.entry.pool == kept.entry.pool {
+                    found.waiting += 1;
+                    found.before += usize::from(number < kept.place.1);
+                }
+            }
+            let running = self.of_rank_with_keys(Rank::Running);
+            let same_pool = running.filter(|(_, other)| other.entry.pool == kept.entry.pool);
+            found.slots = same_pool
+                .take(MAX_HOLDERS)
+                .map(|(key, other)| running_of(key, &other.entry))
+                .collect();
+        }
+        found
+    }
+
+    pub(super) fn running(&self, limit: usize) -> Vec<Running> {
+        let running = self.of_rank_with_keys(Rank::Running).take(limit);
+        running.map(|(key, kept)| running_of(key, &kept.entry)).collect()
+    }
+
+    fn of_rank(&self, rank: Rank) -> impl Iterator<Item = (u64, &Kept)> {
+        let of_rank = self.order.range((rank, 0)..=(rank, u64::MAX));
+        of_rank.filter_map(|((_, number), key)| Some((*number, self.entries.get(key)?)))
+    }
+
+    fn of_rank_with_keys(&self, rank: Rank) -> impl Iterator<Item = (&Key, &Kept)> {
+        let of_rank = self.order.range((rank, 0)..=(rank, u64::MAX));
+        of_rank.filter_map(|(_, key)| Some((&**key, self.entries.get(key)?)))
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        Memory {
+            assignments: self.entries.len(),
+            max_assignments: self.max_entries,
+            bytes: self.bytes,
+            max_bytes: self.max_bytes,
+            forgotten: self.forgotten,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Book {
+    /// Both maps know the same, and the bytes are the sum of the entries.
+    pub(super) fn check(&self) {
+        assert_eq!(self.entries.len(), self.order.len());
+        let sum = |(key, kept): (&Arc<Key>, &Kept)| bytes_of(key, &kept.entry);
+        assert_eq!(self.bytes, self.entries.iter().map(sum).sum::<usize>());
+        for (place, key) in &self.order {
+            let kept = &self.entries[key];
+            assert_eq!((kept.place, Rank::of(kept.entry.phase)), (*place, place.0));
+        }
+    }
+}
+
+impl Rank {
+    fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Deciding | Phase::Answering => Self::InHand,
+            Phase::Waiting => Self::Waiting,
+            Phase::Running | Phase::WaitingForRetry => Self::Running,
+            Phase::Deferred | Phase::Returned | Phase::Elsewhere | Phase::Finished => Self::Over,
+        }
+    }
+}
+
+fn bytes_of(key: &Key, entry: &Entry) -> usize {
+    OVERHEAD_BYTES + key.assignment_id.len() + key.tenant_id.len() + entry.bytes()
+}
+
+fn running_of(key: &Key, entry: &Entry) -> Running {
+    Running {
+        assignment_id: key.assignment_id.to_string(),
+        tenant_id: key.tenant_id.to_string(),
+        replay: key.replay,
+        job_type: entry.job_type.to_string(),
+        pool: entry.pool.as_deref().unwrap_or("unknown").to_owned(),
+        since_ms: entry.started_ms.unwrap_or_default(),
+        attempt: entry.attempt,
+        max_attempts: entry.max_attempts,
+        deadline_ms: entry.deadline_ms,
+        waits_for_retry: entry.phase == Phase::WaitingForRetry,
+    }
+}

@@ -1,0 +1,312 @@
+use std::time::Duration;
+
+use caf_protocol::ack::RejectReason;
+use caf_protocol::assignment::Identity;
+use caf_protocol::error_code::ErrorCode;
+use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use proptest::prelude::*;
+
+use super::entry::{FIRST_NOTES, LAST_NOTES};
+use super::*;
+use crate::events;
+
+fn identity(id: &str, tenant: &str) -> Identity {
+    Identity {
+        assignment_id: id.into(),
+        tenant_id: tenant.into(),
+        job_type: Some("echo".into()),
+        ..Identity::default()
+    }
+}
+
+fn ended(identity: &Identity, outcome: Outcome, latency_ms: u64) -> Event {
+    let step = StepResult {
+        outcome,
+        latency_ms,
+        retries_used: 0,
+    };
+    events::step_ended(identity, &step)
+}
+
+fn received(identity: &Identity) -> Event {
+    events::course::received(identity, Some(("stream", 7)), Some(1))
+}
+
+fn accepted(identity: &Identity) -> Event {
+    events::course::accepted(identity, "io", Duration::from_secs(30), 3)
+}
+
+fn phase(journal: &Journal, id: &str) -> Phase {
+    journal.find(id, None, 1)[0].entry.phase
+}
+
+fn failure() -> Failure {
+    Failure::new(ErrorCode::NetworkError, "no route, password=hunter2")
+}
+
+/// Each message is the one of the very event that stations emit: a line that is renamed fails here.
+#[test]
+fn the_phase_of_an_assignment_follows_the_events_of_the_stations() {
+    let (journal, who) = (Journal::default(), identity("a", "acme"));
+    let after = |event: Event| {
+        journal.note(&event, 1_000);
+        phase(&journal, "a")
+    };
+    assert_eq!(after(received(&who)), Phase::Deciding);
+    assert_eq!(after(accepted(&who)), Phase::Waiting);
+    assert_eq!(after(events::step_started(&who, "io", 3)), Phase::Running);
+    assert_eq!(
+        after(events::attempt_failed(&who, &failure(), 0, 400)),
+        Phase::WaitingForRetry
+    );
+    assert_eq!(
+        journal.find("a", None, 1)[0].entry.until_ms,
+        Some(1_400),
+        "the wait counts from the failure"
+    );
+    assert_eq!(after(events::course::called_again(&who, 2, 3)), Phase::Running);
+    // The same message again, and a copy, while it runs.
+    assert_eq!(after(received(&who)), Phase::Running);
+    assert_eq!(after(events::not_run(&who, "held here")), Phase::Running);
+    let copy = "copy of an assignment that is held";
+    assert_eq!(after(events::not_run(&who, copy)), Phase::Running);
+    assert_eq!(after(ended(&who, Outcome::from(failure()), 5)), Phase::Answering);
+    assert_eq!(after(events::course::confirmed(&who, "result")), Phase::Answering);
+    assert_eq!(after(events::course::concluded(&who, true)), Phase::Finished);
+    assert_eq!(after(received(&who)), Phase::Deciding);
+    assert_eq!(after(events::answered_again(&who)), Phase::Finished);
+    assert_eq!(after(received(&who)), Phase::Deciding);
+    assert_eq!(
+        after(events::not_run(&who, "held by another worker")),
+        Phase::Elsewhere
+    );
+    assert_eq!(after(received(&who)), Phase::Deciding);
+    let class = caf_protocol::block::ResourceClass::Io;
+    assert_eq!(
+        after(events::queue::deferred(&who, class, (5, 10), 200)),
+        Phase::Deferred
+    );
+    assert_eq!(after(received(&who)), Phase::Deciding);
+    assert_eq!(after(events::queue_full(&who, "io", 10, 10)), Phase::Answering);
+    assert_eq!(after(accepted(&who)), Phase::Waiting);
+    assert_eq!(after(events::not_run(&who, "draining")), Phase::Returned);
+    assert_eq!(after(accepted(&who)), Phase::Waiting);
+    assert_eq!(after(events::cut_off(&who, true)), Phase::Returned);
+    assert_eq!(after(accepted(&who)), Phase::Waiting);
+    assert_eq!(
+        after(events::result_suppressed(Some(&who), "taken over")),
+        Phase::Elsewhere
+    );
+    for reason in [RejectReason::InvalidField, RejectReason::UnsupportedJobType] {
+        assert_eq!(after(received(&who)), Phase::Deciding);
+        assert_eq!(
+            after(events::rejected(&who, reason, &failure())),
+            Phase::Answering
+        );
+        assert_eq!(after(events::course::concluded(&who, true)), Phase::Finished);
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_failure_is_masked_and_cut() {
+    let (journal, who) = (Journal::default(), identity("a", "acme"));
+    let long = Failure::new(
+        ErrorCode::NetworkError,
+        format!("token=s3cret {}", "ü".repeat(5_000)),
+    );
+    journal.note(&ended(&who, Outcome::from(long), 5), 0);
+    let found = journal.find("a", None, 1);
+    let kept = format!("{:?}", found[0].entry.notes().collect::<Vec<_>>());
+    assert!(
+        kept.contains("NETWORK_ERROR") && !kept.contains("s3cret"),
+        "{kept}"
+    );
+    let flow = journal.flow();
+    let failure = flow.failures().next().expect("one failed");
+    assert!(failure.message.starts_with("token=[REDACTED]") && failure.message.len() <= 256);
+    assert_eq!(
+        (failure.error_code.as_str(), failure.attempts),
+        ("NETWORK_ERROR", 1)
+    );
+}
+
+#[test]
+fn assignments_of_several_tenants_with_one_id_are_told_apart() {
+    let journal = Journal::default();
+    for tenant in ["acme", "other", "zeta"] {
+        journal.note(&received(&identity("a", tenant)), 0);
+    }
+    journal.note(&received(&identity("ab", "acme")), 0);
+    let tenants = |found: Vec<Found>| found.into_iter().map(|found| found.tenant_id).collect::<Vec<_>>();
+    assert_eq!(tenants(journal.find("a", None, 10)), ["zeta", "other", "acme"]);
+    assert_eq!(tenants(journal.find("a", None, 2)), ["zeta", "other"]);
+    assert_eq!(tenants(journal.find("a", Some("other"), 10)), ["other"]);
+    assert_eq!(tenants(journal.find("a", Some("othe"), 10)), [""; 0]);
+    assert_eq!(tenants(journal.find("", None, 10)), [""; 0]);
+}
+
+#[test]
+fn who_waits_is_told_how_many_are_before_it_and_who_has_the_slots() {
+    let journal = Journal::default();
+    for id in ["r", "w1", "w2", "w3"] {
+        let who = identity(id, "acme");
+        journal.note(&received(&who), 0);
+        journal.note(&accepted(&who), 10);
+    }
+    let elsewhere = identity("cpu", "acme");
+    journal.note(
+        &events::course::accepted(&elsewhere, "cpu", Duration::from_secs(1), 1),
+        10,
+    );
+    journal.note(&events::step_started(&identity("r", "acme"), "io", 0), 20);
+    let found = &journal.find("w2", None, 1)[0];
+    assert_eq!((found.before, found.waiting), (1, 3));
+    let holders: Vec<_> = found
+        .slots
+        .iter()
+        .map(|slot| slot.assignment_id.as_str())
+        .collect();
+    assert_eq!(holders, ["r"]);
+    let running = journal.running(10);
+    assert_eq!(
+        (running.len(), running[0].since_ms, running[0].deadline_ms),
+        (1, 20, Some(30_010))
+    );
+}
+
+#[test]
+fn a_long_life_keeps_its_beginning_and_its_end() {
+    let (journal, who) = (Journal::default(), identity("a", "acme"));
+    for at in 0..1_000 {
+        journal.note(&received(&who), at);
+    }
+    let entry = &journal.find("a", None, 1)[0].entry;
+    let times: Vec<_> = entry.notes().map(|note| note.at_ms).collect();
+    assert_eq!(times.len(), FIRST_NOTES + LAST_NOTES);
+    assert_eq!(
+        (times[0], times[FIRST_NOTES], times[times.len() - 1]),
+        (0, 968, 999)
+    );
+    assert_eq!(entry.left_out, 1_000 - 48);
+}
+
+#[test]
+fn what_runs_is_never_pushed_out_by_what_is_finished() {
+    let journal = Journal::new(10, MAX_BYTES);
+    for n in 0..5 {
+        let who = identity(&format!("running-{n}"), "acme");
+        journal.note(&accepted(&who), 0);
+        journal.note(&events::step_started(&who, "io", 0), 0);
+    }
+    for n in 0..1_000 {
+        let who = identity(&format!("done-{n}"), "acme");
+        journal.note(&accepted(&who), 0);
+        journal.note(&events::course::concluded(&who, true), 0);
+    }
+    assert_eq!(journal.running(100).len(), 5);
+    let memory = journal.memory();
+    assert_eq!((memory.assignments, memory.forgotten), (10, 995));
+    assert!(journal.find("done-994", None, 1).is_empty());
+    assert_eq!(
+        journal.find("done-995", None, 1).len(),
+        1,
+        "the youngest are kept"
+    );
+}
+
+proptest! {
+    #[test]
+    fn neither_bound_is_ever_exceeded_and_the_bytes_are_the_sum_of_the_entries(
+        steps in prop::collection::vec((0usize..40, 0usize..8), 0..300),
+    ) {
+        let journal = Journal::new(20, 20_000);
+        for (who, what) in steps {
+            let who = identity(&"x".repeat(who + 1), "acme");
+            let event = match what {
+                0 => received(&who),
+                1 => accepted(&who),
+                2 => events::step_started(&who, "io", 0),
+                3 => ended(&who, Outcome::from(failure()), 1),
+                4 => events::course::concluded(&who, true),
+                5 => events::not_run(&who, "draining"),
+                6 => events::attempt_failed(&who, &failure(), 0, 1),
+                _ => events::panicked("place", "thread"),
+            };
+            journal.note(&event, 0);
+            let memory = journal.memory();
+            prop_assert!(memory.assignments <= 20 && memory.bytes <= 20_000);
+        }
+        journal.state().book.check();
+    }
+}
+
+#[test]
+fn buckets_count_by_outcome_and_tell_latencies_within_their_bounds() {
+    let (journal, who) = (Journal::default(), identity("a", "acme"));
+    let start = 1_000_000_000;
+    for latency in [10, 10, 10, 400] {
+        journal.note(&ended(&who, Outcome::Success(Default::default()), latency), start);
+    }
+    journal.note(&ended(&who, Outcome::from(failure()), 10), start + 5_000);
+    journal.note(&events::queue_full(&who, "io", 1, 1), start + 5_000);
+    // The clock was set back: it counts in the newest bucket.
+    journal.note(
+        &ended(&who, Outcome::from(Failure::timeout("x")), 10),
+        start - 60_000,
+    );
+    let flow = journal.flow();
+    let buckets = flow.buckets(start + 9_000);
+    assert_eq!(buckets.len(), BUCKETS);
+    let [.., first, last] = &buckets[..] else {
+        panic!("there are two")
+    };
+    assert_eq!((first.at_s, first.outcomes.success), (start / 1000, 4));
+    assert!(first.p50_ms.is_some_and(|ms| (5.0..=10.0).contains(&ms)));
+    assert!(first.p95_ms.is_some_and(|ms| (350.0..=500.0).contains(&ms)));
+    let outcomes = last.outcomes;
+    assert_eq!((outcomes.error, outcomes.rejected, outcomes.timeout), (1, 1, 1));
+    // An hour later nothing of it is left, and the total is.
+    let later = flow.buckets(start + 3_600_000);
+    assert_eq!(
+        (later.len(), later.iter().map(|b| b.outcomes.success).sum::<u64>()),
+        (BUCKETS, 0)
+    );
+    assert_eq!(flow.total.success, 4);
+}
+
+#[test]
+fn a_flood_of_refusals_does_not_push_real_failures_out() {
+    let journal = Journal::default();
+    journal.note(&ended(&identity("a", "acme"), Outcome::from(failure()), 1), 0);
+    for n in 0..1_000 {
+        journal.note(
+            &events::queue_full(&identity(&format!("{n}"), "acme"), "io", 1, 1),
+            n,
+        );
+    }
+    let flow = journal.flow();
+    let failures: Vec<_> = flow.failures().collect();
+    assert_eq!(
+        (failures.len(), failures[0].count, failures[0].at_ms),
+        (2, 1_000, 999)
+    );
+    assert_eq!(failures[0].error_code, "SYSTEM_OVERLOAD");
+    for n in 0..1_000 {
+        journal.note(
+            &ended(&identity(&format!("{n}"), "acme"), Outcome::from(failure()), 1),
+            0,
+        );
+    }
+    assert_eq!(journal.flow().failures().count(), MAX_FAILURES);
+}
+
+#[test]
+fn restarts_and_the_beginning_of_the_drain_are_noted() {
+    let journal = Journal::default();
+    journal.note(&events::actor_restarted("pool.io", true, 1), 5);
+    journal.note(&events::actor_restarted("pool.io", true, 2), 6);
+    journal.note(&events::shutting_down("SIGTERM", 3), 7);
+    journal.note(&events::shutting_down("SIGTERM", 3), 8);
+    assert_eq!(journal.restarts()["pool.io"], 2);
+    assert_eq!(journal.draining_since_ms(), Some(7));
+}

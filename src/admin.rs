@@ -1,0 +1,63 @@
+//! What the node tells operators who ask it: what it does now ([`status`]), and what became of an assignment
+//! ([`explain`]).
+//!
+//! Neighbours: the admin port shows it; it asks health, journal and the fleet's claims. Reads only, never slows the
+//! pipeline: what it asks of stations is answered within 50 ms or left out. Tells ids, codes and numbers, and the masked
+//! text of failures; never payloads, inputs, outputs or secrets.
+
+pub mod explain;
+pub mod status;
+pub mod wording;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use caf_actors::journal::Journal;
+use caf_actors::settings::{DrainSettings, LimitSettings};
+use caf_protocol::timestamp::iso_micros;
+use serde_json::{Map, Value};
+
+use crate::http::health::Health;
+use crate::settings::Settings;
+
+/// What only the start knows: the journal that the log feeds, and which features are in force.
+#[derive(Clone, Default)]
+pub struct Told {
+    /// What happens to assignments.
+    pub journal: Journal,
+    /// Modes of the features, and where their flags came from.
+    pub features: Map<String, Value>,
+}
+
+/// Everything that is asked. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin(Arc<Parts>);
+
+struct Parts {
+    health: Health,
+    journal: Journal,
+    features: Map<String, Value>,
+    limits: LimitSettings,
+    drain: DrainSettings,
+    stream: String,
+}
+
+impl Admin {
+    /// For the node with this health page.
+    pub fn new(settings: &Settings, health: Health, told: Told) -> Self {
+        Self(Arc::new(Parts {
+            health,
+            journal: told.journal,
+            features: told.features,
+            limits: settings.limits.clone(),
+            drain: settings.drain.clone(),
+            stream: settings.nats.stream.clone(),
+        }))
+    }
+}
+
+/// A point in time as answers have it; nothing for what is beyond the calendar.
+fn iso(at_ms: u64) -> String {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at_ms));
+    at.map(iso_micros).unwrap_or_default()
+}

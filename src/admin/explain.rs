@@ -1,0 +1,182 @@
+//! `GET /explain/{assignment_id}`: what became of an assignment, or where to look for it.
+//!
+//! Neighbours: the journal knows what happened here, this process's claims what it holds, the fleet's claims who else has
+//! it; [`super::wording`] puts it into words. One question to the fleet per answer, and not for ever.
+
+use std::time::Duration;
+
+use caf_actors::claims::Standing;
+use caf_actors::clock;
+use caf_actors::journal::Phase;
+use caf_protocol::ids::{AssignmentKey, MAX_ID_BYTES, MAX_TENANT_BYTES, is_usable};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::wording::{ClaimView, explain, length};
+use super::{Admin, Parts, iso};
+
+/// Most assignments with one id that are explained: the newest. `?tenant=` narrows.
+const MAX_MATCHES: usize = 20;
+/// How long the fleet's claims may take to answer.
+const FLEET_LIMIT: Duration = Duration::from_secs(2);
+
+/// An explanation, and whether there was something to explain.
+#[derive(Debug)]
+pub struct Explained {
+    /// Whether this worker, or the fleet, knows it.
+    pub found: bool,
+    /// The answer.
+    pub body: Value,
+}
+
+/// What the fleet says.
+enum Fleet {
+    /// It was not asked: there is none, or the tenant is not known.
+    NotAsked(&'static str),
+    Silent(String),
+    Knows(Box<ClaimView>),
+    KnowsNothing,
+}
+
+impl Admin {
+    /// What became of this assignment of this tenant, or of any.
+    pub async fn explain(&self, assignment_id: &str, tenant_id: Option<&str>) -> Explained {
+        let parts = &self.0;
+        let now_ms = clock::epoch_ms();
+        let found = parts.journal.find(assignment_id, tenant_id, MAX_MATCHES);
+        if found.is_empty() {
+            return parts.explain_unknown(assignment_id, tenant_id, now_ms).await;
+        }
+        let mut matches = Vec::new();
+        let mut asked = false;
+        for found in found {
+            let key = AssignmentKey::of_replay(&found.tenant_id, assignment_id, found.replay);
+            // Only the first that is elsewhere: the answer is to come at once.
+            let wants_claim = found.entry.phase == Phase::Elsewhere && !std::mem::replace(&mut asked, true);
+            let claim = match wants_claim {
+                true => parts.ask_fleet(&key).await,
+                false => Fleet::NotAsked("it is known here"),
+            };
+            let claim = match claim {
+                Fleet::Knows(claim) => Some(*claim),
+                _ => None,
+            };
+            let held = parts.health.claims().map(|claims| claims.is_held(&key));
+            matches.push(explain(&found, held, claim, now_ms));
+        }
+        Explained {
+            found: true,
+            body: json!({
+                "assignment_id": assignment_id,
+                "known": true,
+                "worker_id": parts.health.worker_id(),
+                "time": iso(now_ms),
+                "matches": matches,
+            }),
+        }
+    }
+}
+
+impl Parts {
+    async fn ask_fleet(&self, key: &AssignmentKey) -> Fleet {
+        let Some(claims) = self.health.claims() else {
+            return Fleet::NotAsked("this worker is still starting");
+        };
+        let Some(fleet) = claims.fleet() else {
+            return Fleet::NotAsked("claims are not shared with other workers here");
+        };
+        match timeout(FLEET_LIMIT, fleet.look(key)).await {
+            Ok(Ok(Some(record))) => Fleet::Knows(Box::new(ClaimView::of(&record, self.health.worker_id()))),
+            Ok(Ok(None)) => Fleet::KnowsNothing,
+            Ok(Err(error)) => Fleet::Silent(error.to_string()),
+            Err(_) => Fleet::Silent("no answer in time".to_owned()),
+        }
+    }
+
+    /// This worker's journal does not have it.
+    async fn explain_unknown(&self, assignment_id: &str, tenant_id: Option<&str>, now_ms: u64) -> Explained {
+        let usable = is_usable(assignment_id, MAX_ID_BYTES)
+            && tenant_id.is_none_or(|tenant| is_usable(tenant, MAX_TENANT_BYTES));
+        let key = tenant_id
+            .filter(|_| usable)
+            .map(|tenant| AssignmentKey::new(tenant, assignment_id));
+        let fleet = match &key {
+            Some(key) => self.ask_fleet(key).await,
+            None if usable => {
+                Fleet::NotAsked("name the tenant (?tenant=, --tenant) to ask the fleet's claims")
+            }
+            None => {
+                Fleet::NotAsked("no assignment can have this id: 1 to 128 bytes without control characters")
+            }
+        };
+        let remembered = key
+            .as_ref()
+            .zip(self.health.claims())
+            .is_some_and(|(key, claims)| matches!(claims.look(key, Instant::now()), Standing::Finished(_)));
+        let memory = self.journal.memory();
+        let begun_ms = now_ms.saturating_sub(self.journal.started_ms());
+        let mut sentences = vec![match remembered {
+            true => "This worker has answered it; what happened in detail is not kept any more.".to_owned(),
+            false if memory.forgotten > 0 => format!(
+                "This worker does not know it. It remembers the last {} assignments; {} older ones are forgotten.",
+                memory.assignments, memory.forgotten
+            ),
+            false => format!(
+                "This worker has not seen it since its start {} ago.",
+                length(begun_ms)
+            ),
+        }];
+        let (claim, fleet_words) = match fleet {
+            Fleet::Knows(claim) => {
+                let words = format!("By the fleet's claim, {}.", claim.words);
+                (Some(claim), words)
+            }
+            Fleet::KnowsNothing => (
+                None,
+                "The fleet has no claim on it: no worker has taken it on, or that was too long ago."
+                    .to_owned(),
+            ),
+            Fleet::Silent(why) => (None, format!("The fleet's claims do not answer: {why}.")),
+            Fleet::NotAsked(why) => (None, format!("The fleet was not asked: {why}.")),
+        };
+        sentences.push(fleet_words);
+        let found = remembered || claim.is_some();
+        if !found {
+            sentences.push(self.where_to_look());
+        }
+        Explained {
+            found,
+            body: json!({
+                "assignment_id": assignment_id,
+                "known": found,
+                "worker_id": self.health.worker_id(),
+                "time": iso(now_ms),
+                "matches": [],
+                "summary": sentences.join(" "),
+                "claim": claim,
+                "journal": memory,
+            }),
+        }
+    }
+
+    /// Why an assignment that nobody knows may not be here.
+    fn where_to_look(&self) -> String {
+        let node = self.health.node();
+        let held = node.held();
+        let here = match () {
+            () if !node.is_connected() => "This worker is not connected to the broker.".to_owned(),
+            () if node.is_draining() => "This worker shuts down and takes nothing on.".to_owned(),
+            () if !node.is_consuming() => "This worker is not consuming.".to_owned(),
+            () if held.is_full() => format!(
+                "This worker has no room (holds {} of {} jobs), so it pulls nothing.",
+                held.held_jobs(),
+                self.limits.max_held
+            ),
+            () => "This worker pulls and has room.".to_owned(),
+        };
+        format!(
+            "{here} It may wait in the stream {} still, be with another worker, have been refused by the router, or be a dead letter (caf-worker dlq list).",
+            self.stream
+        )
+    }
+}

@@ -1,0 +1,697 @@
+//! What is known of an assignment, in words for a person and in fields for a program. Pure: the caller brings the time.
+//!
+//! Neighbours: [`super::explain`] finds what is explained here; the command `explain` prints it. Rows are those of the
+//! table in ARCHITECTURE.md.
+
+use caf_actors::claims::record::{ClaimRecord, ClaimState};
+use caf_actors::journal::{Entry, Found, Note, Phase};
+use serde::Serialize;
+
+use super::iso;
+
+/// What became of one assignment, as far as this worker knows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// Whose it is.
+    pub tenant_id: String,
+    /// How often an operator had sent it again; 0 for the assignment itself.
+    pub replay: u32,
+    /// Its job type.
+    pub job_type: String,
+    /// The pool that took it.
+    pub pool: Option<String>,
+    /// Where it is.
+    pub state: Phase,
+    /// The same in one or two sentences.
+    pub summary: String,
+    /// What an operator may do about it.
+    pub advice: Option<String>,
+    /// What it waits for.
+    pub waiting: Option<Waiting>,
+    /// When it must be over.
+    pub deadline: Option<Deadline>,
+    /// Calls, in order.
+    pub attempts: Vec<Attempt>,
+    /// How it ended, if it has.
+    pub outcome: Option<Ending>,
+    /// What of the answer is confirmed.
+    pub answer: AnswerState,
+    /// What happened, in order, each with words.
+    pub events: Vec<Happening>,
+    /// How many happenings between the first and the last ones are not kept.
+    pub left_out: u64,
+    /// What the fleet's claim says, where it was asked.
+    pub claim: Option<ClaimView>,
+}
+
+/// What an assignment waits for.
+#[derive(Debug, Clone, Serialize)]
+pub struct Waiting {
+    /// `permission` (the fleet's claim), `slot`, `retry`, `confirmation`, or `broker` (to be delivered again).
+    pub what: &'static str,
+    /// For a slot: its place among those that wait for the same pool, from 1.
+    pub position: Option<usize>,
+    /// For a slot: how many wait for the same pool.
+    pub queue_depth: Option<usize>,
+    /// For a slot: who has the slots of the pool; at most 20, the longest first.
+    pub slots_held_by: Vec<Holder>,
+    /// Until when, where that is known.
+    pub until: Option<String>,
+    /// The same in milliseconds from now.
+    pub left_ms: Option<u64>,
+}
+
+/// Who has a slot.
+#[derive(Debug, Clone, Serialize)]
+pub struct Holder {
+    /// Its id.
+    pub assignment_id: String,
+    /// Whose it is.
+    pub tenant_id: String,
+    /// Its job type.
+    pub job_type: String,
+    /// For how long, in milliseconds.
+    pub running_ms: u64,
+}
+
+/// When it must be over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Deadline {
+    /// When.
+    pub at: String,
+    /// In so many milliseconds; 0 when it has passed.
+    pub left_ms: u64,
+}
+
+/// One call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub number: u32,
+    /// When it began.
+    pub began_at: String,
+    /// How long it took, or takes so far, in milliseconds.
+    pub duration_ms: u64,
+    /// Whether it runs.
+    pub running: bool,
+    /// How it failed, if it has.
+    pub error_code: Option<String>,
+}
+
+/// How an assignment ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ending {
+    /// `success`, `error`, `timeout`, `cancelled` or `rejected`.
+    pub status: String,
+    /// The row of the table of cases.
+    pub row: &'static str,
+    /// Its code.
+    pub error_code: Option<String>,
+    /// Why it was rejected.
+    pub reason: Option<String>,
+    /// What was wrong, masked and cut.
+    pub message: Option<String>,
+    /// From first handling to the end, in milliseconds.
+    pub latency_ms: Option<u64>,
+}
+
+/// When each part of the answer was confirmed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct AnswerState {
+    /// The acknowledgement.
+    pub acknowledgement: Option<String>,
+    /// The result.
+    pub result: Option<String>,
+    /// The dead letter, where there is one.
+    pub dead_letter: Option<String>,
+    /// Whether the broker was told that the delivery is done with.
+    pub broker_told: bool,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+pub struct Happening {
+    /// When.
+    pub at: String,
+    /// What, in words.
+    pub words: String,
+    /// What, as the log has it, with facts.
+    #[serde(flatten)]
+    pub note: Note,
+}
+
+/// What the fleet's claim says.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClaimView {
+    /// `running`, `interrupted` (given back) or `finished`.
+    pub state: &'static str,
+    /// The worker whose claim it is.
+    pub worker_id: String,
+    /// Starts that count, from 1.
+    pub attempt: u32,
+    /// How often a process died while it ran this.
+    pub deaths: u32,
+    /// First start of handling by any worker.
+    pub first_start_at: String,
+    /// Stream and sequence of the message.
+    pub stream: String,
+    /// The same.
+    pub stream_sequence: u64,
+    /// Stream and sequence of the result, where it is stored.
+    pub result: Option<(String, u64)>,
+    /// The same in a sentence.
+    pub words: String,
+}
+
+impl ClaimView {
+    /// Of a record; `own_id` is this worker's.
+    pub fn of(record: &ClaimRecord, own_id: &str) -> Self {
+        let who = match record.worker_id == own_id {
+            true => "this worker".to_owned(),
+            false => format!("worker {}", record.worker_id),
+        };
+        let (state, words) = match record.state {
+            ClaimState::Running => (
+                "running",
+                format!("{who} has it in hand (attempt {})", record.attempt),
+            ),
+            ClaimState::Interrupted => (
+                "interrupted",
+                format!("{who} gave it back; whoever receives it next takes it on"),
+            ),
+            ClaimState::Finished => (
+                "finished",
+                format!("{who} has finished it; its result is published"),
+            ),
+        };
+        Self {
+            state,
+            worker_id: record.worker_id.clone(),
+            attempt: record.attempt,
+            deaths: record.deaths,
+            first_start_at: iso(record.first_start_ms),
+            stream: record.stream.clone(),
+            stream_sequence: record.sequence,
+            result: record
+                .outcome
+                .as_ref()
+                .and_then(|outcome| outcome.position.clone()),
+            words,
+        }
+    }
+}
+
+/// Explains an assignment. `held`: whether this process holds it, where that is known.
+pub fn explain(found: &Found, held: Option<bool>, claim: Option<ClaimView>, now_ms: u64) -> Explanation {
+    let entry = &found.entry;
+    let life = Life::of(entry, now_ms);
+    let lost = entry.phase.is_active() && held == Some(false) && entry.phase != Phase::Answering;
+    let (summary, advice) = if lost {
+        (
+            "It was in hand here and is not any more: the part of the node that had it failed. The broker delivers it again."
+                .to_owned(),
+            Some("If it does not come back within the ack wait, look at the log for 'Actor failed, restarting'.".to_owned()),
+        )
+    } else {
+        summary(found, &life, claim.as_ref(), now_ms)
+    };
+    let open_until = entry.deadline_ms.filter(|_| entry.phase.is_active());
+    Explanation {
+        tenant_id: found.tenant_id.clone(),
+        replay: found.replay,
+        job_type: entry.job_type.to_string(),
+        pool: entry.pool.as_deref().map(str::to_owned),
+        state: entry.phase,
+        summary,
+        advice,
+        waiting: waiting(found, now_ms),
+        deadline: open_until.map(|at_ms| Deadline {
+            at: iso(at_ms),
+            left_ms: at_ms.saturating_sub(now_ms),
+        }),
+        attempts: life.attempts,
+        outcome: life.ending,
+        answer: life.answer,
+        events: entry.notes().map(happening).collect(),
+        left_out: entry.left_out,
+        claim,
+    }
+}
+
+/// What the notes say together.
+#[derive(Default)]
+struct Life {
+    attempts: Vec<Attempt>,
+    ending: Option<Ending>,
+    answer: AnswerState,
+    /// Whether the fleet's claims did not answer.
+    claims_silent: bool,
+    received_ms: Option<u64>,
+    ended_ms: Option<u64>,
+    last_reason: Option<String>,
+}
+
+impl Life {
+    fn of(entry: &Entry, now_ms: u64) -> Self {
+        let mut life = Self::default();
+        let mut began_ms = None;
+        let mut dropped = false;
+        for note in entry.notes() {
+            let code = note.text("error_code").map(str::to_owned);
+            match note.event {
+                "Assignment received" if life.received_ms.is_none() => life.received_ms = Some(note.at_ms),
+                "Assignment accepted" => {
+                    let received_ms = life.received_ms;
+                    life = Self {
+                        received_ms,
+                        ..Self::default()
+                    };
+                    began_ms = None;
+                }
+                "Claims not available, asking again" => life.claims_silent = true,
+                "Step execution started" | "Attempt started" => began_ms = Some(note.at_ms),
+                "Attempt failed" => life.close(&mut began_ms, note.at_ms, code),
+                "Queue rejection" => dropped = note.text("rejection_reason") == Some("overloaded"),
+                "Step execution completed" | "Step execution failed" | "Step canceled" => {
+                    life.close(&mut began_ms, note.at_ms, code.clone());
+                    life.end(note, dropped, entry.accepted_ms.is_some());
+                }
+                "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
+                    life.end(note, false, false);
+                }
+                "Answer confirmed" => life.confirm(note),
+                "Assignment concluded" => life.answer.broker_told = note.is_true("broker_told"),
+                "Assignment not run" | "Result suppressed" => {
+                    life.last_reason = note.text("reason").map(str::to_owned);
+                }
+                _ => {}
+            }
+        }
+        if let (Some(began_ms), true) = (began_ms, entry.phase == Phase::Running) {
+            life.attempts.push(Attempt {
+                number: entry.attempt,
+                began_at: iso(began_ms),
+                duration_ms: now_ms.saturating_sub(began_ms),
+                running: true,
+                error_code: None,
+            });
+        }
+        life
+    }
+
+    fn close(&mut self, began_ms: &mut Option<u64>, at_ms: u64, error_code: Option<String>) {
+        let Some(began_ms) = began_ms.take() else { return };
+        let number = self.attempts.last().map_or(0, |attempt| attempt.number) + 1;
+        self.attempts.push(Attempt {
+            number,
+            began_at: iso(began_ms),
+            duration_ms: at_ms.saturating_sub(began_ms),
+            running: false,
+            error_code,
+        });
+    }
+
+    fn end(&mut self, note: &Note, dropped: bool, accepted: bool) {
+        let status = note.text("status").unwrap_or("rejected");
+        let reason = note.text("reason");
+        let code = match (note.text("error_code"), reason) {
+            (None, Some("queue_full")) => Some("SYSTEM_OVERLOAD"),
+            (code, _) => code,
+        };
+        self.ended_ms = Some(note.at_ms);
+        self.ending = Some(Ending {
+            status: status.to_owned(),
+            row: row_of(status, reason, dropped, accepted),
+            error_code: code.map(str::to_owned),
+            reason: reason.map(str::to_owned),
+            message: note.text("error").map(str::to_owned),
+            latency_ms: note.number("latency_ms"),
+        });
+    }
+
+    fn confirm(&mut self, note: &Note) {
+        let part = match note.text("part") {
+            Some("acknowledgement") => &mut self.answer.acknowledgement,
+            Some("dead_letter") => &mut self.answer.dead_letter,
+            _ => &mut self.answer.result,
+        };
+        part.get_or_insert(iso(note.at_ms));
+    }
+}
+
+fn row_of(status: &str, reason: Option<&str>, dropped: bool, accepted: bool) -> &'static str {
+    match (status, reason) {
+        ("success", _) => "6",
+        ("error", _) if dropped => "16",
+        ("error", _) => "7",
+        ("timeout", _) if accepted => "8",
+        ("timeout", _) => "8b",
+        ("cancelled", _) => "9",
+        (_, Some("queue_full")) => "4",
+        (_, Some("tenant_not_allowed")) => "3",
+        (_, Some("quarantined")) => "14",
+        (_, Some("attempts_exhausted")) => "17",
+        _ => "2",
+    }
+}
+
+fn waiting(found: &Found, now_ms: u64) -> Option<Waiting> {
+    let entry = &found.entry;
+    let what = match entry.phase {
+        Phase::Deciding => "permission",
+        Phase::Waiting => "slot",
+        Phase::WaitingForRetry => "retry",
+        Phase::Answering => "confirmation",
+        Phase::Deferred | Phase::Returned => "broker",
+        Phase::Running | Phase::Elsewhere | Phase::Finished => return None,
+    };
+    let until_ms = entry.until_ms.filter(|_| matches!(what, "retry" | "broker"));
+    let for_slot = entry.phase == Phase::Waiting;
+    Some(Waiting {
+        what,
+        position: for_slot.then_some(found.before + 1),
+        queue_depth: for_slot.then_some(found.waiting),
+        slots_held_by: found
+            .slots
+            .iter()
+            .map(|slot| Holder {
+                assignment_id: slot.assignment_id.clone(),
+                tenant_id: slot.tenant_id.clone(),
+                job_type: slot.job_type.clone(),
+                running_ms: now_ms.saturating_sub(slot.since_ms),
+            })
+            .collect(),
+        until: until_ms.map(iso),
+        left_ms: until_ms.map(|until| until.saturating_sub(now_ms)),
+    })
+}
+
+fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -> (String, Option<String>) {
+    let entry = &found.entry;
+    let pool = entry.pool.as_deref().unwrap_or("its");
+    let advice = |text: &str| Some(text.to_owned());
+    match entry.phase {
+        Phase::Deciding if life.claims_silent => (
+            format!(
+                "Received {} and not decided: the fleet's claims cannot be reached, and are asked again.",
+                ago(life.received_ms, now_ms)
+            ),
+            advice("Look at checks.claims in /status, and at the bucket idempotency.bucket on the broker."),
+        ),
+        Phase::Deciding => (
+            format!(
+                "Received {}; the fleet is being asked for the right to answer it.",
+                ago(life.received_ms, now_ms)
+            ),
+            advice("If this lasts, look at checks.claims in /status."),
+        ),
+        Phase::Waiting => waiting_for_slot(found, pool, now_ms),
+        Phase::Running => (
+            format!(
+                "Runs on pool {pool} for {}, attempt {}{}.{}",
+                length(now_ms.saturating_sub(entry.started_ms.unwrap_or(now_ms))),
+                entry.attempt,
+                of_max(entry),
+                deadline_left(entry, now_ms)
+            ),
+            None,
+        ),
+        Phase::WaitingForRetry => (
+            format!(
+                "Attempt {} failed with {}; attempt {}{} begins in {}. It keeps its slot on pool {pool}.{}",
+                entry.attempt.saturating_sub(1),
+                life.attempts
+                    .last()
+                    .and_then(|last| last.error_code.as_deref())
+                    .unwrap_or("an error"),
+                entry.attempt,
+                of_max(entry),
+                length(entry.until_ms.unwrap_or(now_ms).saturating_sub(now_ms)),
+                deadline_left(entry, now_ms)
+            ),
+            None,
+        ),
+        Phase::Answering => (
+            format!(
+                "{} Its answer is on its way and not confirmed yet{}.",
+                ended(life, now_ms),
+                unconfirmed(&life.answer)
+            ),
+            advice(
+                "If this lasts, look at publisher and outbox in /status: the broker, or a stream of answers, may be away.",
+            ),
+        ),
+        Phase::Deferred => (
+            format!(
+                "Sent back to the broker because its pool is loaded (row 5); it is delivered again {}.",
+                within(entry.until_ms, now_ms)
+            ),
+            advice("Its deadline counts on. More slots, or another worker, take it sooner."),
+        ),
+        Phase::Returned => (
+            format!(
+                "Given back to the broker ({}); whoever pulls next takes it on.",
+                life.last_reason.as_deref().unwrap_or("the worker shuts down")
+            ),
+            advice("Ask the other workers."),
+        ),
+        Phase::Elsewhere => elsewhere(life, claim),
+        Phase::Finished => (finished(life, now_ms), finished_advice(life)),
+    }
+}
+
+fn waiting_for_slot(found: &Found, pool: &str, now_ms: u64) -> (String, Option<String>) {
+    let entry = &found.entry;
+    let holders = match found.slots.as_slice() {
+        [] => String::new(),
+        [longest, ..] => format!(
+            " The slots are held by {} running job{}, the longest {} of tenant {} for {}.",
+            found.slots.len(),
+            if found.slots.len() == 1 { "" } else { "s" },
+            longest.assignment_id,
+            longest.tenant_id,
+            length(now_ms.saturating_sub(longest.since_ms))
+        ),
+    };
+    let waited = now_ms.saturating_sub(entry.accepted_ms.unwrap_or(now_ms));
+    (
+        format!(
+            "Waits for a slot of pool {pool} for {}, as number {} of {} in the queue.{holders}{}",
+            length(waited),
+            found.before + 1,
+            found.waiting,
+            deadline_left(entry, now_ms)
+        ),
+        Some(format!(
+            "Give pool {pool} more slots (pools.{pool}.max_concurrency), start another worker, or see why the running jobs take long."
+        )),
+    )
+}
+
+fn elsewhere(life: &Life, claim: Option<&ClaimView>) -> (String, Option<String>) {
+    let who = claim
+        .map(|claim| format!(" By the fleet's claim, {}.", claim.words))
+        .unwrap_or_default();
+    let why = life.last_reason.as_deref().unwrap_or("another worker has it");
+    (
+        format!("Not in hand here: {why}.{who}"),
+        Some("Ask that worker, or look at the stream of results.".to_owned()),
+    )
+}
+
+fn finished(life: &Life, now_ms: u64) -> String {
+    if life.ending.is_none() {
+        return "It was answered before: what came again was only settled, or answered with the recorded result (row 11)."
+            .to_owned();
+    }
+    let told = match life.answer.broker_told {
+        true => " and the broker was told",
+        false => "",
+    };
+    format!("{} Its answer is confirmed{told}.", ended(life, now_ms))
+}
+
+fn finished_advice(life: &Life) -> Option<String> {
+    let letter = life.answer.dead_letter.as_ref()?;
+    (!letter.is_empty()).then(|| {
+        "A dead letter was left: see caf-worker dlq list, and dlq replay to run it again.".to_owned()
+    })
+}
+
+/// How it ended, as a sentence.
+fn ended(life: &Life, now_ms: u64) -> String {
+    let Some(ending) = &life.ending else {
+        return "It has ended.".to_owned();
+    };
+    let code = ending.error_code.as_deref().unwrap_or("no code");
+    let message = ending
+        .message
+        .as_deref()
+        .map(|text| format!(": {text}"))
+        .unwrap_or_default();
+    let calls = life.attempts.len();
+    let calls = match calls {
+        0 => "without a call".to_owned(),
+        1 => "after 1 attempt".to_owned(),
+        calls => format!("after {calls} attempts"),
+    };
+    let when = ago(life.ended_ms, now_ms);
+    match ending.status.as_str() {
+        "rejected" => format!(
+            "Refused {when} (row {}): {}, {code}{message}.",
+            ending.row,
+            ending.reason.as_deref().unwrap_or("rejected")
+        ),
+        "success" => format!(
+            "Ended {when} with success {calls}, {} after it was first handled (row 6).",
+            length(ending.latency_ms.unwrap_or_default())
+        ),
+        status => format!(
+            "Ended {when} with {status} {calls} (row {}): {code}{message}.",
+            ending.row
+        ),
+    }
+}
+
+fn unconfirmed(answer: &AnswerState) -> &'static str {
+    match (&answer.acknowledgement, &answer.result) {
+        (None, _) => " (waits for the acknowledgement)",
+        (Some(_), None) => " (waits for the result)",
+        (Some(_), Some(_)) => " (waits for dead letter, claim or broker)",
+    }
+}
+
+fn of_max(entry: &Entry) -> String {
+    entry
+        .max_attempts
+        .map(|max| format!(" of at most {max}"))
+        .unwrap_or_default()
+}
+
+fn deadline_left(entry: &Entry, now_ms: u64) -> String {
+    match entry.deadline_ms {
+        None => String::new(),
+        Some(at) if at <= now_ms => " Its deadline has passed.".to_owned(),
+        Some(at) => format!(" {} are left until its deadline.", length(at - now_ms)),
+    }
+}
+
+fn ago(at_ms: Option<u64>, now_ms: u64) -> String {
+    match at_ms {
+        Some(at_ms) => format!("{} ago", length(now_ms.saturating_sub(at_ms))),
+        None => "earlier".to_owned(),
+    }
+}
+
+fn within(at_ms: Option<u64>, now_ms: u64) -> String {
+    match at_ms.map(|at| at.saturating_sub(now_ms)) {
+        Some(left) if left > 0 => format!("in {}", length(left)),
+        _ => "any moment".to_owned(),
+    }
+}
+
+/// A length of time for people.
+pub fn length(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0 => format!("{ms} ms"),
+        1..=59 => format!("{seconds}.{} s", ms % 1000 / 100),
+        60..=3_599 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3_600..=86_399 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+fn happening(note: &Note) -> Happening {
+    Happening {
+        at: iso(note.at_ms),
+        words: words(note),
+        note: note.clone(),
+    }
+}
+
+/// One happening in words.
+fn words(note: &Note) -> String {
+    let text = |key| note.text(key).unwrap_or("?");
+    let number = |key| note.number(key).unwrap_or_default();
+    let time = |key| length(number(key));
+    match note.event {
+        "Assignment received" => match note.text("stream") {
+            Some(stream) => {
+                let sequence = number("stream_sequence");
+                let again = match number("deliveries") {
+                    0 | 1 => String::new(),
+                    times => format!(", delivery {times}"),
+                };
+                format!("received: message {sequence} of stream {stream}{again}")
+            }
+            None => "received".to_owned(),
+        },
+        "Assignment accepted" => format!(
+            "accepted by pool {}; {} left, at most {} attempts",
+            text("resource_class"),
+            time("time_left_ms"),
+            number("max_attempts")
+        ),
+        "Assignment queued" => format!(
+            "pool {} is {} with it, {} wait",
+            text("resource_pool"),
+            text("overload_status"),
+            number("queue_depth")
+        ),
+        "Step execution started" => format!(
+            "got a slot of pool {}, {} after it came",
+            text("resource_class"),
+            time("queued_ms")
+        ),
+        "Attempt failed" => format!(
+            "attempt failed: {}; waits {}",
+            text("error_code"),
+            time("backoff_delay_ms")
+        ),
+        "Attempt started" => format!("attempt {} begins", number("attempt")),
+        "Answer confirmed" => format!("{} confirmed", text("part").replace('_', " ")),
+        "Assignment concluded" if note.is_true("broker_told") => {
+            "all is said; the broker was told that it is done".to_owned()
+        }
+        "Assignment concluded" => "all is said".to_owned(),
+        "Assignment deferred" => format!(
+            "sent back to the broker for {}: pool {} is loaded",
+            time("delay_ms"),
+            text("resource_pool")
+        ),
+        "Assignment rejected" | "Unknown block type" => {
+            format!("refused: {}, {}", text("reason"), text("error_code"))
+        }
+        "Queue full - rejecting request" => format!(
+            "refused: pool {} is full ({} of {} wait)",
+            text("resource_class"),
+            number("queue_depth"),
+            number("max_queue_size")
+        ),
+        "Step execution completed" => format!("ended with success after {}", time("latency_ms")),
+        "Step execution failed" | "Step canceled" => {
+            format!("ended with {}: {}", text("status"), text("error_code"))
+        }
+        "Assignment not run" => format!("not run: {}", text("reason")),
+        "Suspect runs alone" => {
+            "it may have ended its worker before: it waits until nothing else runs here".to_owned()
+        }
+        "Result suppressed" => format!("result not published: {}", text("reason")),
+        "Assignment taken over" => format!("taken over from worker {}", text("from_worker")),
+        other => match (note.text("reason"), note.text("error_code")) {
+            (Some(reason), _) => format!("{}: {reason}", lower(other)),
+            (None, Some(code)) => format!("{}: {code}", lower(other)),
+            (None, None) => lower(other),
+        },
+    }
+}
+
+fn lower(message: &str) -> String {
+    let mut characters = message.chars();
+    let first = characters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(characters).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! `top`: the page of the admin port for a terminal of 80 columns.
+//!
+//! Neighbours: [`crate::admin::status`] has the numbers. [`render`] is pure; [`watch`] draws it again and again.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::text::{COLUMNS, clean, column, cut};
+use super::{Node, Said, Silence};
+use crate::admin::wording::length;
+use crate::cli::print;
+
+/// Width of a bar.
+const BAR: usize = 14;
+/// Buckets that are drawn: the last five minutes.
+const DRAWN: usize = 60;
+/// Signs of the curve, from nothing to most.
+const CURVE: &[u8] = b" .:-=+*#%@";
+/// Failures and jobs that are listed, so that all fits 24 lines or little more.
+const LISTED: usize = 6;
+
+/// Asks the node.
+///
+/// # Errors
+/// [`Silence`].
+pub async fn ask(node: &Node) -> Result<Said, Silence> {
+    node.ask("/status").await
+}
+
+/// Draws until the terminal's user ends it. A node that falls silent is said to be; what was last known stays.
+pub async fn watch(node: &Node, first: Said, every: Duration) {
+    let mut known = (first.body, Instant::now());
+    let mut silence = None;
+    loop {
+        let mut screen = render(&known.0);
+        if let Some(why) = &silence {
+            let age = u64::try_from(known.1.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let said = format!("NO ANSWER, this is {} old: {why}", length(age));
+            screen = format!("{}\n{screen}", cut(&said, COLUMNS));
+        }
+        // Each line is cleared behind its end, so that nothing flickers.
+        print::answer(&format!("\x1b[H{}\x1b[J", screen.replace('\n', "\x1b[K\r\n")));
+        tokio::time::sleep(every).await;
+        match ask(node).await {
+            Ok(said) => (known, silence) = ((said.body, Instant::now()), None),
+            Err(why) => silence = Some(why.to_string()),
+        }
+    }
+}
+
+/// The status as lines of at most 80 columns.
+pub fn render(status: &Value) -> String {
+    let mut lines = head(status);
+    lines.extend(pools(status));
+    lines.extend(flow(status));
+    lines.extend(upkeep(status));
+    lines.extend(failures(status));
+    lines.extend(running(status));
+    let cut: Vec<_> = lines.iter().map(|line| cut(line, COLUMNS)).collect();
+    cut.join("\n") + "\n"
+}
+
+fn head(status: &Value) -> Vec<String> {
+    let worker = &status["worker"];
+    let ready = match status["ready"].as_bool() {
+        Some(true) => "ready".to_owned(),
+        _ => format!("NOT READY: {}", text(&status["not_ready_because"])),
+    };
+    let mut lines = vec![
+        format!("{}  {}, {ready}", text(&worker["id"]), text(&status["status"])),
+        format!(
+            "version {}, {}, up {}, at {}",
+            text(&worker["version"]),
+            text(&worker["mode"]),
+            time_of(&worker["uptime_ms"]),
+            text(&status["time"]).get(11..19).unwrap_or_default()
+        ),
+    ];
+    let drain = &status["drain"];
+    if drain["draining"] == true {
+        lines.push(format!(
+            "DRAINING for {}: {} jobs left, soft limit in {}, hard limit in {}",
+            time_of(&drain["for_ms"]),
+            number(&drain["jobs_left"]),
+            time_of(&drain["soft_limit_left_ms"]),
+            time_of(&drain["hard_limit_left_ms"])
+        ));
+    }
+    lines.push(String::new());
+    lines
+}
+
+fn pools(status: &Value) -> Vec<String> {
+    let title = format!("{}{}waiting", column("pool", 6), column("slots in use", BAR + 14));
+    let pools = list(&status["pools"]).iter().map(|pool| {
+        let name = column(&text(&pool["name"]), 6);
+        if pool["answers"] != true {
+            return format!("{name}does not answer");
+        }
+        let (used, slots) = (number(&pool["running"]), number(&pool["slots"]));
+        let queued = number(&pool["queued"]);
+        let bound = pool["max_queue_size"].as_u64();
+        let most = bound.unwrap_or_else(|| queued.max(20));
+        let queue = match bound {
+            Some(bound) => format!("{queued}/{bound} {}", text(&pool["overload_status"])),
+            None => queued.to_string(),
+        };
+        let slots_words = column(&format!("{used}/{slots}"), 11);
+        format!(
+            "{name}[{}] {slots_words}[{}] {queue}",
+            bar(used, slots),
+            bar(queued, most)
+        )
+    });
+    std::iter::once(title)
+        .chain(pools)
+        .chain([String::new()])
+        .collect()
+}
+
+fn bar(part: u64, whole: u64) -> String {
+    let width = BAR as u64;
+    let filled = part.saturating_mul(width).saturating_add(whole / 2) / whole.max(1);
+    let filled = usize::try_from(filled.clamp(u64::from(part > 0), width)).unwrap_or(BAR);
+    format!("{}{}", "#".repeat(filled), ".".repeat(BAR - filled))
+}
+
+fn flow(status: &Value) -> Vec<String> {
+    let totals = &status["totals"];
+    let failed = ["error", "timeout", "cancelled", "unreadable"];
+    let sum = |of: &Value| failed.iter().map(|key| number(&of[*key])).sum::<u64>();
+    let all = |of: &Value| number(&of["success"]) + sum(of) + number(&of["rejected"]);
+    let buckets = list(&status["throughput"]["buckets"]);
+    let drawn = &buckets[buckets.len().saturating_sub(DRAWN)..];
+    let counts: Vec<u64> = drawn.iter().map(all).collect();
+    let most = counts.iter().copied().max().unwrap_or_default();
+    let curve = counts.iter().map(|count| {
+        let steps = CURVE.len() as u64 - 1;
+        let step = (count * steps).div_ceil(most.max(1));
+        char::from(CURVE[usize::try_from(step.min(steps)).unwrap_or_default()])
+    });
+    let bucket_s = number(&status["throughput"]["bucket_s"]).max(1);
+    // The last one is still being filled.
+    let full = &counts[..counts.len().saturating_sub(1)];
+    let latest: u64 = full.iter().rev().take(6).sum();
+    let last = |key: &str| {
+        let known = drawn.iter().rev().find(|bucket| bucket[key].is_number());
+        known
+            .and_then(|bucket| bucket[key].as_f64())
+            .map_or("-".to_owned(), milliseconds)
+    };
+    vec![
+        format!(
+            "ended  {}/s now, p50 {}, p95 {}; in all {} well, {} not, {} refused",
+            tenths(latest, 6 * bucket_s),
+            last("p50_ms"),
+            last("p95_ms"),
+            number(&totals["success"]),
+            sum(totals),
+            number(&totals["rejected"])
+        ),
+        format!(
+            "       |{}| top {}/s",
+            curve.collect::<String>(),
+            tenths(most, bucket_s)
+        ),
+    ]
+}
+
+fn upkeep(status: &Value) -> Vec<String> {
+    let (source, held, leases) = (&status["consumption"], &status["held"], &status["leases"]);
+    let (publisher, outbox) = (&status["publisher"], &status["outbox"]);
+    let last = match source["last_delivery_age_ms"].as_u64() {
+        Some(age) => format!("last delivery {} ago", length(age)),
+        None => "nothing delivered yet".to_owned(),
+    };
+    let rebuilds = match number(&source["pull_rebuilds"]) {
+        0 => String::new(),
+        rebuilds => format!(", {rebuilds} rebuilds"),
+    };
+    let connected = match (source["connected"].as_bool(), source["consuming"].as_bool()) {
+        (Some(true), Some(true)) => "consuming",
+        (Some(true), _) => "connected, NOT CONSUMING",
+        _ => "NOT CONNECTED",
+    };
+    vec![
+        format!(
+            "source {connected} ({}), {last}, {} in all{rebuilds}",
+            text(&source["phase"]).replace('_', " "),
+            number(&source["deliveries"])
+        ),
+        format!(
+            "held   {}/{} jobs, {}/{} KiB; {} leases ({} lapsed), oldest renewal {}",
+            number(&held["jobs"]),
+            number(&held["max_jobs"]),
+            number(&held["bytes"]) / 1024,
+            number(&held["max_bytes"]) / 1024,
+            number(&leases["held"]),
+            number(&leases["lapsed"]),
+            time_of(&leases["oldest_renewal_age_ms"])
+        ),
+        format!(
+            "out    {} unconfirmed, outbox {}, claims {}, {} restarts, {} stray threads",
+            number(&publisher["unconfirmed"]),
+            number(&outbox["entries"]),
+            number(&status["claims"]["entries"]),
+            number(&status["restarts"]["total"]),
+            number(&status["stray_threads"])
+        ),
+        String::new(),
+    ]
+}
+
+fn failures(status: &Value) -> Vec<String> {
+    let failures = list(&status["failures"]);
+    let lines = failures.iter().take(LISTED).map(|failure| {
+        let count = match number(&failure["count"]) {
+            0 | 1 => String::new(),
+            count => format!(" x{count}"),
+        };
+        let code = format!("{}{count}", text(&failure["error_code"]));
+        let at = failure["at_ms"].as_u64().unwrap_or_default() / 1000 % 86_400;
+        let time = format!("{:02}:{:02}:{:02}", at / 3600, at / 60 % 60, at % 60);
+        let who = format!(
+            "{} {}",
+            or_dash(&failure["assignment_id"]),
+            text(&failure["job_type"])
+        );
+        format!(
+            "{time} {} {} {}",
+            column(&code, 22),
+            column(&who, 24),
+            text(&failure["message"])
+        )
+    });
+    let title = match failures.len() {
+        0 => "failures: none since the start".to_owned(),
+        count => format!("failures (latest of {count})"),
+    };
+    std::iter::once(title).chain(lines).collect()
+}
+
+fn running(status: &Value) -> Vec<String> {
+    let running = list(&status["running"]);
+    let lines = running.iter().take(LISTED).map(|job| {
+        let attempt = format!("attempt {}", number(&job["attempt"]));
+        let left = format!("{} left", time_of(&job["deadline_left_ms"]));
+        let kind = column(&text(&job["job_type"]), 14);
+        let id = column(&text(&job["assignment_id"]), 26);
+        format!(
+            "{} {kind} {id} {attempt}, {left}",
+            column(&time_of(&job["running_ms"]), 13)
+        )
+    });
+    let title = match running.len() {
+        0 => "running: nothing".to_owned(),
+        count => format!("running (longest of {count})"),
+    };
+    std::iter::once(title).chain(lines).collect()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+fn text(value: &Value) -> String {
+    clean(value.as_str().unwrap_or("?"))
+}
+
+fn or_dash(value: &Value) -> String {
+    clean(value.as_str().unwrap_or("-"))
+}
+
+fn time_of(value: &Value) -> String {
+    value.as_u64().map_or("-".to_owned(), length)
+}
+
+fn milliseconds(ms: f64) -> String {
+    match ms {
+        ms if ms < 1_000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1_000.0),
+    }
+}
+
+/// A quotient with one digit after the point.
+fn tenths(count: u64, of: u64) -> String {
+    let tenths = (count * 10 + of / 2) / of.max(1);
+    format!("{}.{}", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_line_fits_and_nothing_steers_the_terminal_whatever_the_ids_are() {
+        let hostile = "\u{1b}[2J\u{9b}31m<script>\r\n日本語\u{202e}".repeat(20);
+        let failure = json!({"at_ms": 1, "assignment_id": hostile, "job_type": hostile, "error_code": "HTTP_ERROR",
+                             "count": 3, "message": hostile});
+        let job = json!({"assignment_id": hostile, "job_type": hostile, "running_ms": 61_000, "attempt": 2,
+                         "deadline_left_ms": 5});
+        let status = json!({
+            "worker": {"id": hostile, "version": hostile, "mode": hostile, "uptime_ms": 5}, "status": hostile,
+            "ready": false, "not_ready_because": hostile, "time": hostile,
+            "pools": [{"name": hostile, "answers": true, "running": 3, "slots": 2, "queued": u64::MAX, "max_queue_size": 5,
+                       "overload_status": hostile}, {"name": "gpu", "answers": false}],
+            "failures": vec![failure; 50], "running": vec![job; 50],
+        });
+        let screen = render(&status);
+        for line in screen.lines() {
+            let columns: usize = line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum();
+            assert!(columns <= COLUMNS, "{columns}: {line}");
+            assert!(
+                !line.chars().any(char::is_control) && !line.contains('\u{202e}'),
+                "{line:?}"
+            );
+        }
+        assert!(screen.lines().count() < 35, "{screen}");
+        // Nothing is known, and nothing panics.
+        assert!(render(&json!({})).contains("running: nothing"));
+    }
+
+    #[test]
+    fn bars_show_that_something_is_there_and_never_more_than_all() {
+        assert_eq!(bar(0, 10), ".".repeat(BAR));
+        assert_eq!(bar(1, 1_000), format!("#{}", ".".repeat(BAR - 1)));
+        assert_eq!(bar(20, 10), "#".repeat(BAR));
+        assert_eq!(bar(1, 0), "#".repeat(BAR));
+    }
+}

@@ -1,0 +1,122 @@
+//! `explain` and `top`: their arguments, and what becomes of the answers.
+//!
+//! Neighbours: [`crate::ask`] asks the node and writes the text.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{OutputFormat, print};
+use crate::ask::{self, Node, Silence, text};
+use crate::exit::Exit;
+use crate::settings::HttpSettings;
+
+/// Which node is asked.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Address of the node's admin port, such as http://127.0.0.1:9093; else where http.admin_addr puts it
+    #[arg(long, value_name = "URL")]
+    pub admin: Option<String>,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Id of the assignment
+    pub assignment_id: String,
+    /// Whose it is; needed where the node asks the fleet about an assignment that it does not know
+    #[arg(long, value_name = "TENANT")]
+    pub tenant: Option<String>,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Print once and end; so it does where standard output is no terminal
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 2, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub interval_s: u64,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Which node, from arguments and settings.
+///
+/// # Errors
+/// That the command line makes no sense.
+fn node(args: &NodeArgs, settings: &HttpSettings) -> Result<Node, Exit> {
+    match ask::address(args.admin.as_deref(), settings) {
+        Ok(address) => Ok(Node::new(address, settings.admin_token.clone())),
+        Err(problem) => {
+            print::error(&problem);
+            Err(Exit::Usage)
+        }
+    }
+}
+
+/// Explains an assignment: 0 when somebody knows it, 1 when nobody does.
+pub(super) async fn explain(args: ExplainArgs, settings: &HttpSettings, output: OutputFormat) -> Exit {
+    if args.assignment_id.is_empty() {
+        print::error("the assignment id is empty");
+        return Exit::Usage;
+    }
+    let node = match node(&args.node, settings) {
+        Ok(node) => node,
+        Err(exit) => return exit,
+    };
+    match ask::explain::ask(&node, &args.assignment_id, args.tenant.as_deref()).await {
+        Ok(said) => {
+            print::answer(&match output {
+                OutputFormat::Text => ask::explain::render(&said.body),
+                OutputFormat::Json => text::clean_json(&said.body.to_string()),
+            });
+            match said.status {
+                200 => Exit::Ok,
+                _ => Exit::SomeFailed,
+            }
+        }
+        Err(silence) => complain(&silence),
+    }
+}
+
+/// Shows what the node does, once or until told to stop.
+pub(super) async fn top(args: TopArgs, settings: &HttpSettings, output: OutputFormat) -> Exit {
+    let node = match node(&args.node, settings) {
+        Ok(node) => node,
+        Err(exit) => return exit,
+    };
+    let said = match ask::top::ask(&node).await {
+        Ok(said) if said.status == 200 => said,
+        Ok(_) => {
+            print::error("something else answers there: it has no /status");
+            return Exit::Unavailable;
+        }
+        Err(silence) => return complain(&silence),
+    };
+    match output {
+        OutputFormat::Json => print::answer(&text::clean_json(&said.body.to_string())),
+        OutputFormat::Text if args.once || !std::io::stdout().is_terminal() => {
+            print::answer(&ask::top::render(&said.body));
+        }
+        OutputFormat::Text => {
+            ask::top::watch(&node, said, Duration::from_secs(args.interval_s)).await;
+        }
+    }
+    Exit::Ok
+}
+
+fn complain(silence: &Silence) -> Exit {
+    print::error(&silence.to_string());
+    match silence {
+        Silence::NoAnswer(..) => Exit::Unavailable,
+        Silence::Token(_) => Exit::Config,
+        Silence::Refused(..) => Exit::Usage,
+    }
+}

@@ -1,0 +1,280 @@
+//! Who may ask the admin port: the right host name, the token where one is set, and no method that changes anything.
+//!
+//! Neighbours: [`super::admin`] puts it before its pages. A page of another site that a browser was led to cannot read
+//! answers (no CORS), nor pretend to be of this site: a name that was bound to this address (DNS rebinding) is not one of
+//! ours. Compares tokens in a time that does not tell how much of them is right.
+
+use std::hint::black_box;
+use std::net::IpAddr;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpResponse};
+use caf_protocol::ids::sha256;
+use serde_json::json;
+
+/// The page that needs no token: it holds nothing, and asks for the token.
+const OPEN_PATH: &str = "/";
+
+/// What every answer of the port says to browsers.
+const ALWAYS: [(HeaderName, &str); 6] = [
+    (header::CACHE_CONTROL, "no-store"),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CROSS_ORIGIN_RESOURCE_POLICY, "same-origin"),
+    (header::CROSS_ORIGIN_OPENER_POLICY, "same-origin"),
+];
+/// What an answer without a policy of its own says: nothing of it is to be run.
+const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+/// Who may ask.
+#[derive(Clone)]
+pub struct Guard {
+    /// Digest of the token, where one is set.
+    token: Option<[u8; 32]>,
+    /// Names under which the port is reached, beside addresses and `localhost`; in lower case.
+    hosts: Vec<String>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Only questions are answered here.
+    Method,
+    /// A name that is not ours, or none.
+    Host,
+    /// The token is missing or wrong.
+    Token,
+}
+
+impl Guard {
+    /// With this token, and names beside addresses and `localhost`.
+    pub fn new(token: Option<&str>, hosts: &[String]) -> Self {
+        Self {
+            token: token.map(|token| sha256(token.as_bytes())),
+            hosts: hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+        }
+    }
+
+    /// Judges a request.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn judge(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
+        if method != Method::GET && method != Method::HEAD {
+            return Err(Refused::Method);
+        }
+        let mut hosts = headers.get_all(header::HOST);
+        let is_ours = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().is_ok_and(|host| self.is_ours(host)),
+            _ => false,
+        };
+        if !is_ours {
+            return Err(Refused::Host);
+        }
+        if path != OPEN_PATH && !self.has_token(headers) {
+            return Err(Refused::Token);
+        }
+        Ok(())
+    }
+
+    /// Whether a `Host` header names this port: an address, `localhost`, or a configured name.
+    fn is_ours(&self, host: &str) -> bool {
+        if let Some(rest) = host.strip_prefix('[') {
+            return rest.split_once(']').is_some_and(|(address, port)| {
+                address.parse::<std::net::Ipv6Addr>().is_ok() && is_port(port)
+            });
+        }
+        let (name, port) = host.split_at(host.find(':').unwrap_or(host.len()));
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let known = name == "localhost"
+            || self.hosts.contains(&name)
+            || matches!(name.parse::<IpAddr>(), Ok(IpAddr::V4(_)));
+        known && is_port(port)
+    }
+
+    fn has_token(&self, headers: &HeaderMap) -> bool {
+        let Some(wanted) = &self.token else { return true };
+        let mut given = headers.get_all(header::AUTHORIZATION);
+        let (Some(given), None) = (given.next(), given.next()) else {
+            return false;
+        };
+        let Some((scheme, token)) = given.to_str().ok().and_then(|text| text.split_once(' ')) else {
+            return false;
+        };
+        // Digests have one length, and which of their bytes differ says nothing about the token.
+        let given = sha256(token.trim().as_bytes());
+        let different = given.iter().zip(wanted).fold(0, |bits, (a, b)| bits | (a ^ b));
+        scheme.eq_ignore_ascii_case("bearer") && black_box(different) == 0
+    }
+
+    /// The middleware: refuses, or asks the page; and says to browsers what they may do with the answer.
+    pub async fn pass<B: MessageBody + 'static>(
+        self,
+        request: ServiceRequest,
+        next: Next<B>,
+    ) -> Result<ServiceResponse<actix_web::body::BoxBody>, Error> {
+        let judged = self.judge(request.method(), request.path(), request.headers());
+        let mut response = match judged {
+            Ok(()) => next.call(request).await?.map_into_boxed_body(),
+            Err(refused) => request.into_response(refused.response()),
+        };
+        let headers = response.headers_mut();
+        for (name, value) in ALWAYS {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
+            headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(NOTHING));
+        }
+        Ok(response)
+    }
+}
+
+/// Nothing, or a colon and a port.
+fn is_port(text: &str) -> bool {
+    text.is_empty()
+        || text
+            .strip_prefix(':')
+            .is_some_and(|port| port.parse::<u16>().is_ok())
+}
+
+impl Refused {
+    fn response(self) -> HttpResponse {
+        let (status, error) = match self {
+            Self::Method => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and HEAD are answered here",
+            ),
+            Self::Host => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "the Host header must be an IP address, localhost, or a name of http.admin_hosts",
+            ),
+            Self::Token => (
+                StatusCode::UNAUTHORIZED,
+                "the token of http.admin_token is needed: Authorization: Bearer <token>",
+            ),
+        };
+        let mut response = HttpResponse::build(status);
+        match self {
+            Self::Method => {
+                response.insert_header((header::ALLOW, "GET, HEAD"));
+            }
+            Self::Token => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"caf-worker\""));
+            }
+            Self::Host => {}
+        }
+        response.json(json!({ "error": error }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(
+                name.clone(),
+                HeaderValue::from_bytes(value.as_bytes()).expect("fits"),
+            );
+        }
+        headers
+    }
+
+    #[test]
+    fn only_addresses_localhost_and_configured_names_are_hosts_of_the_port() {
+        let guard = Guard::new(None, &["Worker-0.workers".to_owned()]);
+        let judge = |host: &str| guard.judge(&Method::GET, "/status", &headers(&[(header::HOST, host)]));
+        for ours in [
+            "127.0.0.1",
+            "127.0.0.1:9093",
+            "10.1.2.3:1",
+            "[::1]",
+            "[::1]:9093",
+            "localhost",
+            "LOCALHOST:80",
+            "localhost.",
+            "worker-0.WORKERS:9093",
+        ] {
+            assert_eq!(judge(ours), Ok(()), "{ours}");
+        }
+        for other in [
+            "",
+            "evil.example",
+            "evil.example:9093",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "127.0.0.1:port",
+            "127.0.0.1:99999",
+            "user@127.0.0.1",
+            "127.0.0.1:80@evil.example",
+            "[::1",
+            "[evil]",
+            "[::1]evil",
+            "::1",
+            "worker-0",
+            "2130706433",
+            "0x7f.1",
+        ] {
+            assert_eq!(judge(other), Err(Refused::Host), "{other}");
+        }
+        let none = guard.judge(&Method::GET, "/status", &headers(&[]));
+        assert_eq!(none, Err(Refused::Host));
+        let two = headers(&[(header::HOST, "127.0.0.1"), (header::HOST, "evil")]);
+        assert_eq!(guard.judge(&Method::GET, "/", &two), Err(Refused::Host));
+    }
+
+    #[test]
+    fn a_token_that_is_set_is_needed_for_everything_but_the_empty_page() {
+        let guard = Guard::new(Some("s3cret"), &[]);
+        let host = (header::HOST, "127.0.0.1");
+        let judge = |path: &str, given: &[&str]| {
+            let given = given.iter().map(|given| (header::AUTHORIZATION, *given));
+            let pairs: Vec<_> = given.chain([host.clone()]).collect();
+            guard.judge(&Method::GET, path, &headers(&pairs))
+        };
+        for right in ["Bearer s3cret", "bearer s3cret", "Bearer  s3cret "] {
+            assert_eq!(judge("/status", &[right]), Ok(()), "{right}");
+        }
+        for wrong in [
+            "",
+            "s3cret",
+            "Bearer",
+            "Bearer ",
+            "Bearer s3cre",
+            "Bearer s3cretx",
+            "Basic s3cret",
+            "Bearer S3CRET",
+            "Bearer ü",
+        ] {
+            assert_eq!(judge("/status", &[wrong]), Err(Refused::Token), "{wrong}");
+            assert_eq!(judge("/anything", &[wrong]), Err(Refused::Token), "{wrong}");
+        }
+        assert_eq!(judge("/status", &[]), Err(Refused::Token));
+        let two = ["Bearer wrong", "Bearer s3cret"];
+        assert_eq!(judge("/status", &two), Err(Refused::Token));
+        assert_eq!(judge("/", &[]), Ok(()));
+    }
+
+    #[test]
+    fn only_questions_are_answered() {
+        let guard = Guard::new(None, &[]);
+        let host = headers(&[(header::HOST, "127.0.0.1")]);
+        for method in [
+            Method::POST,
+            Method::PUT,
+            Method::DELETE,
+            Method::OPTIONS,
+            Method::TRACE,
+        ] {
+            assert_eq!(guard.judge(&method, "/", &host), Err(Refused::Method), "{method}");
+        }
+        assert_eq!(guard.judge(&Method::HEAD, "/", &host), Ok(()));
+    }
+}
