@@ -1,7 +1,7 @@
 //! Exports spans to a collector: a bounded queue, and a thread with an event loop of its own that empties it.
 //!
-//! Neighbours: the pipeline hands finished spans to [`Queue`], which never waits; [`mod@otlp`] gives them the form of OTLP,
-//! [`wire`] sends that. Every span is counted once: exported, failed, or dropped because the queue was full. Nothing else
+//! Neighbours: the pipeline hands finished spans to a queue, which never waits; `otlp` gives them the form of OTLP,
+//! `wire` sends that. Every span is counted once: exported, failed, or dropped because the queue was full. Nothing else
 //! of the node waits for a collector but a shutdown, for as long as the settings say. Not the exporters of
 //! `opentelemetry-otlp`: those read the environment by themselves, keep to themselves what a collector refused, and leave
 //! to each retry how long a shutdown takes.
