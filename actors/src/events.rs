@@ -4,11 +4,13 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod logging;
 pub mod queue;
 pub mod retry;
 pub mod timeouts;
 
 use std::net::SocketAddr;
+use std::panic::Location;
 use std::sync::Arc;
 
 use caf_protocol::ack::RejectReason;
@@ -20,12 +22,14 @@ use slog::{KV, Record, Serializer};
 
 use crate::claims::fleet::StoreError;
 use crate::claims::record::ClaimRecord;
+use crate::levels::{self, Levels};
 use crate::metrics::{Meter, Sample};
 use crate::pool::auditor::Look;
 
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
-/// change of state (and one line per job), debug is everything else about a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// change of state (and one line per job), debug is everything else about a job. Ordered from quiet to loud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Level {
     /// A job or the worker failed; goes to the stream of errors.
     Error,
@@ -53,6 +57,7 @@ pub struct Event {
 #[derive(Clone)]
 pub struct Log {
     logger: slog::Logger,
+    levels: Option<Levels>,
     meter: Option<Arc<dyn Meter>>,
     worker_id: Arc<str>,
 }
@@ -62,9 +67,17 @@ impl Log {
     pub fn new(logger: slog::Logger, worker_id: &str) -> Self {
         Self {
             logger,
+            levels: None,
             meter: None,
             worker_id: worker_id.into(),
         }
+    }
+
+    /// Writes only what these let through; without them the logger decides alone.
+    #[must_use]
+    pub fn with_levels(mut self, levels: Levels) -> Self {
+        self.levels = Some(levels);
+        self
     }
 
     /// Gives the samples of events to `meter`.
@@ -84,7 +97,8 @@ impl Log {
         &self.worker_id
     }
 
-    /// Writes one line, if its level is written, and records the samples that go with it.
+    /// Writes one line, if its level is written for the module that calls, and records the samples that go with it.
+    #[track_caller]
     pub fn emit(&self, event: Event) {
         let Event {
             level,
@@ -95,6 +109,11 @@ impl Log {
         } = event;
         if let Some(meter) = &self.meter {
             samples.iter().for_each(|sample| meter.record(sample));
+        }
+        let file = Location::caller().file();
+        let is_written = |levels: &Levels| levels.let_through(level, file);
+        if level == Level::Silent || !self.levels.as_ref().is_none_or(is_written) {
+            return;
         }
         let fields = Fields {
             top,
@@ -126,9 +145,13 @@ impl KV for Fields {
 }
 
 impl Event {
+    /// A line that no module writes is not even made: what would stand in it is not looked at.
     fn new(level: Level, message: &'static str) -> Self {
         Self {
-            level,
+            level: match levels::may_be_written(level) {
+                true => level,
+                false => Level::Silent,
+            },
             message,
             top: Map::new(),
             context: Map::new(),
@@ -148,17 +171,24 @@ impl Event {
     }
 
     fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.context.insert(key.to_owned(), value.into());
+        if self.level != Level::Silent {
+            self.context.insert(key.to_owned(), value.into());
+        }
         self
     }
 
     fn at_top(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.top.insert(key.to_owned(), value.into());
+        if self.level != Level::Silent {
+            self.top.insert(key.to_owned(), value.into());
+        }
         self
     }
 
     /// Ids at top level. The log checker wants run, flow and tenant beside a step: the step goes only with them.
     fn of(mut self, identity: &Identity) -> Self {
+        if self.level == Level::Silent {
+            return self;
+        }
         let raw = &identity.correlation.raw;
         let trace = identity
             .correlation

@@ -17,6 +17,7 @@ pub mod held;
 pub mod intake;
 pub mod job;
 pub mod lease;
+pub mod levels;
 pub mod mask;
 pub mod metrics;
 pub mod nats;

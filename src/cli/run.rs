@@ -65,6 +65,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
         let blocks = |health| {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
+                ..Extras::default()
             };
             Ok(caf_blocks::build(
                 &settings.blocks,
