@@ -141,7 +141,7 @@ pub fn run(
 fn dispatch(cli: Cli, environment: Environment) -> Exit {
     let sources = cli.settings.sources(environment);
     match cli.command {
-        Command::Serve => settings::with_settings(&sources, cli.output, run::serve),
+        Command::Serve => settings::with_settings(&sources, cli.output, |loaded| run::serve(loaded, &sources)),
         Command::Exec(args) => {
             settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args))
         }

@@ -26,6 +26,9 @@ use crate::levels::{self, Levels};
 use crate::metrics::{Meter, Sample};
 use crate::pool::auditor::Look;
 
+/// The module that lines of ours come from, as a logger sees it.
+pub const MODULE: &str = module_path!();
+
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
 /// change of state (and one line per job), debug is everything else about a job. Ordered from quiet to loud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

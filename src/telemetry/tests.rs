@@ -280,11 +280,12 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
     let settings = LogSettings {
         level: LogLevel::Info,
         file: Some(path.clone()),
+        ..LogSettings::default()
     };
     for _ in 0..2 {
-        let (log, _flush) = logger(&settings, Streams::Split, "w").unwrap();
-        info!(log, "x");
-        error!(log, "y");
+        let opened = open(&settings, Streams::Split, "w").unwrap();
+        info!(opened.logger, "x");
+        error!(opened.logger, "y");
     }
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -293,7 +294,7 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
         file: Some(path.join("x")),
         ..settings
     };
-    let error = logger(&nowhere, Streams::Split, "w").err().unwrap();
+    let error = open(&nowhere, Streams::Split, "w").err().unwrap();
     assert!(error.to_string().contains("caf-log-"), "{error}");
 }
 

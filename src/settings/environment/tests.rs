@@ -58,7 +58,14 @@ fn the_workers_own_name_beats_the_shared_one() {
 
 #[test]
 fn filters_in_rust_log_are_none_of_our_business() {
-    assert_eq!(values(&[("RUST_LOG", "some_crate=trace,info")]), []);
+    assert_eq!(
+        values(&[("RUST_LOG", "some_crate=trace,info,[span]=debug"), ("LOG_LEVEL", "nats::source=warn")]),
+        [
+            ("log.level".to_owned(), json!("info")),
+            ("log.levels.some_crate".to_owned(), json!("debug")),
+            ("log.levels.\"nats::source\"".to_owned(), json!("warn")),
+        ]
+    );
     assert!(read(&[("LOG_LEVEL", "loud")]).1[0].contains("error, warn, info, debug"));
 }
 
