@@ -3,6 +3,7 @@
 //! Neighbours: `main` calls [`run`]; [`settings`] turns options into settings; [`config`] answers `config …`. Nothing
 //! here leaves the process or looks at its environment: both are given by and returned to `main`.
 
+pub mod check;
 pub mod config;
 pub mod dlq;
 pub mod print;
@@ -19,6 +20,7 @@ use clap_complete::Shell;
 
 use crate::assignments::Input;
 use crate::exit::Exit;
+use check::CheckCommand;
 use dlq::DlqCommand;
 use settings::SettingsArgs;
 
@@ -52,6 +54,9 @@ pub enum Command {
     /// Check, show or describe the settings and feature flags
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Check what a worker said: a log, a health page, any text for secrets
+    #[command(subcommand)]
+    Check(CheckCommand),
     /// Print a completion script for a shell
     Completions {
         /// Shell to write for
@@ -141,7 +146,9 @@ pub fn run(
 fn dispatch(cli: Cli, environment: Environment) -> Exit {
     let sources = cli.settings.sources(environment);
     match cli.command {
-        Command::Serve => settings::with_settings(&sources, cli.output, |loaded| run::serve(loaded, &sources)),
+        Command::Serve => {
+            settings::with_settings(&sources, cli.output, |loaded| run::serve(loaded, &sources))
+        }
         Command::Exec(args) => {
             settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args))
         }
@@ -152,6 +159,7 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
             run::dlq(loaded, *command, cli.output)
         }),
         Command::Config(command) => config::run(command, &sources, cli.output),
+        Command::Check(command) => check::run(&command, cli.output),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -5,6 +5,7 @@
 //! it ([`shutdown`]); [`exit`] says how it ended. Uses every other crate; nothing uses it but `main` and the tests.
 
 pub mod assignments;
+pub mod check;
 pub mod cli;
 pub mod dlq;
 pub mod exec;

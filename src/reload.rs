@@ -5,8 +5,8 @@
 //! or nothing: settings that are wrong anywhere change nothing. Whatever else was changed is named, and waits for a restart.
 //! The environment is that of the start: a process cannot be given another.
 
-use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_actors::events::Log;
+use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_blocks::AllowedTargets;
 use caf_protocol::live;
 use serde_json::Value;

@@ -22,6 +22,8 @@ mod kubernetes;
 mod large;
 #[path = "node/life.rs"]
 mod life;
+#[path = "node/logging.rs"]
+mod logging;
 #[path = "node/metrics.rs"]
 mod metrics;
 #[path = "node/queue.rs"]

@@ -250,8 +250,15 @@ mod tests {
 
     #[test]
     fn half_of_a_name_names_nothing() {
-        let rules = rules(Level::Info, &[("pool", Level::Debug), ("nats::claims", Level::Debug)]);
-        for file in ["actors/src/pools.rs", "actors/src/nats.rs", "actors/src/claims.rs"] {
+        let rules = rules(
+            Level::Info,
+            &[("pool", Level::Debug), ("nats::claims", Level::Debug)],
+        );
+        for file in [
+            "actors/src/pools.rs",
+            "actors/src/nats.rs",
+            "actors/src/claims.rs",
+        ] {
             assert_eq!(rules.of_file(file), Level::Info, "{file}");
         }
     }
@@ -260,7 +267,10 @@ mod tests {
     fn dependencies_have_a_level_of_their_own_never_above_ours() {
         let named = rules(
             Level::Info,
-            &[("async_nats", Level::Info), ("async_nats::connector", Level::Debug)],
+            &[
+                ("async_nats", Level::Info),
+                ("async_nats::connector", Level::Debug),
+            ],
         );
         for (target, level) in [
             ("mio::poll", Level::Warn),

@@ -331,7 +331,9 @@ fn private_keys(text: &str) -> Vec<Range<usize>> {
             continue;
         };
         let body = start + length + END.len();
-        let end = text[body..].find(END).map_or(text.len(), |length| body + length + END.len());
+        let end = text[body..]
+            .find(END)
+            .map_or(text.len(), |length| body + length + END.len());
         found.push(at..end);
     }
     found
@@ -433,9 +435,18 @@ mod tests {
             ("password=a,b user=u", "password=[REDACTED] user=u"),
             ("(token=abc)", "(token=[REDACTED])"),
             ("X-Api-Key: a b\r\nx: y", "X-Api-Key: [REDACTED]\r\nx: y"),
-            (r#"{"password": "a\"b", "n": 1}"#, r#"{"password": [REDACTED], "n": 1}"#),
-            (r#""{\"password\":\"a\\\"b\",\"n\":1}""#, r#""{\"password\":[REDACTED],\"n\":1}""#),
-            (r#"{"secret": {"a": ["hunter"]}, "n": 1}"#, r#"{"secret": [REDACTED], "n": 1}"#),
+            (
+                r#"{"password": "a\"b", "n": 1}"#,
+                r#"{"password": [REDACTED], "n": 1}"#,
+            ),
+            (
+                r#""{\"password\":\"a\\\"b\",\"n\":1}""#,
+                r#""{\"password\":[REDACTED],\"n\":1}""#,
+            ),
+            (
+                r#"{"secret": {"a": ["hunter"]}, "n": 1}"#,
+                r#"{"secret": [REDACTED], "n": 1}"#,
+            ),
             ("postgres://u:pa/ss@h/db", "postgres://[REDACTED]@h/db"),
             ("got Basic dXNlcjpwYXNz.", "got Basic [REDACTED]"),
             (

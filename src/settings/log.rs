@@ -154,9 +154,14 @@ mod tests {
 
     #[test]
     fn directives_name_a_level_for_all_and_for_modules() {
-        let read = Directives::read(" info ,caf_actors=debug, async-nats=WARN,nats::source=trace,pool,mio=off");
+        let read =
+            Directives::read(" info ,caf_actors=debug, async-nats=WARN,nats::source=trace,pool,mio=off");
         assert_eq!(read.level, Some("info"));
-        let modules: Vec<_> = read.modules.iter().map(|(name, level)| (&**name, *level)).collect();
+        let modules: Vec<_> = read
+            .modules
+            .iter()
+            .map(|(name, level)| (&**name, *level))
+            .collect();
         assert_eq!(
             modules,
             [
@@ -173,7 +178,10 @@ mod tests {
     #[test]
     fn what_is_no_directive_is_told() {
         let read = Directives::read("warn,x=loud,[span]=info,a::=debug,=info,a b");
-        assert_eq!(read.unreadable, ["x=loud", "[span]=info", "a::=debug", "=info", "a b"]);
+        assert_eq!(
+            read.unreadable,
+            ["x=loud", "[span]=info", "a::=debug", "=info", "a b"]
+        );
         assert_eq!(read.level, Some("warn"));
         assert_eq!(Directives::read(""), Directives::default());
     }

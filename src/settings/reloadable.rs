@@ -19,10 +19,14 @@ pub const RELOADABLE: [&str; 5] = [
 
 /// Whether a change of this key needs no restart.
 pub fn is_reloadable(key: &[String]) -> bool {
-    RELOADABLE
-        .iter()
-        .any(|known| known.split('.').zip(key).filter(|(known, given)| known == given).count()
-            == known.split('.').count())
+    RELOADABLE.iter().any(|known| {
+        known
+            .split('.')
+            .zip(key)
+            .filter(|(known, given)| known == given)
+            .count()
+            == known.split('.').count()
+    })
 }
 
 /// Every key whose value differs, with its value in `new`; sections with names of the operator's choice count as one key.

@@ -165,7 +165,12 @@ impl Drop for Flush {
         for lane in shared.lanes.iter().rev() {
             lane.wait_empty(end);
         }
-        let left: Vec<u8> = shared.lanes.iter().rev().flat_map(|lane| lane.take_important()).collect();
+        let left: Vec<u8> = shared
+            .lanes
+            .iter()
+            .rev()
+            .flat_map(|lane| lane.take_important())
+            .collect();
         let path = shared.left.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let (false, Some(path)) = (left.is_empty(), path) {
             leave(path, left);

@@ -143,7 +143,11 @@ impl fmt::Write for Bounded {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = MAX_FIELD_BYTES.saturating_sub(self.0.len());
         self.0.push_str(&text[..text.floor_char_boundary(room)]);
-        if text.len() > room { Err(fmt::Error) } else { Ok(()) }
+        if text.len() > room {
+            Err(fmt::Error)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -164,7 +168,8 @@ impl Subscriber for Bridge {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.takes(level_of_tracing(metadata), metadata.target()).is_some()
+        self.takes(level_of_tracing(metadata), metadata.target())
+            .is_some()
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
@@ -198,7 +203,8 @@ impl Subscriber for Bridge {
 
 impl log::Log for Bridge {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        self.takes(level_of_log(metadata.level()), metadata.target()).is_some()
+        self.takes(level_of_log(metadata.level()), metadata.target())
+            .is_some()
     }
 
     fn log(&self, record: &log::Record<'_>) {

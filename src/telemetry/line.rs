@@ -154,7 +154,9 @@ fn arrange(mut fields: Map<String, Value>, worker_id: &str) -> (Vec<(&'static st
     // The log checker wants run, flow and tenant beside a step.
     let has = |key: &str| top.iter().any(|(name, _)| *name == key);
     let is_complete = ["run_id", "flow_id", "tenant_id"].into_iter().all(has);
-    let alone = top.iter().position(|(name, _)| *name == "step_id" && !is_complete);
+    let alone = top
+        .iter()
+        .position(|(name, _)| *name == "step_id" && !is_complete);
     if let Some((key, step)) = alone.map(|at| top.remove(at)) {
         fields.insert(key.to_owned(), step);
     }

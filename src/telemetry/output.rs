@@ -63,10 +63,7 @@ impl Output {
 
     /// Whether errors go another way than the rest, so that one may stand still while the other goes on.
     pub(super) fn is_split(&self) -> bool {
-        matches!(
-            self.0,
-            Kind::Standard(Streams::Split) | Kind::Writers { .. }
-        )
+        matches!(self.0, Kind::Standard(Streams::Split) | Kind::Writers { .. })
     }
 
     /// Whether lines with this weight end up at standard error.
@@ -87,7 +84,9 @@ impl Output {
             Kind::Standard(Streams::Split) if !is_error => write_once(&mut io::stdout().lock(), line),
             Kind::Standard(_) => write_once(&mut io::stderr().lock(), line),
             Kind::File(file) => lock(file).write(line),
-            Kind::Writers { errors, rest } => write_once(&mut *lock(if is_error { errors } else { rest }), line),
+            Kind::Writers { errors, rest } => {
+                write_once(&mut *lock(if is_error { errors } else { rest }), line)
+            }
         }
     }
 

@@ -39,8 +39,8 @@ use tokio_rustls::rustls::ClientConfig;
 
 use self::dial::Dial;
 pub(crate) use self::fetch::HttpFetch;
-use self::guard::Guard;
 pub use self::guard::AllowedTargets;
+use self::guard::Guard;
 pub(crate) use self::guard::{TARGET_RULE, is_target};
 use self::request::Request;
 use crate::settings::{HttpSettings, SettingError};

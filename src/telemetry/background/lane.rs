@@ -87,7 +87,8 @@ impl State {
         // While nothing can be written, it is counted and not told.
         if self.dropped != [0, 0] && !self.failing && self.plain_bytes <= ROOM_BYTES / 2 {
             let [debug, info] = std::mem::take(&mut self.dropped);
-            let context = json!({"worker_id": worker_id, "count": debug + info, "debug": debug, "info": info});
+            let context =
+                json!({"worker_id": worker_id, "count": debug + info, "debug": debug, "info": info});
             let now = SystemTime::now();
             self.keep(own_line(Level::Warn, "WARN", "Log lines dropped", now, &context));
         }
@@ -134,15 +135,13 @@ impl Lane {
             drops,
         });
         let writer = Arc::clone(&lane);
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                WRITES.set(true);
-                // A line that ends its writer is given up, and the next one is written.
-                while catch_unwind(AssertUnwindSafe(|| writer.write_all())).is_err() {
-                    writer.state().remove_front();
-                }
-            })?;
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            WRITES.set(true);
+            // A line that ends its writer is given up, and the next one is written.
+            while catch_unwind(AssertUnwindSafe(|| writer.write_all())).is_err() {
+                writer.state().remove_front();
+            }
+        })?;
         Ok(lane)
     }
 

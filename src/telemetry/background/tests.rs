@@ -43,7 +43,9 @@ fn write(background: &Background, level: Level, text: &str) {
 
 fn read(written: &mpsc::Receiver<String>) -> Vec<Value> {
     let lines = written.try_iter();
-    lines.map(|line| serde_json::from_str(&line).expect("is JSON")).collect()
+    lines
+        .map(|line| serde_json::from_str(&line).expect("is JSON"))
+        .collect()
 }
 
 #[derive(Default)]
@@ -77,8 +79,17 @@ fn a_reader_that_stops_stops_nobody_and_what_was_dropped_is_said_and_counted() {
     assert!(lines.iter().any(|line| line["text"] == "a warning fits"));
     let said = lines.last().expect("there are some");
     assert_eq!(said["message"], "Log lines dropped");
-    assert_eq!((&said["context"]["count"], &said["context"]["info"]), (&17.into(), &17.into()));
-    let counted: f64 = meter.0.lock().expect("not poisoned").iter().map(|(_, value)| value).sum();
+    assert_eq!(
+        (&said["context"]["count"], &said["context"]["info"]),
+        (&17.into(), &17.into())
+    );
+    let counted: f64 = meter
+        .0
+        .lock()
+        .expect("not poisoned")
+        .iter()
+        .map(|(_, value)| value)
+        .sum();
     assert!((counted - 17.0).abs() < f64::EPSILON, "{counted}");
 }
 
@@ -94,12 +105,21 @@ fn no_warning_is_lost_while_nobody_reads_however_many_come() {
     drop(flush);
     let lines = read(&written);
     let whole = lines.iter().filter(|line| line["text"] == *filler).count();
-    let folded: Vec<_> = lines.iter().filter(|line| line["context"]["folded"].is_u64()).collect();
+    let folded: Vec<_> = lines
+        .iter()
+        .filter(|line| line["context"]["folded"].is_u64())
+        .collect();
     assert_eq!(folded.len(), 1, "one line for one message");
     let line = folded[0];
-    assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &"A message".into()));
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (&"WARN".into(), &"A message".into())
+    );
     assert!(line["context"]["first_at"].as_str() <= line["context"]["last_at"].as_str());
-    assert_eq!(whole as u64 + line["context"]["folded"].as_u64().expect("a number"), total as u64);
+    assert_eq!(
+        whole as u64 + line["context"]["folded"].as_u64().expect("a number"),
+        total as u64
+    );
     assert!(whole * filler.len() > IMPORTANT_ROOM_BYTES / 2);
 }
 

@@ -49,13 +49,19 @@ fn what_dependencies_say_has_the_form_of_our_lines_with_target_and_fields_in_con
         tracing::warn!(target: "async_nats::connector", attempt = 3, url = "nats://u:hunter2@h", tenant_id = "x", "no {}", "luck");
     });
     let line = &lines[0];
-    assert_eq!((&line["level"], &line["message"]), (&Value::from("WARN"), &Value::from("no luck")));
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (&Value::from("WARN"), &Value::from("no luck"))
+    );
     assert_eq!(line["context"]["target"], "async_nats::connector");
     assert_eq!(line["context"]["attempt"], 3);
     assert_eq!(line["context"]["worker_id"], "w");
     assert_eq!(line["context"]["url"], "nats://[REDACTED]@h");
     // Ids at the top are those of jobs.
-    assert_eq!((&line["tenant_id"], &line["context"]["tenant_id"]), (&Value::Null, &Value::from("x")));
+    assert_eq!(
+        (&line["tenant_id"], &line["context"]["tenant_id"]),
+        (&Value::Null, &Value::from("x"))
+    );
 }
 
 #[test]
@@ -82,7 +88,10 @@ fn both_interfaces_follow_the_levels_and_their_change() {
         tracing::debug!(target: "mio", "taken no more");
         tracing::error!(target: "mio", "still taken");
     });
-    let said: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap_or_default()).collect();
+    let said: Vec<_> = lines
+        .iter()
+        .map(|line| line["message"].as_str().unwrap_or_default())
+        .collect();
     let mut sorted = said.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, ["still taken", "taken", "x"]);

@@ -121,7 +121,14 @@ impl Guard {
     }
 
     fn passes(&self, name: Option<&str>, address: SocketAddr) -> bool {
-        refusal(address.ip()).is_none() || self.allowed.0.get().list.iter().any(|target| target.covers(name, address))
+        refusal(address.ip()).is_none()
+            || self
+                .allowed
+                .0
+                .get()
+                .list
+                .iter()
+                .any(|target| target.covers(name, address))
     }
 }
 
