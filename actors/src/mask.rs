@@ -107,6 +107,8 @@ pub fn mask_text(text: &str) -> Cow<'_, str> {
     secrets.extend(assigned_values(text));
     secrets.extend(tell_tale_words(text));
     secrets.extend(private_keys(text));
+    // What is hidden already stays as it is, so that a second look changes nothing.
+    secrets.retain(|secret| !is_hidden(&text[secret.clone()]));
     if secrets.is_empty() {
         return Cow::Borrowed(text);
     }
@@ -122,6 +124,16 @@ pub fn mask_text(text: &str) -> Cow<'_, str> {
     }
     masked.push_str(&text[written..]);
     Cow::Owned(masked)
+}
+
+fn is_hidden(value: &str) -> bool {
+    // The closing bracket may have been taken for one of the text around.
+    let rest = value.strip_prefix(&REDACTED[..REDACTED.len() - 1]);
+    rest.is_some_and(|rest| {
+        !rest
+            .trim_start_matches(']')
+            .starts_with(|c: char| c.is_alphanumeric())
+    })
 }
 
 /// The user parts of URLs: what stands between `://` and the last `@` of the authority. Where what looks like a port is
@@ -532,6 +544,7 @@ mod tests {
             let mut value = json!({"items": [text]});
             mask(&mut value);
             prop_assert!(!value.to_string().contains("HUNTER"), "{}", value);
+            prop_assert_eq!(mask_text(&masked), masked.as_str());
         }
 
         #[test]

@@ -76,7 +76,7 @@ fn directives(reader: &mut Reader<'_>, name: &str, text: &str) -> Vec<Entry> {
         level,
         modules,
         unreadable,
-    } = Directives::read(text);
+    } = Directives::read(text, name == "LOG_LEVEL");
     if name == "LOG_LEVEL"
         && let Some(part) = unreadable.first()
     {

@@ -106,15 +106,16 @@ pub struct Directives {
 
 impl Directives {
     /// Reads `level` and `module=level`, separated by commas, as other programs have them: `trace` counts as debug, `off`
-    /// as error (errors are always written), and a module without a level as debug.
-    pub fn read(text: &str) -> Self {
+    /// as error (errors are always written), and a module without a level as debug. Where only we are
+    /// `spoken_to`, such a one is a level that is misspelt.
+    pub fn read(text: &str, spoken_to: bool) -> Self {
         let mut directives = Self::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let (name, level) = match part.split_once('=') {
                 Some((name, level)) => (Some(name.trim()), level_of(level.trim())),
                 None => match level_of(part) {
                     Some(level) => (None, Some(level)),
-                    None => (Some(part), Some("debug")),
+                    None => (Some(part), (!spoken_to).then_some("debug")),
                 },
             };
             match (name, level) {
@@ -154,8 +155,10 @@ mod tests {
 
     #[test]
     fn directives_name_a_level_for_all_and_for_modules() {
-        let read =
-            Directives::read(" info ,caf_actors=debug, async-nats=WARN,nats::source=trace,pool,mio=off");
+        let read = Directives::read(
+            " info ,caf_actors=debug, async-nats=WARN,nats::source=trace,pool,mio=off",
+            false,
+        );
         assert_eq!(read.level, Some("info"));
         let modules: Vec<_> = read
             .modules
@@ -177,12 +180,13 @@ mod tests {
 
     #[test]
     fn what_is_no_directive_is_told() {
-        let read = Directives::read("warn,x=loud,[span]=info,a::=debug,=info,a b");
+        let read = Directives::read("warn,x=loud,[span]=info,a::=debug,=info,a b", false);
         assert_eq!(
             read.unreadable,
             ["x=loud", "[span]=info", "a::=debug", "=info", "a b"]
         );
         assert_eq!(read.level, Some("warn"));
-        assert_eq!(Directives::read(""), Directives::default());
+        assert_eq!(Directives::read("inof,pool=info", true).unreadable, ["inof"]);
+        assert_eq!(Directives::read("", true), Directives::default());
     }
 }

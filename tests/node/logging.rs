@@ -11,11 +11,19 @@ use caf_testkit::{AssignmentBuilder, Client, NatsOptions, NatsServer, TempDir, W
 use serde_json::{Value, json};
 
 use crate::deploy::shipped;
-use crate::support::{Node, SOON, assert_each_answered_once, jobs, program, wait_answered};
+use crate::support::{ASSIGNMENTS, CONSUMER, Node, SOON, assert_each_answered_once, jobs, program, wait_answered};
 
 /// The settings of one reading.
 fn settings(text: &str) -> String {
     format!("[limits]\nmax_held = 500\n{text}\n")
+}
+
+/// Waits until a worker has made what it consumes from, and listens.
+fn wait_consuming(client: &Client) {
+    wait_until("it consumes", SOON, || {
+        let consumer = client.consumer(ASSIGNMENTS, CONSUMER);
+        consumer.is_ok_and(|state| state.waiting > 0)
+    });
 }
 
 #[test]
@@ -124,6 +132,7 @@ fn while_nobody_reads_the_log_jobs_go_on_and_no_warning_is_lost_to_the_end() {
         AssignmentBuilder::new("no.such.type", json!({})).set("version", "9".into())
     });
     let load = [jobs(300, |_| AssignmentBuilder::echo()), refused.clone()].concat();
+    wait_consuming(&client);
     client.assign_all(&load).expect("are sent");
     wait_answered(&client, &load, SOON);
     worker.terminate().expect("is told");
@@ -175,6 +184,7 @@ fn a_disk_without_room_for_the_log_stops_nothing_and_warnings_go_to_standard_err
         .expect("starts");
     worker.wait_for_message("Log cannot be written").expect("is said");
     let refused = [AssignmentBuilder::echo().set("version", "9".into())];
+    wait_consuming(&client);
     client.assign_all(&refused).expect("is sent");
     worker
         .wait_for_log(|log| log["context"]["assignment_id"] == refused[0].assignment_id())

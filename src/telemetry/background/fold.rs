@@ -8,9 +8,10 @@ use std::time::SystemTime;
 
 use caf_actors::events::Level;
 use caf_protocol::timestamp::iso_micros;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::Line;
+use crate::telemetry::line;
 
 /// Most messages that are told apart: the worker has fewer; dependencies write numbers and names into theirs.
 const MAX_KINDS: usize = 512;
@@ -70,20 +71,15 @@ impl Folds {
 /// A line about the log itself.
 pub(super) fn own_line(
     level: Level,
-    name: &str,
+    name: &'static str,
     message: &str,
     at: SystemTime,
-    context: &serde_json::Value,
+    context: &Value,
 ) -> Line {
-    let text = json!({
-        "timestamp": iso_micros(at),
-        "level": name,
-        "component": "worker",
-        "message": message,
-        "context": context,
-    });
+    // The context names the worker.
+    let fields = Map::from_iter([("context".to_owned(), context.clone())]);
     Line {
         level,
-        bytes: format!("{text}\n").into_bytes(),
+        bytes: line::compose(name, message, fields, "", at),
     }
 }
