@@ -9,7 +9,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// All is well.
     Ok = 0,
-    /// `exec` or `submit` ran, and some assignments failed; or `dlq` refused some letters.
+    /// `exec` or `submit` ran, and some assignments failed; or `dlq` refused some letters; or `check` found something.
     SomeFailed = 1,
     /// The command line makes no sense: mend it.
     Usage = 64,
