@@ -3,8 +3,8 @@
 //! Neighbours: [`crate::events::Log`] asks before it writes a line of ours, the node's bridge before it takes one of a
 //! dependency; a reload of the settings puts other [`Rules`] in place. A module is named by any part of its path:
 //! `caf_actors` is this crate, `nats` everything in its folder, `intake` one station; of several that fit, the one that
-//! names the deepest part counts. Dependencies are named by the beginning of their target (`async_nats`,
-//! `async_nats::connector`).
+//! names the deepest part counts. Dependencies are named by the beginning of their target (`rustls`,
+//! `rustls::client`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -13,8 +13,8 @@ use caf_protocol::live::Live;
 
 use crate::events::Level;
 
-/// The crates of the worker.
-const OWN_CRATES: [&str; 4] = ["caf_actors", "caf_worker", "caf_blocks", "caf_protocol"];
+/// How the names of the worker's crates begin. Their paths are compared without it.
+const OWN: &str = "caf_";
 
 /// Dependencies that write what jobs bring (statements, notices of databases, headers) at the levels beyond these: whatever
 /// the settings say, no more of them is taken.
@@ -63,11 +63,11 @@ impl Rules {
     /// The level for the lines that arise in a source file of ours.
     fn of_file(&self, file: &str) -> Level {
         let (root, path) = file.rsplit_once("src/").unwrap_or(("", file));
-        let own = match root.trim_end_matches('/') {
-            root if root.ends_with("protocol") => "caf_protocol",
-            root if root.ends_with("blocks") => "caf_blocks",
-            root if root.ends_with("actors") => "caf_actors",
-            _ => "caf_worker",
+        // Crates lie in folders that have their names; that of the node lies at the root.
+        let folder = root.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let own = match folder {
+            "actors" | "blocks" | "protocol" => folder,
+            _ => "worker",
         };
         let path = path.strip_suffix(".rs").unwrap_or(path);
         self.of_path(|| std::iter::once(own).chain(path.split('/')))
@@ -75,9 +75,8 @@ impl Rules {
 
     /// The level for a target: the path of a module, of ours or of a dependency.
     fn of_target(&self, target: &str) -> Level {
-        let first = target.split("::").next().unwrap_or_default();
-        if OWN_CRATES.contains(&first) {
-            return self.of_path(|| target.split("::"));
+        if let Some(path) = target.strip_prefix(OWN) {
+            return self.of_path(|| path.split("::"));
         }
         let fits = |name: &str| {
             target
@@ -93,7 +92,7 @@ impl Rules {
 
     fn of_path<'a, P: Iterator<Item = &'a str>>(&self, path: impl Fn() -> P) -> Level {
         let named = self.modules.iter().filter_map(|(name, level)| {
-            let depth = end_of(name, path())?;
+            let depth = end_of(name.strip_prefix(OWN).unwrap_or(name), path())?;
             Some(((depth, name.len()), *level))
         });
         named
@@ -267,19 +266,16 @@ mod tests {
     fn dependencies_have_a_level_of_their_own_never_above_ours() {
         let named = rules(
             Level::Info,
-            &[
-                ("async_nats", Level::Info),
-                ("async_nats::connector", Level::Debug),
-            ],
+            &[("quinn", Level::Info), ("quinn::connector", Level::Debug)],
         );
         for (target, level) in [
             ("mio::poll", Level::Warn),
-            ("async_nats", Level::Info),
-            ("async_nats::jetstream", Level::Info),
-            ("async_nats::connector", Level::Debug),
-            ("async_nats_like", Level::Warn),
+            ("quinn", Level::Info),
+            ("quinn::jetstream", Level::Info),
+            ("quinn::connector", Level::Debug),
+            ("quinn_like", Level::Warn),
             // A station's name is none of a dependency's.
-            ("x::async_nats", Level::Warn),
+            ("x::quinn", Level::Warn),
         ] {
             assert_eq!(named.of_target(target), level, "{target}");
         }

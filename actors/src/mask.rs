@@ -490,7 +490,7 @@ mod tests {
             "a=b",
             "password=",
             "==::",
-            "caf_blocks::secret::x",
+            "caf_x::secret::x",
             "https://host:80/path?mail=a@b",
             "basic arithmetic",
             "eyJ.not.one",

@@ -86,7 +86,7 @@ impl LogSettings {
                 rules.require(
                     name,
                     is_module(name),
-                    "must be the name of a module such as intake, nats::source or async_nats",
+                    "must be the name of a module such as intake, nats::source or rustls",
                 );
             }
         });

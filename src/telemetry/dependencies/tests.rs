@@ -46,14 +46,14 @@ fn noisy(name: &str) -> Rules {
 #[test]
 fn what_dependencies_say_has_the_form_of_our_lines_with_target_and_fields_in_context() {
     let lines = lines_of(Rules::default(), |_| {
-        tracing::warn!(target: "async_nats::connector", attempt = 3, url = "nats://u:hunter2@h", tenant_id = "x", "no {}", "luck");
+        tracing::warn!(target: "quinn::connector", attempt = 3, url = "nats://u:hunter2@h", tenant_id = "x", "no {}", "luck");
     });
     let line = &lines[0];
     assert_eq!(
         (&line["level"], &line["message"]),
         (&Value::from("WARN"), &Value::from("no luck"))
     );
-    assert_eq!(line["context"]["target"], "async_nats::connector");
+    assert_eq!(line["context"]["target"], "quinn::connector");
     assert_eq!(line["context"]["attempt"], 3);
     assert_eq!(line["context"]["worker_id"], "w");
     assert_eq!(line["context"]["url"], "nats://[REDACTED]@h");
