@@ -4,6 +4,7 @@
 //! here leaves the process or looks at its environment: both are given by and returned to `main`.
 
 mod ask;
+pub mod check;
 pub mod config;
 pub mod dlq;
 pub mod print;
@@ -21,6 +22,7 @@ use clap_complete::Shell;
 use crate::assignments::Input;
 use crate::asyncapi;
 use crate::exit::Exit;
+use check::CheckCommand;
 use dlq::DlqCommand;
 use settings::SettingsArgs;
 
@@ -60,6 +62,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Print the AsyncAPI 3.0 document: every subject of a worker with these settings, and what travels on it
     Asyncapi,
+    /// Check what a worker said: a log, a health page, any text for secrets
+    #[command(subcommand)]
+    Check(CheckCommand),
     /// Print a completion script for a shell
     Completions {
         /// Shell to write for
@@ -149,7 +154,9 @@ pub fn run(
 fn dispatch(cli: Cli, environment: Environment) -> Exit {
     let sources = cli.settings.sources(environment);
     match cli.command {
-        Command::Serve => settings::with_settings(&sources, cli.output, run::serve),
+        Command::Serve => {
+            settings::with_settings(&sources, cli.output, |loaded| run::serve(loaded, &sources))
+        }
         Command::Exec(args) => {
             settings::with_settings(&sources, cli.output, |loaded| run::exec(loaded, args))
         }
@@ -170,6 +177,7 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
             print::answer(&format!("{:#}", asyncapi::document(&loaded.settings)));
             Exit::Ok
         }),
+        Command::Check(command) => check::run(&command, cli.output),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 pub enum Exit {
     /// All is well.
     Ok = 0,
-    /// `exec` or `submit` ran, and some assignments failed; or `dlq` refused some letters, or nobody knows what `explain` was
-    /// asked about.
+    /// `exec` or `submit` ran, and some assignments failed; or `dlq` refused some letters, nobody knows what `explain` was
+    /// asked about, or `check` found something.
     SomeFailed = 1,
     /// The command line makes no sense: mend it.
     Usage = 64,

@@ -6,7 +6,7 @@
 //! In reading order: [`catalogue`] knows every key, [`origin`] says where a value came from and what is wrong with it,
 //! [`sources`] reads one source into entries, [`environment`] knows the names of variables, [`load`] puts entries on top
 //! of each other, [`feature`] lists what is off by default, [`in_force`] says what of it follows, [`flags`] reports that,
-//! [`show`] prints all, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
+//! [`show`] prints all, [`reloadable`] lists what may change at run time, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
 
 pub mod catalogue;
 pub mod environment;
@@ -14,9 +14,11 @@ pub mod feature;
 pub mod flags;
 pub mod in_force;
 pub mod load;
+pub mod log;
 pub mod metrics;
 pub mod not_yet;
 pub mod origin;
+pub mod reloadable;
 pub mod show;
 pub mod sources;
 pub mod tracing;
@@ -40,6 +42,7 @@ use self::tracing::TracingSettings;
 use caf_blocks::settings::BlockSettings;
 
 pub use self::metrics::MetricsSettings;
+pub use log::{LogLevel, LogSettings};
 
 /// The whole tree. `Debug` hides its secrets.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -198,39 +201,6 @@ impl Default for HttpSettings {
             admin_hosts: Vec::new(),
         }
     }
-}
-
-/// Log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogSettings {
-    /// Least severity that is written.
-    pub level: LogLevel,
-    /// File to append to; without it errors go to standard error, the rest to standard output.
-    pub file: Option<PathBuf>,
-}
-
-impl Default for LogSettings {
-    fn default() -> Self {
-        Self {
-            level: LogLevel::Info,
-            file: None,
-        }
-    }
-}
-
-/// Severity of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// Pages someone.
-    Error,
-    /// Is looked at in the morning.
-    Warn,
-    /// Changes of state, and one line per job.
-    Info,
-    /// Every step of a job.
-    Debug,
 }
 
 #[cfg(test)]

@@ -1,10 +1,18 @@
-//! The signals that ask the node to leave: SIGTERM and SIGINT.
+//! The signals that ask the node to leave, SIGTERM and SIGINT, and the one that asks it to read its settings again, SIGHUP.
 //!
 //! Neighbours: `serve` and `exec` wait for them, `shutdown` for the second and third. Whoever embeds the node brings a
 //! channel of its own instead.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+
+/// Hang-ups. From here on none ends the process.
+///
+/// # Errors
+/// When the system refuses the handler.
+pub fn hangups() -> std::io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
 
 /// Requests to leave, by name, in the order in which they come.
 pub struct Signals {

@@ -28,6 +28,8 @@ mod kubernetes;
 mod large;
 #[path = "node/life.rs"]
 mod life;
+#[path = "node/logging.rs"]
+mod logging;
 #[path = "node/metrics.rs"]
 mod metrics;
 #[path = "node/metrics_cost.rs"]

@@ -203,7 +203,7 @@ fn show_tells_where_each_value_comes_from() -> Result<()> {
         ("limits.max_held", "7  # file config/worker.toml"),
         ("retry.max_attempts", "2  # file a.json"),
         ("nats.url", "\"nats://prefixed:1\"  # env WORKER__NATS__URL"),
-        ("log.level", "\"debug\"  # env LOG_LEVEL"),
+        ("log.level", "\"debug\"  # env LOG_LEVEL; SIGHUP reloads"),
         ("pools.cpu.max_concurrency", "2  # env RESOURCE_POOL_CPU"),
         ("pools.io.max_concurrency", "3  # command line"),
         ("pools.gpu.max_concurrency", "1  # default"),
@@ -396,7 +396,11 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             section = name.replace(".example", ".*");
         } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
-            named.push(format!("{section}.{key}").replace("roots.data", "roots.*"));
+            named.push(
+                format!("{section}.{key}")
+                    .replace("roots.data", "roots.*")
+                    .replace("levels.async_nats", "levels.*"),
+            );
         }
     }
     named.sort();

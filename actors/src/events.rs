@@ -7,6 +7,7 @@
 pub mod course;
 pub mod delivery;
 pub mod discovery;
+pub mod logging;
 pub mod queue;
 pub mod retry;
 pub mod running;
@@ -15,6 +16,7 @@ pub mod timeouts;
 pub mod tracing;
 
 use std::net::SocketAddr;
+use std::panic::Location;
 use std::sync::Arc;
 
 use caf_protocol::ack::RejectReason;
@@ -26,12 +28,17 @@ use slog::{KV, Record, Serializer};
 
 use crate::claims::fleet::StoreError;
 use crate::claims::record::ClaimRecord;
+use crate::levels::Levels;
 use crate::metrics::{Meter, Sample};
 use crate::pool::auditor::Look;
 
+/// The module that lines of ours come from, as a logger sees it.
+pub const MODULE: &str = module_path!();
+
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
-/// change of state (and one line per job), debug is everything else about a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// change of state (and one line per job), debug is everything else about a job. Ordered from quiet to loud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Level {
     /// A job or the worker failed; goes to the stream of errors.
     Error,
@@ -59,6 +66,7 @@ pub struct Event {
 #[derive(Clone)]
 pub struct Log {
     logger: slog::Logger,
+    levels: Option<Levels>,
     meter: Option<Arc<dyn Meter>>,
     observer: Option<Arc<dyn Observer>>,
     worker_id: Arc<str>,
@@ -75,10 +83,18 @@ impl Log {
     pub fn new(logger: slog::Logger, worker_id: &str) -> Self {
         Self {
             logger,
+            levels: None,
             meter: None,
             observer: None,
             worker_id: worker_id.into(),
         }
+    }
+
+    /// Writes only what these let through; without them the logger decides alone.
+    #[must_use]
+    pub fn with_levels(mut self, levels: Levels) -> Self {
+        self.levels = Some(levels);
+        self
     }
 
     /// Gives the samples of events to `meter`.
@@ -117,7 +133,8 @@ impl Log {
         }
     }
 
-    /// Writes one line, if its level is written, and records the samples that go with it.
+    /// Writes one line, if its level is written for the module that calls, and records the samples that go with it.
+    #[track_caller]
     pub fn emit(&self, event: Event) {
         if let Some(observer) = &self.observer {
             observer.observe(&event);
@@ -132,7 +149,9 @@ impl Log {
         if let Some(meter) = &self.meter {
             samples.iter().for_each(|sample| meter.record(sample));
         }
-        if level == Level::Silent {
+        let file = Location::caller().file();
+        let is_written = |levels: &Levels| levels.let_through(level, file);
+        if level == Level::Silent || !self.levels.as_ref().is_none_or(is_written) {
             return;
         }
         let fields = Fields {
@@ -213,17 +232,24 @@ impl Event {
     }
 
     fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.context.insert(key.to_owned(), value.into());
+        if self.level != Level::Silent {
+            self.context.insert(key.to_owned(), value.into());
+        }
         self
     }
 
     fn at_top(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.top.insert(key.to_owned(), value.into());
+        if self.level != Level::Silent {
+            self.top.insert(key.to_owned(), value.into());
+        }
         self
     }
 
     /// Ids at top level. The log checker wants run, flow and tenant beside a step: the step goes only with them.
     fn of(mut self, identity: &Identity) -> Self {
+        if self.level == Level::Silent {
+            return self;
+        }
         let raw = &identity.correlation.raw;
         let trace = identity
             .correlation

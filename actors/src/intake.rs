@@ -16,6 +16,7 @@ use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Identity, Reading, Refusal, read};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::live::Live;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use caf_protocol::trace_context::RemoteTrace;
 use tokio::sync::oneshot;
@@ -65,7 +66,7 @@ pub struct IntakeParts {
     /// Writes acknowledgements.
     pub answers: Answers,
     /// Tenants that may send jobs; empty lets all.
-    pub allowed_tenants: Arc<[String]>,
+    pub allowed_tenants: Live<Vec<String>>,
     /// What becomes of assignments that end their workers.
     pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
@@ -179,7 +180,7 @@ impl Intake {
 
     /// The row, and what the pool said to a job that would run: its place, or why there is none.
     fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
-        let (allowed, now) = (&self.parts.allowed_tenants, Instant::now());
+        let (allowed, now) = (self.parts.allowed_tenants.get(), Instant::now());
         let facts = Facts {
             unanswerable: false,
             standing: StandingFact::of(

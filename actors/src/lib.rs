@@ -21,6 +21,7 @@ pub mod intake;
 pub mod job;
 pub mod journal;
 pub mod lease;
+pub mod levels;
 pub mod mask;
 pub mod metrics;
 pub mod nats;

@@ -1,6 +1,7 @@
 //! `serve`, `exec`, `submit` and `dlq`: opens the log, starts the event loop, and turns what went wrong into an exit code.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,38 +15,55 @@ use super::{ExecArgs, OutputFormat, SubmitArgs, print};
 use crate::admin::Told;
 use crate::assignments::Input;
 use crate::exit::Exit;
+use crate::reload::{Live, Reloader};
 use crate::settings::in_force::InForce;
-use crate::settings::load::Loaded;
+use crate::settings::load::{Loaded, Sources};
 use crate::settings::origin::Origin;
 use crate::settings::{LogLevel, LogSettings, Settings, flags, not_yet, worker_id};
-use crate::signals::Signals;
+use crate::signals::{Signals, hangups};
 use crate::submit::Show;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::{Streams, logger};
+use crate::telemetry::{self, LogControl, Opened, Streams};
 use crate::wiring::operation_limits;
 use crate::{dlq as dlq_command, exec as exec_command, serve as serve_command, submit as submit_command};
 
+/// Name of the file in `worker.state_dir` for warnings and errors that nobody took.
+const UNWRITTEN: &str = "log-unwritten.jsonl";
+
 /// Runs the node.
-pub(super) fn serve(loaded: &Loaded) -> Exit {
+pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
     let settings = &loaded.settings;
     let in_force = InForce::of(settings, &loaded.ranks);
-    with_log(settings, &settings.log, Streams::Split, |log| {
+    with_log(settings, &settings.log, Streams::Split, |log, control| {
         let metrics = in_force
             .metrics
             .then(|| Arc::new(Metrics::new(&settings.worker.metrics)));
         let metered = metrics.iter().cloned();
-        let log = &metered.fold(log.clone(), |log, metrics| log.with_meter(metrics));
+        let log = &metered.fold(log.clone(), |log, metrics| {
+            control.measure(Arc::clone(&metrics) as _);
+            log.with_meter(metrics)
+        });
         let told = Told {
             journal: Journal::default(),
             features: flags::for_log(loaded, &in_force),
         };
         let log = &log.clone().with_observer(Arc::new(told.journal.clone()));
+        keep_unwritten(settings, control, log);
         log.emit(events::features_in_force(told.features.clone()));
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
-        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
+        let extras = Extras::default();
+        let live = Live {
+            log: control.clone(),
+            tenants: in_force.tenants.clone(),
+            http_targets: extras.http_targets.clone(),
+            metrics: metrics.clone(),
+        };
+        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
             Ok(blocks) => on_event_loop(log, async {
+                let reloader = Reloader::new(sources.clone(), settings.clone(), live, log.clone());
+                actix_rt::spawn(reloader.run(hangups()?));
                 serve_command::run(
                     settings,
                     &in_force,
@@ -59,6 +77,22 @@ pub(super) fn serve(loaded: &Loaded) -> Exit {
             Err(error) => complain(&error),
         }
     })
+}
+
+/// Says where the log leaves what nobody takes, and whether an earlier process did so. On a thread of its own: the disk
+/// may hang.
+fn keep_unwritten(settings: &Settings, control: &LogControl, log: &Log) {
+    let path = settings.worker.state_dir.join(UNWRITTEN);
+    control.leave_at(path.clone());
+    let log = log.clone();
+    let thread = std::thread::Builder::new().name("log.left".to_owned());
+    // Without a thread it is not said.
+    let _ = thread.spawn(move || {
+        if let Ok(found) = std::fs::metadata(&path) {
+            let path = path.display().to_string();
+            log.emit(events::logging::unwritten_lines_found(&path, found.len()));
+        }
+    });
 }
 
 /// Runs assignments without a broker, or says what would happen to them.
@@ -75,13 +109,14 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
     // What succeeds is in the printed results; the log speaks up for failures only.
     let quiet = quiet(loaded);
     let in_force = InForce::without_broker(settings, &loaded.ranks);
-    with_log(settings, &quiet, Streams::StandardError, |log| {
+    with_log(settings, &quiet, Streams::StandardError, |log, _| {
         for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
         let blocks = |health| {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
+                ..Extras::default()
             };
             Ok(caf_blocks::build(
                 &settings.blocks,
@@ -103,7 +138,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         file: None,
         ..quiet(loaded)
     };
-    with_log(settings, &log, Streams::StandardError, |log| {
+    with_log(settings, &log, Streams::StandardError, |log, _| {
         for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
@@ -128,7 +163,7 @@ pub(super) fn submit(loaded: &Loaded, args: SubmitArgs, output: OutputFormat) ->
         return Exit::Usage;
     }
     let limit = Duration::from_secs(args.timeout_s);
-    with_log(settings, &quiet(loaded), Streams::StandardError, |log| {
+    with_log(settings, &quiet(loaded), Streams::StandardError, |log, _| {
         let submitting = submit_command::run(settings, args.file, limit, show(output), log);
         on_event_loop(log, submitting)
     })
@@ -144,7 +179,7 @@ pub(super) fn dlq(loaded: &Loaded, command: DlqCommand, output: OutputFormat) ->
             return Exit::Usage;
         }
     };
-    with_log(settings, &quiet(loaded), Streams::StandardError, |log| {
+    with_log(settings, &quiet(loaded), Streams::StandardError, |log, _| {
         on_event_loop(log, dlq_command::run(settings, task, show(output), log))
     })
 }
@@ -176,27 +211,36 @@ fn with_log(
     settings: &Settings,
     log: &LogSettings,
     streams: Streams,
-    run: impl FnOnce(&Log) -> Exit,
+    run: impl FnOnce(&Log, &LogControl) -> Exit,
 ) -> Exit {
     let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
-    match logger(log, streams, &worker_id) {
-        // The last lines are written when this ends.
-        Ok((logger, _flush)) => {
-            let log = Log::new(logger, &worker_id);
-            log_panics(&log);
-            run(&log)
+    match telemetry::open(log, streams, &worker_id) {
+        // The last lines are written when `flush` is dropped.
+        Ok(Opened {
+            logger,
+            control,
+            flush,
+        }) => {
+            control.hear_dependencies();
+            let log = Log::new(logger, &worker_id).with_levels(control.levels().clone());
+            log_panics(&log, &control);
+            let exit = run(&log, &control);
+            drop(flush);
+            exit
         }
         Err(error) => complain(&error),
     }
 }
 
-/// A panic is one line of the log like any other. Its text stays out of it: it may quote what a job brought.
-fn log_panics(log: &Log) {
-    let log = log.clone();
+/// A panic is one line of the log like any other, but waited for: it may be the last. Its text stays out of it: it may quote
+/// what a job brought.
+fn log_panics(log: &Log, control: &LogControl) {
+    let (log, control) = (log.clone(), AssertUnwindSafe(control.clone()));
     std::panic::set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
         log.emit(events::panicked(&place, thread.name().unwrap_or_default()));
+        control.flush_briefly();
     }));
 }
 

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use caf_protocol::error_code::ErrorCode;
 use serde_json::Value;
 
-use super::catalogue::Kind;
+use super::log::Directives;
 use super::origin::{KeyPath, Origin, Problem};
 use super::sources::{Entry, Reader};
 
@@ -25,7 +25,7 @@ pub use otel::of_tracing;
 const PREFIX: &str = "WORKER__";
 
 /// Plain names and their keys. Of two for one key the later one wins.
-const PLAIN: [(&str, &str); 16] = [
+const PLAIN: [(&str, &str); 14] = [
     ("NATS_URL", "nats.url"),
     ("CAF_ASSIGN_SUBJECT", "nats.subjects.assign"),
     ("CAF_RESULT_SUBJECT", "nats.subjects.result"),
@@ -38,8 +38,6 @@ const PLAIN: [(&str, &str); 16] = [
     ("RESOURCE_POOL_GPU", "pools.gpu.max_concurrency"),
     ("WORKER_GPU_POOL_SIZE", "pools.gpu.max_concurrency"),
     ("WORKER_IO_POOL_SIZE", "pools.io.max_concurrency"),
-    (RUST_LOG, "log.level"),
-    ("LOG_LEVEL", "log.level"),
     (
         "METRICS_TENANT_LABEL_ALLOWLIST",
         "worker.metrics.tenant_label_allowlist",
@@ -47,8 +45,9 @@ const PLAIN: [(&str, &str); 16] = [
     ("DATABASE_URL", "blocks.sql.connections.default.url"),
 ];
 
-/// Belongs to other programs too and may hold filters; only a plain level is taken.
-const RUST_LOG: &str = "RUST_LOG";
+/// Levels of the log, for all and for modules, the stronger one last. The first belongs to other programs too and may
+/// hold filters that only they know; what cannot be read of it is left out.
+const LOG_DIRECTIVES: [&str; 2] = ["RUST_LOG", "LOG_LEVEL"];
 
 /// Base address: health one port above, metrics two.
 const PROMETHEUS_ENDPOINT: &str = "PROMETHEUS_ENDPOINT";
@@ -63,10 +62,12 @@ pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
         let Some(text) = variables.get(name).filter(|text| !text.is_empty()) else {
             continue;
         };
-        if name == RUST_LOG && !is_plain_level(text) {
-            continue;
-        }
         entries.extend(reader.text(split(key), text, Origin::Environment(name.to_owned())));
+    }
+    for name in LOG_DIRECTIVES {
+        if let Some(text) = variables.get(name) {
+            entries.extend(directives(reader, name, text));
+        }
     }
     if let Some(base) = variables.get(PROMETHEUS_ENDPOINT).filter(|text| !text.is_empty()) {
         let origin = Origin::Environment(PROMETHEUS_ENDPOINT.to_owned());
@@ -74,6 +75,36 @@ pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
     }
     entries.extend(flags::read(reader, variables));
     entries
+}
+
+fn directives(reader: &mut Reader<'_>, name: &str, text: &str) -> Vec<Entry> {
+    let origin = Origin::Environment(name.to_owned());
+    let Directives {
+        level,
+        modules,
+        unreadable,
+    } = Directives::read(text, name == "LOG_LEVEL");
+    if name == "LOG_LEVEL"
+        && let Some(part) = unreadable.first()
+    {
+        let rule = "must be one of error, warn, info, debug, alone or with levels of modules as in info,intake=debug";
+        reader.reject(&split("log.level"), rule, &Value::from(part.as_str()), &origin);
+        return Vec::new();
+    }
+    let level = level.map(|level| (split("log.level"), level));
+    let modules = modules.into_iter().map(|(module, level)| {
+        let mut key = split("log.levels");
+        key.push(module);
+        (key, level)
+    });
+    let entries = level.into_iter().chain(modules);
+    entries
+        .map(|(key, level)| Entry {
+            key,
+            value: Some(Value::from(level)),
+            origin: origin.clone(),
+        })
+        .collect()
 }
 
 /// Reads `WORKER__SECTION__KEY`; names in maps are lower-cased, but codes of errors.
@@ -202,14 +233,10 @@ fn is_prefixed(name: &str) -> bool {
 fn is_known(name: &str) -> bool {
     is_prefixed(name)
         || name == PROMETHEUS_ENDPOINT
+        || LOG_DIRECTIVES.contains(&name)
         || PLAIN.iter().any(|(plain, _)| *plain == name)
         || otel::is_name(name)
         || flags::is_name(name)
-}
-
-fn is_plain_level(text: &str) -> bool {
-    let levels = ["error", "warn", "info", "debug"].map(str::to_owned);
-    Kind::Choice(levels.to_vec()).parse(text).is_some()
 }
 
 #[cfg(test)]

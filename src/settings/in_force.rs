@@ -12,6 +12,7 @@ use caf_actors::settings::policies::{
     QueuePolicySettings, RejectionPolicy, RetryPolicySettings, TimeoutPolicySettings,
 };
 use caf_protocol::block::ResourceClass;
+use caf_protocol::live::Live;
 
 use super::environment::split;
 use super::feature::Feature;
@@ -38,6 +39,8 @@ pub struct InForce {
     pools: [PoolSize; 3],
     /// What happens while pools are full.
     pub admission: Admission,
+    /// Tenants that may send jobs; empty lets all. May change while the node runs.
+    pub tenants: Live<Vec<String>>,
     /// Flags that are on, and parts of policies, that have no effect: each with a sentence for the operator.
     pub warnings: Vec<String>,
 }
@@ -105,6 +108,7 @@ impl InForce {
             metrics,
             tracing,
             admission,
+            tenants: Live::new(settings.tenants.allowed.clone()),
             warnings,
         }
     }

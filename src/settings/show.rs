@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::catalogue::{Catalogue, Node};
 use super::load::Loaded;
 use super::origin::{KeyPath, key_text, masked};
+use super::reloadable::is_reloadable;
 
 /// One setting.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -16,13 +17,16 @@ pub struct Line {
     pub value: Value,
     /// Where it came from.
     pub source: String,
+    /// Whether a SIGHUP puts a change in force.
+    pub reloadable: bool,
 }
 
 impl std::fmt::Display for Line {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let reload = if self.reloadable { "; SIGHUP reloads" } else { "" };
         match &self.value {
-            Value::Null => write!(f, "{} = (unset)  # {}", self.key, self.source),
-            value => write!(f, "{} = {value}  # {}", self.key, self.source),
+            Value::Null => write!(f, "{} = (unset)  # {}{reload}", self.key, self.source),
+            value => write!(f, "{} = {value}  # {}{reload}", self.key, self.source),
         }
     }
 }
@@ -53,6 +57,7 @@ fn walk(node: &Node, key: &mut KeyPath, value: &Value, loaded: &Loaded, lines: &
                 key: key_text(key),
                 value: masked(key, value),
                 source: loaded.origin(key).to_string(),
+                reloadable: is_reloadable(key),
             });
             return;
         }

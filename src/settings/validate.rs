@@ -29,14 +29,7 @@ impl Settings {
         rules.section("http", |rules| check_http(&self.http, rules));
         rules.section("outbox", |rules| self.outbox.validate(rules));
         rules.section("payload_ref", |rules| self.payload_ref.validate(rules));
-        rules.section("log", |rules| {
-            let named = self
-                .log
-                .file
-                .as_ref()
-                .is_none_or(|file| !file.as_os_str().is_empty());
-            rules.require("file", named, "must not be empty");
-        });
+        rules.section("log", |rules| self.log.validate(rules));
         rules.section("blocks", |rules| check_blocks(&self.blocks, rules));
     }
 }

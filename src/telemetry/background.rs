@@ -1,239 +1,201 @@
-//! Writes log lines on a thread of their own, so that a reader of the log that has stopped reading never stops the node.
+//! Writes log lines on threads of their own, so that a reader of the log that has stopped reading never stops the node.
 //!
-//! Neighbours: the drain hands lines over, [`super::output`] writes them. Bounded: below warning, lines that do not fit
-//! are dropped and counted; warnings and errors have four times the room. What was dropped is said as soon as there is
-//! room again.
+//! Neighbours: the drain hands lines over, [`super::output`] writes them. Errors have a lane of their own where they go to
+//! a stream of their own; in each lane the order is kept. Bounded: below warning, lines that do not fit are dropped and
+//! counted. Warnings and errors are never lost while the process lives: they have eight times the room, never share it with the
+//! others, and what does not fit is folded ([`fold`]) into one line for each message, with a count. What cannot be written
+//! goes to standard error; what nobody has taken when the process ends, to a file.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+mod fold;
+mod lane;
 
-use caf_protocol::timestamp::iso_micros;
-use serde_json::json;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use caf_actors::events::Level;
+use caf_actors::events::logging::LINES_DROPPED;
+use caf_actors::metrics::Meter;
 
 use super::output::Output;
+use lane::Lane;
 
-/// Bytes of lines that may wait: about a second of the busiest log.
-const ROOM_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes of lines that may wait when the newest is a warning or an error.
-const ROOM_BYTES_IMPORTANT: usize = 4 * ROOM_BYTES;
-/// How long the end of the process waits for the last lines.
+/// How long the end of the process waits for the last lines, and then for the file of what nobody took.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// How long a panic waits for its line: what follows may be the end of the process.
+const PANIC_LIMIT: Duration = Duration::from_millis(100);
+/// Most bytes that the file of what nobody took grows to.
+const MAX_LEFT_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How much a line matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Weight {
-    /// Below warning.
-    Plain,
-    /// A warning.
-    Warning,
-    /// An error; goes to the stream of errors.
-    Error,
+/// One line on its way.
+pub(super) struct Line {
+    /// How much it matters.
+    pub(super) level: Level,
+    /// Its bytes with the line feed.
+    pub(super) bytes: Vec<u8>,
 }
 
-/// Lines on their way to the writing thread. Cheap to clone.
+/// Lines on their way to the writing threads. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Background(Arc<Shared>);
 
-/// Keeps the writing thread; dropping it waits for the last lines, but not for ever.
+/// Keeps the writing threads; dropping it waits for the last lines, but not for ever.
 pub struct Flush(Background);
 
+/// Everything about the log that may change while it is written.
+#[derive(Clone)]
+pub(super) struct Control(Background);
+
 struct Shared {
-    queue: Mutex<Queue>,
-    changed: Condvar,
+    /// One for everything, or one for the rest and one for errors.
+    lanes: Vec<Arc<Lane>>,
+    drops: Arc<Drops>,
+    /// Where what nobody took is left.
+    left: Mutex<Option<PathBuf>>,
 }
 
+/// Where it is counted what is lost.
 #[derive(Default)]
-struct Queue {
-    lines: VecDeque<(Weight, Vec<u8>)>,
-    bytes: usize,
-    dropped: u64,
-    /// The writing thread has lines in its hands.
-    writing: bool,
-    closed: bool,
-}
+pub(super) struct Drops(OnceLock<AssertUnwindSafe<Arc<dyn Meter>>>);
 
-impl Queue {
-    /// Takes a line if it fits.
-    fn push(&mut self, weight: Weight, line: Vec<u8>) {
-        let room = if weight == Weight::Plain {
-            ROOM_BYTES
-        } else {
-            ROOM_BYTES_IMPORTANT
-        };
-        if self.bytes + line.len() > room {
-            self.dropped += 1;
-            return;
-        }
-        self.bytes += line.len();
-        self.lines.push_back((weight, line));
+impl Drops {
+    fn count(&self, level: Level) {
+        self.add(level, 1.0);
     }
 
-    /// Everything that waits, and a word about what did not fit.
-    fn take(&mut self, worker_id: &str) -> VecDeque<(Weight, Vec<u8>)> {
-        let mut lines = std::mem::take(&mut self.lines);
-        self.bytes = 0;
-        if self.dropped > 0 {
-            let count = std::mem::take(&mut self.dropped);
-            lines.push_back((Weight::Warning, dropped_line(count, worker_id)));
+    fn add(&self, level: Level, count: f64) {
+        if let Some(meter) = self.0.get() {
+            meter.record(&LINES_DROPPED.sample(&[name_of(level)], count));
         }
-        lines
+    }
+}
+
+fn name_of(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug | Level::Silent => "debug",
     }
 }
 
 impl Background {
-    /// Starts the thread that writes to `output`.
+    /// Starts the threads that write to `output`.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub(super) fn start(output: Output, worker_id: &str) -> std::io::Result<(Self, Flush)> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            changed: Condvar::new(),
+        let (output, drops) = (Arc::new(output), Arc::new(Drops::default()));
+        let lanes: &[(bool, &str)] = match output.is_split() {
+            true => &[(false, "log"), (true, "log.errors")],
+            false => &[(false, "log")],
+        };
+        let lanes = lanes.iter().map(|(is_errors, name)| {
+            Lane::start(
+                name,
+                *is_errors,
+                Arc::clone(&output),
+                worker_id,
+                Arc::clone(&drops),
+            )
         });
-        let (worker_id, writer) = (worker_id.to_owned(), Arc::clone(&shared));
-        std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || write_all(&writer, &output, &worker_id))?;
-        let background = Self(shared);
+        let background = Self(Arc::new(Shared {
+            lanes: lanes.collect::<std::io::Result<_>>()?,
+            drops,
+            left: Mutex::default(),
+        }));
         Ok((background.clone(), Flush(background)))
     }
 
-    /// Hands a line over. Never waits for the reader of the log.
-    pub(super) fn write(&self, weight: Weight, line: Vec<u8>) {
-        self.0.queue().push(weight, line);
-        self.0.changed.notify_all();
-    }
-}
-
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn write_all(shared: &Shared, output: &Output, worker_id: &str) {
-    loop {
-        let mut queue = shared.queue();
-        while queue.lines.is_empty() {
-            if queue.closed {
-                return;
-            }
-            queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    /// Hands a line over. `message` names its kind. Never waits for the reader of the log.
+    pub(super) fn write(&self, line: Line, message: &str) {
+        let lanes = &self.0.lanes;
+        let lane = match line.level {
+            Level::Error => lanes.last(),
+            _ => lanes.first(),
+        };
+        if let Some(lane) = lane {
+            lane.push(line, message);
         }
-        let lines = queue.take(worker_id);
-        queue.writing = true;
-        drop(queue);
-        for (weight, line) in &lines {
-            output.write(*weight == Weight::Error, line);
-        }
-        shared.queue().writing = false;
-        shared.changed.notify_all();
+    }
+
+    pub(super) fn control(&self) -> Control {
+        Control(self.clone())
     }
 }
 
-fn dropped_line(count: u64, worker_id: &str) -> Vec<u8> {
-    let line = json!({
-        "timestamp": iso_micros(SystemTime::now()),
-        "level": "WARN",
-        "component": "worker",
-        "message": "Log lines dropped",
-        "context": {"worker_id": worker_id, "count": count},
-    });
-    format!("{line}\n").into_bytes()
+impl Control {
+    /// Counts there what is lost.
+    pub(super) fn measure(&self, meter: Arc<dyn Meter>) {
+        let drops = &self.0.0.drops;
+        let _ = drops.0.set(AssertUnwindSafe(meter));
+        for level in [Level::Error, Level::Warn, Level::Info, Level::Debug] {
+            drops.add(level, 0.0);
+        }
+    }
+
+    /// Leaves there at the end what nobody took.
+    pub(super) fn leave_at(&self, path: PathBuf) {
+        *self.0.0.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
+    }
+
+    /// Opens a log file anew; the writing thread does it.
+    pub(super) fn reopen(&self) {
+        self.0.0.lanes.iter().for_each(|lane| lane.reopen());
+    }
+
+    /// Waits until the lines so far are written, a moment at most; where somebody waited in vain already, not at all.
+    pub(super) fn flush_briefly(&self) {
+        let end = Instant::now() + PANIC_LIMIT;
+        // Errors come last, and matter first.
+        for lane in self.0.0.lanes.iter().rev() {
+            lane.wait_written(end);
+        }
+    }
 }
 
 impl Drop for Flush {
     fn drop(&mut self) {
         let shared = &self.0.0;
         let end = Instant::now() + FLUSH_LIMIT;
-        let mut queue = shared.queue();
-        queue.closed = true;
-        shared.changed.notify_all();
-        while queue.writing || !queue.lines.is_empty() {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            queue = shared
-                .changed
-                .wait_timeout(queue, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+        shared.lanes.iter().for_each(|lane| lane.close());
+        for lane in shared.lanes.iter().rev() {
+            lane.wait_empty(end);
         }
+        let left: Vec<u8> = shared
+            .lanes
+            .iter()
+            .rev()
+            .flat_map(|lane| lane.take_important())
+            .collect();
+        let path = shared.left.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (false, Some(path)) = (left.is_empty(), path) {
+            leave(path, left);
+        }
+    }
+}
+
+/// The disk may hang too, and must not keep the process.
+fn leave(path: PathBuf, lines: Vec<u8>) {
+    let (done, is_done) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("log.left".to_owned());
+    let spawned = thread.spawn(move || {
+        let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+        if size < MAX_LEFT_BYTES
+            && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(&path)
+        {
+            // There is nowhere left to say that this failed.
+            let _ = file.write_all(&lines);
+        }
+        let _ = done.send(());
+    });
+    if spawned.is_ok() {
+        let _ = is_done.recv_timeout(FLUSH_LIMIT);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{self, Write};
-    use std::sync::mpsc;
-
-    use super::*;
-
-    /// A writer that passes lines on, and waits at each for a word that it may go on.
-    struct Gate {
-        lines: mpsc::Sender<String>,
-        go: Mutex<mpsc::Receiver<()>>,
-    }
-
-    impl Write for Gate {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _ = self.go.lock().expect("not poisoned").recv();
-            let _ = self.lines.send(String::from_utf8_lossy(bytes).into_owned());
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_reader_that_stops_stops_nobody_and_what_was_dropped_is_said() {
-        let (lines, written) = mpsc::channel();
-        let (go, may_go) = mpsc::channel();
-        let gate = Gate {
-            lines,
-            go: Mutex::new(may_go),
-        };
-        let (background, flush) =
-            Background::start(Output::writers(io::sink(), gate), "w").expect("a thread");
-        let line = vec![b'x'; 1024 * 1024];
-        // Nobody reads: all of this returns at once, and only what fits is kept.
-        for _ in 0..20 {
-            background.write(Weight::Plain, line.clone());
-        }
-        background.write(Weight::Warning, b"a warning fits\n".to_vec());
-        drop(go);
-        drop(flush);
-        let written: Vec<String> = written.try_iter().collect();
-        let plain = written.iter().filter(|line| line.starts_with('x')).count();
-        assert!((4..=9).contains(&plain), "{plain} lines");
-        assert!(written.iter().any(|line| line == "a warning fits\n"));
-        let said = written
-            .iter()
-            .find(|line| line.contains("Log lines dropped"))
-            .expect("said");
-        let said: serde_json::Value = serde_json::from_str(said).expect("json");
-        assert_eq!(said["context"]["count"], 20 - plain);
-    }
-
-    #[test]
-    fn the_end_waits_for_the_last_lines() {
-        let (lines, written) = mpsc::channel();
-        let (go, may_go) = mpsc::channel();
-        drop(go);
-        let gate = Gate {
-            lines,
-            go: Mutex::new(may_go),
-        };
-        let (background, flush) =
-            Background::start(Output::writers(io::sink(), gate), "w").expect("a thread");
-        for _ in 0..1_000 {
-            background.write(Weight::Plain, b"line\n".to_vec());
-        }
-        drop(flush);
-        assert_eq!(written.try_iter().count(), 1_000);
-    }
-}
+mod tests;

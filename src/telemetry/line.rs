@@ -14,10 +14,14 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 use slog::{Drain, Level, OwnedKVList, Record};
 
-/// Longest string in bytes, a message included: more is not read by anyone and costs everyone who ships logs.
+/// Longest string in bytes: more is not read by anyone and costs everyone who ships logs.
 pub const MAX_STRING_BYTES: usize = 8 * 1024;
-/// Longest line in bytes: readers of pipes and log shippers cut longer ones in the middle.
-pub const MAX_LINE_BYTES: usize = 256 * 1024;
+/// Longest message in bytes. Messages of ours are short; one that somebody made long arrives whole.
+pub const MAX_MESSAGE_BYTES: usize = 128 * 1024;
+/// Longest line in bytes: a quarter of what may wait to be written.
+pub const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// What strings are cut to, one after the other, until the line fits: rather all keys with short values than none.
+const SHORTER_BYTES: [usize; 2] = [512, 64];
 /// What stands at the end of a cut string.
 const CUT: &str = "…[truncated]";
 
@@ -35,22 +39,54 @@ const TOP_KEYS: [&str; 8] = [
 
 /// One log line with its line feed.
 pub fn line(record: &Record<'_>, values: &OwnedKVList, worker_id: &str, at: SystemTime) -> Vec<u8> {
+    let level = level_name(record.level());
+    compose(level, &message_of(record), fields(record, values), worker_id, at)
+}
+
+/// The message of a record.
+pub(super) fn message_of(record: &Record<'_>) -> String {
     let mut message = String::new();
     // A Display that fails leaves what it wrote so far.
     let _ = write!(message, "{}", record.msg());
-    let (top, context) = arrange(fields(record, values), worker_id);
+    message
+}
+
+/// The same from its parts: a level's name, and fields that are sorted into the top and `context`.
+pub(super) fn compose(
+    level: &'static str,
+    message: &str,
+    fields: Map<String, Value>,
+    worker_id: &str,
+    at: SystemTime,
+) -> Vec<u8> {
+    let (top, context) = arrange(fields, worker_id);
     let mut line = Line {
         timestamp: iso_micros(at),
-        level: level_name(record.level()),
-        message: bounded(&message).into_owned(),
+        level,
+        message: bounded(message).into_owned(),
         top,
         context,
     };
     let mut bytes = line.to_bytes();
+    let whole = bytes.len();
+    for shorter in SHORTER_BYTES {
+        if bytes.len() > MAX_LINE_BYTES {
+            let values = line.top.iter_mut().map(|(_, value)| value);
+            values
+                .chain([&mut line.context])
+                .for_each(|value| bound(value, shorter));
+            bytes = line.to_bytes();
+        }
+    }
     if bytes.len() > MAX_LINE_BYTES {
         line.top
             .retain(|(_, value)| !value.is_object() && !value.is_array());
-        line.context = json!({"worker_id": worker_id, "dropped_bytes": bytes.len()});
+        line.context = json!({"worker_id": worker_id, "dropped_bytes": whole});
+        bytes = line.to_bytes();
+    }
+    if bytes.len() > MAX_LINE_BYTES {
+        // Signs that JSON writes with six bytes each.
+        line.message = cut(&line.message, MAX_STRING_BYTES).into_owned();
         bytes = line.to_bytes();
     }
     bytes.push(b'\n');
@@ -115,6 +151,15 @@ fn arrange(mut fields: Map<String, Value>, worker_id: &str) -> (Vec<(&'static st
             Some(value) => top.push((key, value)),
         }
     }
+    // The log checker wants run, flow and tenant beside a step.
+    let has = |key: &str| top.iter().any(|(name, _)| *name == key);
+    let is_complete = ["run_id", "flow_id", "tenant_id"].into_iter().all(has);
+    let alone = top
+        .iter()
+        .position(|(name, _)| *name == "step_id" && !is_complete);
+    if let Some((key, step)) = alone.map(|at| top.remove(at)) {
+        fields.insert(key.to_owned(), step);
+    }
     let mut context = match given {
         Some(Value::Object(context)) => context,
         None | Some(Value::Null) => Map::new(),
@@ -129,27 +174,27 @@ fn arrange(mut fields: Map<String, Value>, worker_id: &str) -> (Vec<(&'static st
     let mut context = Value::Object(context);
     for value in top.iter_mut().map(|(_, value)| value).chain([&mut context]) {
         mask(value);
-        bound(value);
+        bound(value, MAX_STRING_BYTES);
     }
     (top, context)
 }
 
-/// Cuts every string and key that is too long.
-fn bound(value: &mut Value) {
+/// Cuts every string and key that is longer than this.
+fn bound(value: &mut Value, limit: usize) {
     match value {
         Value::String(text) => {
-            if let Cow::Owned(cut) = cut(text) {
+            if let Cow::Owned(cut) = cut(text, limit) {
                 *text = cut;
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(bound),
+        Value::Array(items) => items.iter_mut().for_each(|item| bound(item, limit)),
         Value::Object(fields) => {
-            fields.values_mut().for_each(bound);
-            if fields.keys().any(|key| key.len() > MAX_STRING_BYTES) {
+            fields.values_mut().for_each(|value| bound(value, limit));
+            if fields.keys().any(|key| key.len() > limit) {
                 let all = std::mem::take(fields);
                 fields.extend(
                     all.into_iter()
-                        .map(|(key, value)| (cut(&key).into_owned(), value)),
+                        .map(|(key, value)| (cut(&key, limit).into_owned(), value)),
                 );
             }
         }
@@ -160,19 +205,16 @@ fn bound(value: &mut Value) {
 /// A message, masked before it is cut: half a secret would not be recognised.
 fn bounded(message: &str) -> Cow<'_, str> {
     match mask_text(message) {
-        Cow::Borrowed(text) => cut(text),
-        Cow::Owned(text) => Cow::Owned(cut(&text).into_owned()),
+        Cow::Borrowed(text) => cut(text, MAX_MESSAGE_BYTES),
+        Cow::Owned(text) => Cow::Owned(cut(&text, MAX_MESSAGE_BYTES).into_owned()),
     }
 }
 
-fn cut(text: &str) -> Cow<'_, str> {
-    if text.len() <= MAX_STRING_BYTES {
+fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
         return Cow::Borrowed(text);
     }
-    let mut end = MAX_STRING_BYTES - CUT.len();
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = text.floor_char_boundary(limit - CUT.len());
     Cow::Owned(format!("{}{CUT}", &text[..end]))
 }
 

@@ -1,13 +1,13 @@
 //! Where log lines go: standard streams, a file, or a writer that a test holds.
 //!
-//! Each line is one write, so lines of several threads never mix. What cannot be written (a closed pipe, a full disk)
-//! is dropped without a word: there is nowhere left to say it.
+//! Each line is one write, so lines of several threads never mix. Says whether a line was written; what to do about it
+//! if not is the caller's business.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Streams;
 
@@ -19,8 +19,16 @@ pub struct Output(Kind);
 
 enum Kind {
     Standard(Streams),
-    File(Mutex<File>),
+    File(Mutex<LogFile>),
     Writers { errors: Sink, rest: Sink },
+}
+
+/// A file that only grows.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    /// The last write broke off inside of a line, and that could not be undone.
+    torn: bool,
 }
 
 impl Output {
@@ -34,8 +42,11 @@ impl Output {
     /// # Errors
     /// When it cannot be opened.
     pub fn file(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self(Kind::File(Mutex::new(file))))
+        Ok(Self(Kind::File(Mutex::new(LogFile {
+            path: path.to_owned(),
+            file: open(path)?,
+            torn: false,
+        }))))
     }
 
     /// Two writers in place of standard error and standard output.
@@ -50,19 +61,88 @@ impl Output {
         })
     }
 
+    /// Whether errors go another way than the rest, so that one may stand still while the other goes on.
+    pub(super) fn is_split(&self) -> bool {
+        matches!(self.0, Kind::Standard(Streams::Split) | Kind::Writers { .. })
+    }
+
+    /// Whether lines with this weight end up at standard error.
+    pub(super) fn is_standard_error(&self, is_error: bool) -> bool {
+        match self.0 {
+            Kind::Standard(Streams::Split) => is_error,
+            Kind::Standard(Streams::StandardError) => true,
+            Kind::File(_) | Kind::Writers { .. } => false,
+        }
+    }
+
     /// Writes one line, which brings its own line feed.
-    pub(super) fn write(&self, is_error: bool, line: &[u8]) {
-        // The result is dropped on purpose: see above.
-        let _ = match &self.0 {
+    ///
+    /// # Errors
+    /// When it was not written: a closed pipe, a full disk.
+    pub(super) fn write(&self, is_error: bool, line: &[u8]) -> io::Result<()> {
+        match &self.0 {
             Kind::Standard(Streams::Split) if !is_error => write_once(&mut io::stdout().lock(), line),
             Kind::Standard(_) => write_once(&mut io::stderr().lock(), line),
-            Kind::File(file) => write_once(&mut *file.lock().unwrap_or_else(PoisonError::into_inner), line),
+            Kind::File(file) => lock(file).write(line),
             Kind::Writers { errors, rest } => {
-                let sink = if is_error { errors } else { rest };
-                write_once(&mut *sink.lock().unwrap_or_else(PoisonError::into_inner), line)
+                write_once(&mut *lock(if is_error { errors } else { rest }), line)
             }
-        };
+        }
     }
+
+    /// Opens the file anew, which somebody may have moved away; the old one is kept when that fails. Does nothing for
+    /// anything but a file.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(super) fn reopen(&self) -> io::Result<()> {
+        if let Kind::File(file) = &self.0 {
+            let mut log = lock(file);
+            log.file = open(&log.path)?;
+            log.torn = false;
+        }
+        Ok(())
+    }
+}
+
+impl LogFile {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.torn {
+            self.file.write_all(b"\n")?;
+            self.torn = false;
+        }
+        let mut written = 0;
+        while written < line.len() {
+            match self.file.write(&line[written..]) {
+                Ok(0) => return Err(self.undo(written, io::ErrorKind::WriteZero.into())),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.undo(written, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Half a line is worse than none. Where it cannot be cut off (somebody else writes there too), the next line begins
+    /// on a line of its own.
+    fn undo(&mut self, written: usize, error: io::Error) -> io::Error {
+        if written > 0 {
+            let cut = self.file.metadata().and_then(|meta| {
+                let length = meta.len().saturating_sub(written as u64);
+                self.file.set_len(length)
+            });
+            self.torn = cut.is_err();
+        }
+        error
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write_once(to: &mut impl Write, line: &[u8]) -> io::Result<()> {

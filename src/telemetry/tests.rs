@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 use slog::{Serde, crit, debug, error, info, trace, warn};
 
-use super::line::{MAX_LINE_BYTES, MAX_STRING_BYTES};
+use super::line::{MAX_LINE_BYTES, MAX_MESSAGE_BYTES, MAX_STRING_BYTES};
 use super::*;
 
 /// Keeps what is written, and in how many writes.
@@ -180,22 +180,26 @@ fn very_long_strings_are_cut_with_a_mark() {
         ]));
         info!(log, "{}", long; "trace_id" => long.as_str(), "context" => Serde(context));
     });
-    for text in [&line["message"], &line["trace_id"], &line["context"]["items"][0]] {
+    for (text, limit) in [
+        (&line["message"], MAX_MESSAGE_BYTES),
+        (&line["trace_id"], MAX_STRING_BYTES),
+        (&line["context"]["items"][0], MAX_STRING_BYTES),
+    ] {
         let text = text.as_str().unwrap();
         assert!(
-            text.len() <= MAX_STRING_BYTES && text.ends_with("ü…[truncated]"),
+            text.len() <= limit && text.ends_with("ü…[truncated]"),
             "{}",
             text.len()
         );
     }
-    assert!(line.to_string().len() < 5 * MAX_STRING_BYTES);
+    assert!(line.to_string().len() < MAX_MESSAGE_BYTES + 4 * MAX_STRING_BYTES);
 }
 
 #[test]
 fn a_secret_on_the_cut_does_not_survive_in_half() {
     let text = format!(
         "{} nats://u:hunter2hunter2@h {}",
-        "x".repeat(MAX_STRING_BYTES - 40),
+        "x".repeat(MAX_MESSAGE_BYTES - 40),
         "y".repeat(100)
     );
     let line = line_of(|log| info!(log, "{}", text; "url" => text.as_str()));
@@ -212,7 +216,7 @@ fn a_large_context_is_kept_and_a_huge_one_is_dropped() {
     };
     let line = line_of(|log| info!(log, "x"; "context" => context(1_000, 10)));
     assert_eq!(line["context"].as_object().unwrap().len(), 1_001);
-    let line = line_of(|log| info!(log, "x"; "context" => context(1_000, 1_000), "trace_id" => "t"));
+    let line = line_of(|log| info!(log, "x"; "context" => context(30_000, 1_000), "trace_id" => "t"));
     assert!(line["context"]["dropped_bytes"].as_u64().unwrap() > MAX_LINE_BYTES as u64);
     assert_eq!(
         (&line["context"]["worker_id"], &line["trace_id"]),
@@ -280,11 +284,12 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
     let settings = LogSettings {
         level: LogLevel::Info,
         file: Some(path.clone()),
+        ..LogSettings::default()
     };
     for _ in 0..2 {
-        let (log, _flush) = logger(&settings, Streams::Split, "w").unwrap();
-        info!(log, "x");
-        error!(log, "y");
+        let opened = open(&settings, Streams::Split, "w").unwrap();
+        info!(opened.logger, "x");
+        error!(opened.logger, "y");
     }
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -293,7 +298,7 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
         file: Some(path.join("x")),
         ..settings
     };
-    let error = logger(&nowhere, Streams::Split, "w").err().unwrap();
+    let error = open(&nowhere, Streams::Split, "w").err().unwrap();
     assert!(error.to_string().contains("caf-log-"), "{error}");
 }
 
@@ -312,3 +317,5 @@ fn ten_thousand_lines_all_arrive_in_order() {
         .collect();
     assert_eq!(numbers, (0..10_000).map(Some).collect::<Vec<_>>());
 }
+
+mod contract;

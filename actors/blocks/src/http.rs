@@ -39,6 +39,7 @@ use tokio_rustls::rustls::ClientConfig;
 
 use self::dial::Dial;
 pub(crate) use self::fetch::HttpFetch;
+pub use self::guard::AllowedTargets;
 use self::guard::Guard;
 pub(crate) use self::guard::{TARGET_RULE, is_target};
 use self::request::Request;
@@ -101,7 +102,8 @@ struct Clients {
 }
 
 thread_local! {
-    static CLIENTS: RefCell<HashMap<u64, Rc<Clients>>> = RefCell::default();
+    /// By block, and made for which generation of the guard's rules.
+    static CLIENTS: RefCell<HashMap<u64, (u64, Rc<Clients>)>> = RefCell::default();
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -297,15 +299,20 @@ impl Shared {
         }
     }
 
-    /// This thread's clients. They live as long as the thread: a node has one block of this kind.
+    /// This thread's clients. They live as long as the thread (a node has one block of this kind), or until the guard's
+    /// rules change: no open connection may outlive the rule that let it through.
     fn clients(&self) -> Rc<Clients> {
-        CLIENTS.with_borrow_mut(|all| {
-            Rc::clone(all.entry(self.id).or_insert_with(|| {
-                Rc::new(Clients {
+        let generation = self.guard.generation();
+        CLIENTS.with_borrow_mut(|all| match all.get(&self.id) {
+            Some((made_for, clients)) if *made_for == generation => Rc::clone(clients),
+            _ => {
+                let clients = Rc::new(Clients {
                     plain: self.client(Dial::plain()),
                     secure: self.client(Dial::secure(Arc::clone(&self.tls))),
-                })
-            }))
+                });
+                all.insert(self.id, (generation, Rc::clone(&clients)));
+                clients
+            }
         })
     }
 

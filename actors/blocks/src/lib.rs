@@ -26,6 +26,7 @@ use std::sync::Arc;
 use caf_protocol::block::Registry;
 use caf_protocol::reference::Fetchers;
 
+pub use crate::http::AllowedTargets;
 pub use crate::limits::OperationLimits;
 use crate::settings::{BlockSettings, SettingError};
 
@@ -35,6 +36,8 @@ pub struct Extras {
     /// A symbolic host name such as `health.worker.internal`, and the node's own health endpoint that it stands for.
     /// Requests to that name, whatever the port, and to the endpoint's loopback address pass the guard.
     pub health_target: Option<(String, SocketAddr)>,
+    /// Where `blocks.http.allow_targets` is kept: who holds a clone may replace it while jobs run.
+    pub http_targets: AllowedTargets,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.

@@ -19,6 +19,7 @@ pub mod heartbeat;
 pub mod ids;
 pub mod json;
 pub mod limit;
+pub mod live;
 pub mod outcome;
 pub mod reference;
 pub mod result;

@@ -30,7 +30,6 @@ fn every_plain_name_sets_its_key() {
     let catalogue = Catalogue::default();
     for (name, key) in PLAIN {
         let text = match key {
-            "log.level" => "debug",
             "nats.url" | "blocks.sql.connections.default.url" => "nats://h",
             _ if name.ends_with("SUBJECT") => "a.b",
             _ => "7",
@@ -57,8 +56,18 @@ fn the_workers_own_name_beats_the_shared_one() {
 }
 
 #[test]
-fn filters_in_rust_log_are_none_of_our_business() {
-    assert_eq!(values(&[("RUST_LOG", "some_crate=trace,info")]), []);
+fn both_variables_of_the_log_hold_directives_and_one_is_shared_with_other_programs() {
+    assert_eq!(
+        values(&[
+            ("RUST_LOG", "some_crate=trace,info,[span]=debug"),
+            ("LOG_LEVEL", "nats::source=warn")
+        ]),
+        [
+            ("log.level".to_owned(), Value::from("info")),
+            ("log.levels.some_crate".to_owned(), Value::from("debug")),
+            ("log.levels.nats::source".to_owned(), Value::from("warn")),
+        ]
+    );
     assert!(read(&[("LOG_LEVEL", "loud")]).1[0].contains("error, warn, info, debug"));
 }
 

@@ -289,7 +289,7 @@ fn lines_show_every_key_once_with_its_source_and_no_secret() {
         "blocks.fs.roots.data = \"./data\"  # default",
         "retry.max_attempts = 2  # command line",
         "worker.id = (unset)  # default",
-        "tenants.allowed = []  # default",
+        "tenants.allowed = []  # default; SIGHUP reloads",
     ] {
         assert!(
             shown.iter().any(|line| line == expected),

@@ -463,6 +463,14 @@ impl Worker {
         self.process.signal(Signal::INT)
     }
 
+    /// Sends SIGHUP and returns at once.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn hang_up(&mut self) -> Result<()> {
+        self.process.signal(Signal::HUP)
+    }
+
     /// Holds it still (SIGSTOP).
     ///
     /// # Errors

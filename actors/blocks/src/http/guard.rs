@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::live::Live;
 use caf_protocol::outcome::Failure;
 use url::{Host, Url};
 
@@ -18,10 +19,40 @@ const ALLOW_KEY: [&str; 3] = ["blocks", "http", "allow_targets"];
 /// What an entry of it has to be.
 pub(crate) const TARGET_RULE: &str = "must be an address, a range such as 10.0.0.0/8, or a host name";
 
+/// Targets beside the public ones that jobs may reach. All clones share them, and they may be replaced at any time: what
+/// is asked for from then on is judged by the new ones.
+#[derive(Debug, Clone, Default)]
+pub struct AllowedTargets(Live<Targets>);
+
+#[derive(Debug, Default)]
+struct Targets {
+    list: Vec<Target>,
+    /// How often they were replaced.
+    generation: u64,
+}
+
+impl AllowedTargets {
+    /// Lets these through and no others.
+    ///
+    /// # Errors
+    /// When an entry is none; nothing has changed then.
+    pub fn replace(&self, entries: &[String]) -> Result<(), SettingError> {
+        let list = entries
+            .iter()
+            .map(|entry| {
+                Target::parse(entry).ok_or_else(|| SettingError::new(&ALLOW_KEY, TARGET_RULE, entry))
+            })
+            .collect::<Result<_, _>>()?;
+        let generation = self.0.get().generation + 1;
+        self.0.set(Targets { list, generation });
+        Ok(())
+    }
+}
+
 /// The rules.
 #[derive(Debug)]
 pub(super) struct Guard {
-    allowed: Vec<Target>,
+    allowed: AllowedTargets,
     health: Option<(String, SocketAddr)>,
 }
 
@@ -36,16 +67,17 @@ enum Target {
 impl Guard {
     /// Reads the settings.
     pub(super) fn new(allow_targets: &[String], extras: Extras) -> Result<Self, SettingError> {
-        let allowed = allow_targets
-            .iter()
-            .map(|entry| {
-                Target::parse(entry).ok_or_else(|| SettingError::new(&ALLOW_KEY, TARGET_RULE, entry))
-            })
-            .collect::<Result<_, _>>()?;
+        let allowed = extras.http_targets;
+        allowed.replace(allow_targets)?;
         let health = extras
             .health_target
             .map(|(host, address)| (normal_name(&host), reachable(address)));
         Ok(Self { allowed, health })
+    }
+
+    /// Grows when the rules are replaced: connections that are still open were let through by the rules before.
+    pub(super) fn generation(&self) -> u64 {
+        self.allowed.0.get().generation
     }
 
     /// The addresses that a request to `url` may be sent to, in the order in which to try them.
@@ -89,7 +121,14 @@ impl Guard {
     }
 
     fn passes(&self, name: Option<&str>, address: SocketAddr) -> bool {
-        refusal(address.ip()).is_none() || self.allowed.iter().any(|target| target.covers(name, address))
+        refusal(address.ip()).is_none()
+            || self
+                .allowed
+                .0
+                .get()
+                .list
+                .iter()
+                .any(|target| target.covers(name, address))
     }
 }
 

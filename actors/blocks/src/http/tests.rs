@@ -600,6 +600,7 @@ fn the_nodes_own_health_endpoint_is_reached_under_its_symbolic_name() {
         let server = serve(vec![sized("200 OK", "", b"healthy")]).await;
         let extras = Extras {
             health_target: Some(("health.worker.internal".to_owned(), server.address)),
+            ..Extras::default()
         };
         let block =
             HttpRequest::new(&HttpSettings::default(), OperationLimits::default(), extras).expect("builds");

@@ -180,6 +180,7 @@ fn the_nodes_own_health_endpoint_passes_under_both_names() {
             "health.worker.internal".to_owned(),
             address.parse().expect("is one"),
         )),
+        ..Extras::default()
     };
     let guard = Guard::new(&[], extras("0.0.0.0:9091")).expect("builds");
     let own = Ok(vec!["127.0.0.1:9091".parse().expect("is one")]);

@@ -1,0 +1,132 @@
+//! SIGHUP: opens the log file anew, reads all sources of the settings again, and puts in force what may change while the
+//! node runs.
+//!
+//! Neighbours: `serve` runs it beside the node; [`reloadable`] says which keys, [`Live`] where their values are used. All
+//! or nothing: settings that are wrong anywhere change nothing. Whatever else was changed is named, and waits for a restart.
+//! The environment is that of the start: a process cannot be given another.
+
+use std::sync::Arc;
+
+use caf_actors::events::Log;
+use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
+use caf_blocks::AllowedTargets;
+use caf_protocol::live;
+use serde_json::Value;
+use tokio::signal::unix::Signal;
+use tokio::sync::oneshot;
+
+use crate::settings::Settings;
+use crate::settings::load::{Loaded, Sources, load};
+use crate::settings::origin::{SettingsError, key_text, masked};
+use crate::settings::reloadable::{self, is_reloadable};
+use crate::telemetry::LogControl;
+use crate::telemetry::metrics::Metrics;
+
+/// Where the values of reloadable keys are used. Who adds a key adds it here, in [`Live::apply`] and in [`reloadable`].
+pub struct Live {
+    /// Levels of the log.
+    pub log: LogControl,
+    /// Tenants that may send jobs.
+    pub tenants: live::Live<Vec<String>>,
+    /// Targets beside the public ones that jobs may reach.
+    pub http_targets: AllowedTargets,
+    /// Tenants that metrics name, where anything is measured.
+    pub metrics: Option<Arc<Metrics>>,
+}
+
+impl Live {
+    /// Puts these in force: each value at once, for whatever asks for it from now on.
+    fn apply(&self, settings: &Settings) -> Result<(), String> {
+        // The only one that could refuse comes first, although settings that were checked are never refused.
+        self.http_targets
+            .replace(&settings.blocks.http.allow_targets)
+            .map_err(|error| error.to_string())?;
+        self.tenants.set(settings.tenants.allowed.clone());
+        self.log.set_levels(settings.log.rules());
+        if let Some(metrics) = &self.metrics {
+            metrics.allow_tenants(settings.worker.metrics.tenant_label_allowlist.iter().cloned());
+        }
+        Ok(())
+    }
+}
+
+/// Reads the settings again when it is told to.
+pub struct Reloader {
+    sources: Sources,
+    /// What is in force.
+    running: Settings,
+    live: Live,
+    log: Log,
+}
+
+impl Reloader {
+    /// For a node that runs with these settings, read from these sources.
+    pub fn new(sources: Sources, running: Settings, live: Live, log: Log) -> Self {
+        Self {
+            sources,
+            running,
+            live,
+            log,
+        }
+    }
+
+    /// Does so at every hang-up.
+    pub async fn run(mut self, mut hangups: Signal) {
+        while hangups.recv().await.is_some() {
+            self.live.log.reopen();
+            if let Some(read) = self.read().await {
+                self.take(read);
+            }
+        }
+    }
+
+    /// On a thread of its own: a disk that hangs keeps neither the node nor its end.
+    async fn read(&self) -> Option<Result<Loaded, SettingsError>> {
+        let (done, is_done) = oneshot::channel();
+        let sources = self.sources.clone();
+        let thread = std::thread::Builder::new().name("reload".to_owned());
+        thread
+            .spawn(move || {
+                let _ = done.send(load(&sources));
+            })
+            .ok()?;
+        is_done.await.ok()
+    }
+
+    /// Puts in force what was read, or says why not.
+    fn take(&mut self, read: Result<Loaded, SettingsError>) {
+        let loaded = match read {
+            Ok(loaded) => loaded,
+            Err(error) => return self.refuse(&error),
+        };
+        let merged = reloadable::merged(&self.running, &loaded.settings);
+        if let Err(rule) = self.live.apply(&merged) {
+            self.log.emit(settings_refused("", "", &rule, Vec::new()));
+            return;
+        }
+        let changes = reloadable::changes(&self.running, &loaded.settings);
+        let (applied, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(key, _)| is_reloadable(key));
+        for (key, _) in &rest {
+            let origin = loaded.origin(key).to_string();
+            self.log.emit(setting_needs_restart(&key_text(key), &origin));
+        }
+        let applied: Vec<(String, Value)> = applied
+            .iter()
+            .map(|(key, value)| (key_text(key), masked(key, value)))
+            .collect();
+        self.running = merged;
+        self.log.emit(settings_reloaded(&applied, rest.len()));
+    }
+
+    fn refuse(&self, error: &SettingsError) {
+        let mut problems = error.problems.iter();
+        let Some(first) = problems.next() else { return };
+        let others = problems.map(ToString::to_string).collect();
+        let rule = match &first.value {
+            Some(value) => format!("{}, found {value}", first.rule),
+            None => first.rule.clone(),
+        };
+        self.log
+            .emit(settings_refused(&first.source, &first.key, &rule, others));
+    }
+}

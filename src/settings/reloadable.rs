@@ -1,0 +1,116 @@
+//! Keys that may change while the node runs, and what changed between two readings of the settings.
+//!
+//! Neighbours: `config show` marks these keys; [`crate::reload`] puts them in force. Pure.
+
+use serde_json::Value;
+
+use super::Settings;
+use super::catalogue::{Catalogue, Node};
+use super::origin::KeyPath;
+
+/// Keys and sections that a SIGHUP puts in force. Who adds one adds it to [`crate::reload::Live`] too.
+pub const RELOADABLE: [&str; 6] = [
+    "blocks.http.allow_targets",
+    "log.dependencies",
+    "log.level",
+    "log.levels",
+    "tenants.allowed",
+    "worker.metrics.tenant_label_allowlist",
+];
+
+/// Whether a change of this key needs no restart.
+pub fn is_reloadable(key: &[String]) -> bool {
+    RELOADABLE.iter().any(|known| {
+        known
+            .split('.')
+            .zip(key)
+            .filter(|(known, given)| known == given)
+            .count()
+            == known.split('.').count()
+    })
+}
+
+/// Every key whose value differs, with its value in `new`; sections with names of the operator's choice count as one key.
+pub fn changes(old: &Settings, new: &Settings) -> Vec<(KeyPath, Value)> {
+    let tree = |settings: &Settings| serde_json::to_value(settings).unwrap_or_default();
+    let mut found = Vec::new();
+    walk(
+        Catalogue::default().root(),
+        &mut Vec::new(),
+        (&tree(old), &tree(new)),
+        &mut found,
+    );
+    found
+}
+
+fn walk(node: &Node, key: &mut KeyPath, (old, new): (&Value, &Value), found: &mut Vec<(KeyPath, Value)>) {
+    match node {
+        Node::Table(table) => {
+            for (name, inner) in &table.entries {
+                key.push(name.clone());
+                let at = |tree: &Value| tree.get(name).cloned().unwrap_or_default();
+                walk(inner, key, (&at(old), &at(new)), found);
+                key.pop();
+            }
+        }
+        Node::Map(_) | Node::Leaf(_) if old != new => found.push((key.clone(), new.clone())),
+        Node::Map(_) | Node::Leaf(_) => {}
+    }
+}
+
+/// `running` with the reloadable keys of `new`.
+pub fn merged(running: &Settings, new: &Settings) -> Settings {
+    let mut merged = running.clone();
+    merged.log.level = new.log.level;
+    merged.log.levels.clone_from(&new.log.levels);
+    merged.log.dependencies = new.log.dependencies;
+    merged.tenants.allowed.clone_from(&new.tenants.allowed);
+    let labels = &new.worker.metrics.tenant_label_allowlist;
+    merged.worker.metrics.tenant_label_allowlist.clone_from(labels);
+    merged
+        .blocks
+        .http
+        .allow_targets
+        .clone_from(&new.blocks.http.allow_targets);
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::environment::split;
+    use super::super::log::LogLevel;
+    use super::*;
+
+    #[test]
+    fn what_is_listed_is_what_is_merged() {
+        let mut new = Settings::default();
+        new.log.level = LogLevel::Debug;
+        new.log.dependencies = LogLevel::Error;
+        new.log.levels.insert("pool".to_owned(), LogLevel::Debug);
+        new.tenants.allowed = vec!["a".to_owned()];
+        new.worker.metrics.tenant_label_allowlist = vec!["t".to_owned()];
+        new.blocks.http.allow_targets = vec!["h".to_owned()];
+        new.nats.url = "nats://other".to_owned();
+        let merged = merged(&Settings::default(), &new);
+        let keys: Vec<_> = changes(&Settings::default(), &merged)
+            .into_iter()
+            .map(|(key, _)| key.join("."))
+            .collect();
+        assert_eq!(keys, RELOADABLE);
+        let left: Vec<_> = changes(&merged, &new).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(left, [split("nats.url")]);
+    }
+
+    #[test]
+    fn names_below_a_listed_section_are_reloadable_and_neighbours_are_not() {
+        for (key, is) in [
+            ("log.level", true),
+            ("log.levels.intake", true),
+            ("log.file", false),
+            ("log", false),
+            ("tenants.allowed", true),
+        ] {
+            assert_eq!(is_reloadable(&split(key)), is, "{key}");
+        }
+    }
+}
