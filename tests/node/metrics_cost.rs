@@ -1,4 +1,5 @@
-//! What metrics cost a whole node: `cargo test --release --test node metrics_cost -- --ignored --nocapture`.
+//! What metrics cost a whole node: `METRICS_BENCH=1 cargo test --release --test node metrics_cost -- --nocapture`. Without
+//! the variable it runs small.
 //!
 //! Prints figures and asserts nothing about them: they depend on the machine. Runs with and without metrics take turns, so
 //! that what else the machine does hits both.
@@ -11,8 +12,6 @@ use caf_testkit::{AssignmentBuilder, http};
 use crate::support::{ANSWERS, ASSIGNMENTS, Node, jobs};
 
 const METRICS: &str = "CP2_OBSERVABILITY_METRICS_ENABLED";
-const JOBS: usize = 20_000;
-const TURNS: usize = 3;
 /// Time between two scrapes; Prometheus takes 15 s, so this is hard on the node.
 const SCRAPE_EVERY: Duration = Duration::from_secs(1);
 
@@ -29,12 +28,12 @@ fn cpu_seconds(id: u32) -> f64 {
 }
 
 /// Processor time that a node takes for the jobs, and how long they take.
-fn run(measures: bool) -> (f64, Duration) {
+fn run(count: usize, measures: bool) -> (f64, Duration) {
     let mut node = Node::start_with(|worker| {
         let log = worker.env("LOG_LEVEL", "error");
         log.env(METRICS, measures.to_string())
     });
-    let load = jobs(JOBS, |_| AssignmentBuilder::echo());
+    let load = jobs(count, |_| AssignmentBuilder::echo());
     let (before, begun) = (cpu_seconds(node.worker.id()), Instant::now());
     node.client.assign_all(&load).expect("is sent");
     let mut scraped = Instant::now();
@@ -47,21 +46,22 @@ fn run(measures: bool) -> (f64, Duration) {
         }
         let left = node.client.stream_count(ASSIGNMENTS).ok()?;
         let answers = node.client.stream_count(ANSWERS).ok()?;
-        (left == 0 && answers >= 2 * JOBS as u64).then_some(())
+        (left == 0 && answers >= 2 * count as u64).then_some(())
     });
     assert!(answered.is_some(), "all are answered");
     (cpu_seconds(node.worker.id()) - before, begun.elapsed())
 }
 
 #[test]
-#[ignore = "prints figures; takes minutes"]
 fn processor_time_with_metrics_and_without() {
+    let is_long = std::env::var_os("METRICS_BENCH").is_some();
+    let (count, turns) = if is_long { (20_000, 5) } else { (100, 1) };
     let mut sums = [0.0, 0.0];
-    for _ in 0..TURNS {
+    for _ in 0..turns {
         for measures in [false, true] {
-            let (cpu, took) = run(measures);
+            let (cpu, took) = run(count, measures);
             sums[usize::from(measures)] += cpu;
-            println!("metrics {measures}: {cpu:.2} s of processor time in {took:?} for {JOBS} jobs");
+            println!("metrics {measures}: {cpu:.2} s of processor time in {took:?} for {count} jobs");
         }
     }
     let more = (sums[1] / sums[0] - 1.0) * 100.0;

@@ -13,6 +13,9 @@ pub static LINES_DROPPED: Metric = Metric {
     kind: MetricKind::Counter,
 };
 
+/// Values of its label.
+pub const LEVELS: &[&str] = &["error", "warn", "info", "debug"];
+
 /// An earlier process left with lines that nobody had taken.
 pub fn unwritten_lines_found(path: &str, bytes: u64) -> Event {
     Event::new(Level::Warn, "An earlier process left log lines that nobody took")

@@ -4,7 +4,8 @@
 //! Neighbours: the definitions stand beside the events that carry them, in `actors/src/events/`, and in [`super::state`] for
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
-use caf_actors::events::{delivery, queue, retry, running, steps, timeouts};
+use caf_actors::events::tracing::{SPANS, SpanOutcome};
+use caf_actors::events::{delivery, logging, queue, retry, running, steps, timeouts};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::error_code::ErrorCode;
@@ -89,6 +90,8 @@ fn measured() -> Vec<Listed> {
             from_zero: limits.to_vec(),
         },
         each(&timeouts::DURATION, &operations),
+        each(&logging::LINES_DROPPED, logging::LEVELS),
+        each(&SPANS, &SpanOutcome::ALL.map(SpanOutcome::as_str)),
         one(&DROPPED),
     ];
     let others = [
