@@ -39,8 +39,6 @@ use crate::spill::Spiller;
 pub struct Acknowledge {
     /// The acknowledgement.
     pub message: Arc<Outgoing>,
-    /// Whom it goes to.
-    pub identity: Identity,
     /// Told when it is confirmed.
     pub confirmed: oneshot::Sender<()>,
 }
@@ -235,17 +233,10 @@ impl Actor for Publisher {
 impl Handler<Acknowledge> for Publisher {
     type Result = ();
 
-    fn handle(&mut self, acknowledge: Acknowledge, _: &mut Self::Context) {
-        let Acknowledge {
-            message,
-            identity,
-            confirmed,
-        } = acknowledge;
+    fn handle(&mut self, Acknowledge { message, confirmed }: Acknowledge, _: &mut Self::Context) {
         let sender = self.sender.clone();
         actix::spawn(async move {
-            if sender.send_until_confirmed(&message).await.is_some() {
-                sender.log(events::course::confirmed(&identity, "acknowledgement"));
-            }
+            sender.send_until_confirmed(&message).await;
             let _ = confirmed.send(());
         });
     }

@@ -21,10 +21,12 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 39] = [
+const FACTS: [&str; 42] = [
+    "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
     "broker_told",
+    "dead_letter_at_ms",
     "deaths",
     "degraded",
     "delay_ms",
@@ -52,6 +54,7 @@ const FACTS: [&str; 39] = [
     "resource_class",
     "resource_pool",
     "response_code",
+    "result_at_ms",
     "result_bytes",
     "retries_used",
     "status",
@@ -169,11 +172,11 @@ impl Note {
             let at = FACTS.binary_search(&key.as_str()).ok()?;
             Some((FACTS[at], fact(value)?))
         });
-        let mut facts: Vec<_> = known.collect();
+        let mut facts = Vec::with_capacity(4);
+        facts.extend(known);
         if let Some(error) = event.field("error").and_then(Value::as_str) {
             facts.push(("error", Fact::Text(masked(error).into())));
         }
-        facts.shrink_to_fit();
         Self {
             at_ms,
             event: event.message(),
@@ -212,7 +215,7 @@ impl Note {
             Fact::Text(text) => text.len(),
             Fact::Number(_) | Fact::Flag(_) => 0,
         });
-        size_of::<Self>() + self.facts.len() * size_of::<(&str, Fact)>() + texts.sum::<usize>()
+        size_of::<Self>() + self.facts.capacity() * size_of::<(&str, Fact)>() + texts.sum::<usize>()
     }
 }
 
@@ -278,6 +281,7 @@ pub struct Entry {
     last: VecDeque<Note>,
     /// How much happened in between and is not kept.
     pub left_out: u64,
+    notes_bytes: usize,
 }
 
 impl Entry {
@@ -295,6 +299,7 @@ impl Entry {
             first: Vec::new(),
             last: VecDeque::new(),
             left_out: 0,
+            notes_bytes: 0,
         }
     }
 
@@ -323,12 +328,15 @@ impl Entry {
             _ => {}
         }
         let note = Note::of(event, at_ms);
+        self.notes_bytes += note.bytes();
         if self.first.len() < FIRST_NOTES {
             self.first.push(note);
             return;
         }
-        if self.last.len() == LAST_NOTES {
-            self.last.pop_front();
+        if self.last.len() == LAST_NOTES
+            && let Some(oldest) = self.last.pop_front()
+        {
+            self.notes_bytes -= oldest.bytes();
             self.left_out += 1;
         }
         self.last.push_back(note);
@@ -346,7 +354,7 @@ impl Entry {
 
     pub(super) fn bytes(&self) -> usize {
         let pool = self.pool.as_ref().map_or(0, |pool| pool.len());
-        size_of::<Self>() + self.job_type.len() + pool + self.notes().map(Note::bytes).sum::<usize>()
+        size_of::<Self>() + self.job_type.len() + pool + self.notes_bytes
     }
 }
 
