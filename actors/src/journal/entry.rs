@@ -159,7 +159,7 @@ pub struct Note {
     pub event: &'static str,
     /// What the event said.
     #[serde(serialize_with = "as_object")]
-    pub facts: Vec<(&'static str, Fact)>,
+    pub facts: Box<[(&'static str, Fact)]>,
 }
 
 fn as_object<S: serde::Serializer>(facts: &[(&'static str, Fact)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -172,15 +172,14 @@ impl Note {
             let at = FACTS.binary_search(&key.as_str()).ok()?;
             Some((FACTS[at], fact(value)?))
         });
-        let mut facts = Vec::with_capacity(4);
-        facts.extend(known);
+        let mut facts: Vec<_> = known.collect();
         if let Some(error) = event.field("error").and_then(Value::as_str) {
             facts.push(("error", Fact::Text(masked(error).into())));
         }
         Self {
             at_ms,
             event: event.message(),
-            facts,
+            facts: facts.into(),
         }
     }
 
@@ -215,7 +214,7 @@ impl Note {
             Fact::Text(text) => text.len(),
             Fact::Number(_) | Fact::Flag(_) => 0,
         });
-        size_of::<Self>() + self.facts.capacity() * size_of::<(&str, Fact)>() + texts.sum::<usize>()
+        size_of::<Self>() + self.facts.len() * size_of::<(&str, Fact)>() + texts.sum::<usize>()
     }
 }
 
