@@ -122,6 +122,10 @@ impl Book {
 
     /// Notes an event that is about an assignment.
     pub(super) fn note(&mut self, event: &Event, at_ms: u64) {
+        // The start says the same, a moment later.
+        if event.message() == "Processing queued request" {
+            return;
+        }
         let (assignment_id, tenant_id) = (text(event, "assignment_id"), text(event, "tenant_id"));
         if assignment_id.is_empty() || tenant_id.is_empty() {
             return;
