@@ -449,7 +449,6 @@ impl Intake {
         // When the publisher is being re-created, the receiver fails and the ack is sent with the result.
         let acknowledge = Acknowledge {
             message: Arc::clone(&message),
-            identity: case.identity.clone(),
             confirmed,
             scope: case.holdings.span.scope(),
         };

@@ -43,8 +43,6 @@ use crate::trace::{Publishing, Scope, Span, SpanKind};
 pub struct Acknowledge {
     /// The acknowledgement.
     pub message: Arc<Outgoing>,
-    /// Whom it goes to.
-    pub identity: Identity,
     /// Told when it is confirmed.
     pub confirmed: oneshot::Sender<()>,
     /// The span that it is sent in.
@@ -319,7 +317,6 @@ impl Handler<Acknowledge> for Publisher {
     fn handle(&mut self, acknowledge: Acknowledge, _: &mut Self::Context) {
         let Acknowledge {
             message,
-            identity,
             confirmed,
             scope,
         } = acknowledge;
@@ -331,7 +328,6 @@ impl Handler<Acknowledge> for Publisher {
             drop(span);
             if sent.is_some() {
                 sender.tell_confirmed(Publishing::Ack, since);
-                sender.log(events::course::confirmed(&identity, "acknowledgement"));
             }
             let _ = confirmed.send(());
         });

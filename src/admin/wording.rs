@@ -249,6 +249,8 @@ struct Life {
     received_ms: Option<u64>,
     ended_ms: Option<u64>,
     last_reason: Option<String>,
+    /// Part of the answer that is being sent again.
+    unconfirmed: Option<String>,
 }
 
 impl Life {
@@ -279,8 +281,8 @@ impl Life {
                 "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
                     life.end(note, false, false);
                 }
-                "Answer confirmed" => life.confirm(note),
-                "Assignment concluded" => life.answer.broker_told = note.is_true("broker_told"),
+                "Answer not confirmed" => life.unconfirmed = note.text("part").map(str::to_owned),
+                "Assignment concluded" => life.conclude(note),
                 "Assignment not run" | "Result suppressed" => {
                     life.last_reason = note.text("reason").map(str::to_owned);
                 }
@@ -329,13 +331,13 @@ impl Life {
         });
     }
 
-    fn confirm(&mut self, note: &Note) {
-        let part = match note.text("part") {
-            Some("acknowledgement") => &mut self.answer.acknowledgement,
-            Some("dead_letter") => &mut self.answer.dead_letter,
-            _ => &mut self.answer.result,
+    fn conclude(&mut self, note: &Note) {
+        self.answer = AnswerState {
+            acknowledgement: note.number("acknowledgement_at_ms").map(iso),
+            result: note.number("result_at_ms").map(iso),
+            dead_letter: note.number("dead_letter_at_ms").map(iso),
+            broker_told: note.is_true("broker_told"),
         };
-        part.get_or_insert(iso(note.at_ms));
     }
 }
 
@@ -435,7 +437,7 @@ fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -
             format!(
                 "{} Its answer is on its way and not confirmed yet{}.",
                 ended(life, now_ms),
-                unconfirmed(&life.answer)
+                unconfirmed(life)
             ),
             advice(
                 "If this lasts, look at publisher and outbox in /status: the broker, or a stream of answers, may be away.",
@@ -553,12 +555,10 @@ fn ended(life: &Life, now_ms: u64) -> String {
     }
 }
 
-fn unconfirmed(answer: &AnswerState) -> &'static str {
-    match (&answer.acknowledgement, &answer.result) {
-        (None, _) => " (waits for the acknowledgement)",
-        (Some(_), None) => " (waits for the result)",
-        (Some(_), Some(_)) => " (waits for dead letter, claim or broker)",
-    }
+fn unconfirmed(life: &Life) -> String {
+    let part = life.unconfirmed.as_deref();
+    part.map(|part| format!(": the {} is sent again", part.replace('_', " ")))
+        .unwrap_or_default()
 }
 
 fn of_max(entry: &Entry) -> String {
@@ -650,11 +650,8 @@ fn words(note: &Note) -> String {
             time("backoff_delay_ms")
         ),
         "Attempt started" => format!("attempt {} begins", number("attempt")),
-        "Answer confirmed" => format!("{} confirmed", text("part").replace('_', " ")),
-        "Assignment concluded" if note.is_true("broker_told") => {
-            "all is said; the broker was told that it is done".to_owned()
-        }
-        "Assignment concluded" => "all is said".to_owned(),
+        "Answer not confirmed" => format!("{} not confirmed, sent again", text("part").replace('_', " ")),
+        "Assignment concluded" => concluded(note),
         "Assignment deferred" => format!(
             "sent back to the broker for {}: pool {} is loaded",
             time("delay_ms"),
@@ -685,6 +682,18 @@ fn words(note: &Note) -> String {
             (None, None) => lower(other),
         },
     }
+}
+
+fn concluded(note: &Note) -> String {
+    let parts = [
+        ("acknowledgement_at_ms", "acknowledgement confirmed"),
+        ("result_at_ms", "result confirmed"),
+        ("dead_letter_at_ms", "dead letter confirmed"),
+    ];
+    let said = parts.iter().filter(|(key, _)| note.number(key).is_some());
+    let told = note.is_true("broker_told").then_some("the broker told");
+    let said: Vec<_> = said.map(|(_, words)| *words).chain(told).collect();
+    format!("all is said: {}", said.join(", "))
 }
 
 fn lower(message: &str) -> String {

@@ -40,17 +40,65 @@ pub fn called_again(identity: &Identity, attempt: u32, max_attempts: u32) -> Eve
         .with("max_attempts", max_attempts)
 }
 
-/// A part of the answer (`acknowledgement`, `result`, `dead_letter`) is stored for whoever listens; where nothing stores,
-/// handed over.
-pub fn confirmed(identity: &Identity, part: &'static str) -> Event {
-    Event::new(Level::Debug, "Answer confirmed")
+/// A part of an answer is not confirmed yet, and is sent again.
+pub fn unconfirmed(identity: &Identity, part: Part) -> Event {
+    Event::new(Level::Debug, "Answer not confirmed")
         .of(identity)
-        .with("part", part)
+        .with("part", part.as_str())
 }
 
-/// Everything is said about an assignment; `told` says whether the broker was told that its delivery is done with.
-pub fn concluded(identity: &Identity, told: bool) -> Event {
-    Event::new(Level::Debug, "Assignment concluded")
+/// Everything is said about an assignment: when each part of its answer was found to be stored for whoever listens (where
+/// nothing stores, handed over), and whether the broker was told that the delivery is done with.
+pub fn concluded(identity: &Identity, confirmed: &Confirmed, broker_told: bool) -> Event {
+    let event = Event::new(Level::Debug, "Assignment concluded")
         .of(identity)
-        .with("broker_told", told)
+        .with("broker_told", broker_told);
+    let parts = [Part::Acknowledgement, Part::Result, Part::DeadLetter];
+    parts
+        .into_iter()
+        .fold(event, |event, part| match confirmed.0[part as usize] {
+            Some(at_ms) => event.with(part.confirmed_key(), at_ms),
+            None => event,
+        })
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The acknowledgement.
+    Acknowledgement,
+    /// The result.
+    Result,
+    /// The dead letter, where there is one.
+    DeadLetter,
+}
+
+impl Part {
+    /// As events name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Acknowledgement => "acknowledgement",
+            Self::Result => "result",
+            Self::DeadLetter => "dead_letter",
+        }
+    }
+
+    const fn confirmed_key(self) -> &'static str {
+        match self {
+            Self::Acknowledgement => "acknowledgement_at_ms",
+            Self::Result => "result_at_ms",
+            Self::DeadLetter => "dead_letter_at_ms",
+        }
+    }
+}
+
+/// When parts of an answer were found to be confirmed, in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Confirmed([Option<u64>; 3]);
+
+impl Confirmed {
+    /// This part is confirmed, at this time.
+    pub fn note(&mut self, part: Part, at_ms: u64) {
+        self.0[part as usize] = Some(at_ms);
+    }
 }

@@ -21,10 +21,12 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 39] = [
+const FACTS: [&str; 42] = [
+    "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
     "broker_told",
+    "dead_letter_at_ms",
     "deaths",
     "degraded",
     "delay_ms",
@@ -52,6 +54,7 @@ const FACTS: [&str; 39] = [
     "resource_class",
     "resource_pool",
     "response_code",
+    "result_at_ms",
     "result_bytes",
     "retries_used",
     "status",
@@ -156,7 +159,7 @@ pub struct Note {
     pub event: &'static str,
     /// What the event said.
     #[serde(serialize_with = "as_object")]
-    pub facts: Vec<(&'static str, Fact)>,
+    pub facts: Box<[(&'static str, Fact)]>,
 }
 
 fn as_object<S: serde::Serializer>(facts: &[(&'static str, Fact)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -173,11 +176,10 @@ impl Note {
         if let Some(error) = event.field("error").and_then(Value::as_str) {
             facts.push(("error", Fact::Text(masked(error).into())));
         }
-        facts.shrink_to_fit();
         Self {
             at_ms,
             event: event.message(),
-            facts,
+            facts: facts.into(),
         }
     }
 
@@ -278,6 +280,7 @@ pub struct Entry {
     last: VecDeque<Note>,
     /// How much happened in between and is not kept.
     pub left_out: u64,
+    notes_bytes: usize,
 }
 
 impl Entry {
@@ -295,6 +298,7 @@ impl Entry {
             first: Vec::new(),
             last: VecDeque::new(),
             left_out: 0,
+            notes_bytes: 0,
         }
     }
 
@@ -323,12 +327,15 @@ impl Entry {
             _ => {}
         }
         let note = Note::of(event, at_ms);
+        self.notes_bytes += note.bytes();
         if self.first.len() < FIRST_NOTES {
             self.first.push(note);
             return;
         }
-        if self.last.len() == LAST_NOTES {
-            self.last.pop_front();
+        if self.last.len() == LAST_NOTES
+            && let Some(oldest) = self.last.pop_front()
+        {
+            self.notes_bytes -= oldest.bytes();
             self.left_out += 1;
         }
         self.last.push_back(note);
@@ -346,7 +353,7 @@ impl Entry {
 
     pub(super) fn bytes(&self) -> usize {
         let pool = self.pool.as_ref().map_or(0, |pool| pool.len());
-        size_of::<Self>() + self.job_type.len() + pool + self.notes().map(Note::bytes).sum::<usize>()
+        size_of::<Self>() + self.job_type.len() + pool + self.notes_bytes
     }
 }
 

@@ -36,6 +36,10 @@ fn accepted(identity: &Identity) -> Event {
     events::course::accepted(identity, "io", Duration::from_secs(30), 3)
 }
 
+fn concluded(identity: &Identity) -> Event {
+    events::course::concluded(identity, &events::course::Confirmed::default(), true)
+}
+
 fn phase(journal: &Journal, id: &str) -> Phase {
     journal.find(id, None, 1)[0].entry.phase
 }
@@ -71,8 +75,9 @@ fn the_phase_of_an_assignment_follows_the_events_of_the_stations() {
     let copy = "copy of an assignment that is held";
     assert_eq!(after(events::not_run(&who, copy)), Phase::Running);
     assert_eq!(after(ended(&who, Outcome::from(failure()), 5)), Phase::Answering);
-    assert_eq!(after(events::course::confirmed(&who, "result")), Phase::Answering);
-    assert_eq!(after(events::course::concluded(&who, true)), Phase::Finished);
+    let part = events::course::Part::Result;
+    assert_eq!(after(events::course::unconfirmed(&who, part)), Phase::Answering);
+    assert_eq!(after(concluded(&who)), Phase::Finished);
     assert_eq!(after(received(&who)), Phase::Deciding);
     assert_eq!(after(events::answered_again(&who)), Phase::Finished);
     assert_eq!(after(received(&who)), Phase::Deciding);
@@ -103,7 +108,7 @@ fn the_phase_of_an_assignment_follows_the_events_of_the_stations() {
             after(events::rejected(&who, reason, &failure())),
             Phase::Answering
         );
-        assert_eq!(after(events::course::concluded(&who, true)), Phase::Finished);
+        assert_eq!(after(concluded(&who)), Phase::Finished);
     }
 }
 
@@ -201,7 +206,7 @@ fn what_runs_is_never_pushed_out_by_what_is_finished() {
     for n in 0..1_000 {
         let who = identity(&format!("done-{n}"), "acme");
         journal.note(&accepted(&who), 0);
-        journal.note(&events::course::concluded(&who, true), 0);
+        journal.note(&concluded(&who), 0);
     }
     assert_eq!(journal.running(100).len(), 5);
     let memory = journal.memory();
@@ -227,7 +232,7 @@ proptest! {
                 1 => accepted(&who),
                 2 => events::step_started(&who, "io", 0),
                 3 => ended(&who, Outcome::from(failure()), 1),
-                4 => events::course::concluded(&who, true),
+                4 => concluded(&who),
                 5 => events::not_run(&who, "draining"),
                 6 => events::attempt_failed(&who, &failure(), 0, 1),
                 _ => events::panicked("place", "thread"),

@@ -20,6 +20,7 @@ use crate::claims::Claim;
 use crate::claims::fleet::Proof;
 use crate::claims::record::OutcomeRef;
 use crate::clock::{self, whole_ms};
+use crate::events::course::{Confirmed, Part};
 use crate::events::{self, Event, Log};
 use crate::job::{Holdings, SentAck, elapsed_ms};
 use crate::outbox::{EntryId, NewEntry, Outbox};
@@ -106,6 +107,7 @@ struct Leaving {
     /// The span in which it is published.
     span: Option<Span>,
     result: Published,
+    confirmed: Confirmed,
     /// Whether the broker is told when all is said.
     to_settle: bool,
     progress: Progress,
@@ -223,14 +225,29 @@ impl Sender {
                 Step::Settle => self.tell_broker(&mut holdings, Verdict::Ack).await,
                 Step::Done => return self.log_concluded(&leaving),
             };
+            if ended == Ended::Failed {
+                self.log_unconfirmed(&leaving, step);
+            }
             leaving.progress.note(step, ended);
+        }
+    }
+
+    fn log_unconfirmed(&self, leaving: &Leaving, step: Step) {
+        let part = match step {
+            Step::Acknowledge => Part::Acknowledgement,
+            Step::Publish(0) => Part::Result,
+            Step::Publish(_) => Part::DeadLetter,
+            _ => return,
+        };
+        if let Some(identity) = &leaving.identity {
+            self.log(events::course::unconfirmed(identity, part));
         }
     }
 
     fn log_concluded(&self, leaving: &Leaving) {
         if let Some(identity) = &leaving.identity {
             let told = leaving.to_settle && !leaving.progress.to_settle;
-            self.log(events::course::concluded(identity, told));
+            self.log(events::course::concluded(identity, &leaving.confirmed, told));
         }
     }
 
@@ -278,6 +295,7 @@ impl Sender {
             }
         };
         let Some(message) = message else {
+            leaving.note(Part::Acknowledgement);
             return Ended::Done;
         };
         leaving.count_try();
@@ -288,9 +306,7 @@ impl Sender {
             tried @ (Tried::Sent(_) | Tried::Refused) => {
                 if let Tried::Sent(_) = tried {
                     self.tell_confirmed(Publishing::Ack, leaving.tried_since);
-                    if let Some(identity) = &leaving.identity {
-                        self.log(events::course::confirmed(identity, "acknowledgement"));
-                    }
+                    leaving.note(Part::Acknowledgement);
                 }
                 leaving.tries = 0;
                 leaving.span = None;
@@ -335,10 +351,11 @@ impl Sender {
                     let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
                     self.log(events::answered_before(&message.subject, id));
                 }
-                if let Some(identity) = &leaving.identity {
-                    let part = if number == 0 { "result" } else { "dead_letter" };
-                    self.log(events::course::confirmed(identity, part));
-                }
+                leaving.note(if number == 0 {
+                    Part::Result
+                } else {
+                    Part::DeadLetter
+                });
                 if number == 0 {
                     leaving.result = published;
                 }
@@ -470,9 +487,16 @@ impl Leaving {
             tried_since: Instant::now(),
             span: None,
             result: Published::default(),
+            confirmed: Confirmed::default(),
             to_settle,
             progress,
         }
+    }
+}
+
+impl Leaving {
+    fn note(&mut self, part: Part) {
+        self.confirmed.note(part, clock::epoch_ms());
     }
 }
 
