@@ -272,8 +272,10 @@ async fn a_retry_that_helps_is_told_and_measured() {
         .await;
     let expected = [
         "Attempt failed",
+        "Attempt started",
         "Retry attempt started",
         "Attempt failed",
+        "Attempt started",
         "Retry attempt started",
         "Retry succeeded",
     ];
@@ -363,7 +365,7 @@ async fn with_the_flag_off_nothing_new_is_logged_and_retries_are_measured_all_th
     let mut bench = Bench::cp1();
     bench.rules.total = total(1_000, true);
     let done = bench.run([Call::fails(failed(NETWORK)), Call::works()]).await;
-    assert_eq!(done.messages(), ["Attempt failed"]);
+    assert_eq!(done.messages(), ["Attempt failed", "Attempt started"]);
     let expected = [
         "worker_wait_seconds[retry] 0.1",
         "worker_retry_attempts_total[NETWORK_ERROR,probe,true] 1",

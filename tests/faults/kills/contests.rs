@@ -222,7 +222,7 @@ fn a_copy_of_an_assignment_that_another_worker_runs_is_done_with_at_once() {
         .publish(ASSIGN, &[], pair.job.bytes())
         .expect("is sent again");
     wait_until("the copy is left alone", SOON, || {
-        pair.left_alone("copy of an assignment that is held") == 1
+        pair.left_alone("copy of an assignment that another worker holds") == 1
     });
     wait_until("only the original is left", SOON, || {
         pair.fleet
