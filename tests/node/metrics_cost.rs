@@ -29,10 +29,7 @@ fn cpu_seconds(id: u32) -> f64 {
 
 /// Processor time that a node takes for the jobs, and how long they take.
 fn run(count: usize, measures: bool) -> (f64, Duration) {
-    let mut node = Node::start_with(|worker| {
-        let log = worker.env("LOG_LEVEL", "error");
-        log.env(METRICS, measures.to_string())
-    });
+    let mut node = Node::start_with(|worker| worker.env(METRICS, measures.to_string()));
     let load = jobs(count, |_| AssignmentBuilder::echo());
     let (before, begun) = (cpu_seconds(node.worker.id()), Instant::now());
     node.client.assign_all(&load).expect("is sent");
