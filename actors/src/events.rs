@@ -7,6 +7,7 @@
 pub mod course;
 pub mod delivery;
 pub mod discovery;
+mod fields;
 pub mod logging;
 pub mod queue;
 pub mod retry;
@@ -15,6 +16,7 @@ pub mod steps;
 pub mod timeouts;
 pub mod tracing;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::panic::Location;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use caf_protocol::ack::RejectReason;
 use caf_protocol::assignment::Identity;
 use caf_protocol::ids::{MAX_ID_BYTES, MAX_TENANT_BYTES, is_usable};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
+use fields::Fields;
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
 
@@ -57,8 +60,8 @@ pub enum Level {
 pub struct Event {
     level: Level,
     message: &'static str,
-    top: Map<String, Value>,
-    context: Map<String, Value>,
+    top: Fields,
+    context: Fields,
     samples: Vec<Sample>,
 }
 
@@ -154,10 +157,7 @@ impl Log {
         if level == Level::Silent || !self.levels.as_ref().is_none_or(is_written) {
             return;
         }
-        let fields = Fields {
-            top,
-            context: Value::Object(context),
-        };
+        let fields = Line { top, context };
         match level {
             Level::Error => slog::error!(self.logger, "{}", message; fields),
             Level::Warn => slog::warn!(self.logger, "{}", message; fields),
@@ -169,15 +169,15 @@ impl Log {
 }
 
 /// The fields of a line. The drain masks secrets, cuts what is too long, and adds time, level and worker id.
-struct Fields {
-    top: Map<String, Value>,
-    context: Value,
+struct Line {
+    top: Fields,
+    context: Fields,
 }
 
-impl KV for Fields {
+impl KV for Line {
     fn serialize(&self, _: &Record<'_>, serializer: &mut dyn Serializer) -> slog::Result {
-        for (key, value) in &self.top {
-            serializer.emit_serde(key.clone().into(), &slog::Serde(value.clone()))?;
+        for (name, value) in self.top.iter() {
+            serializer.emit_serde(name.to_owned().into(), &slog::Serde(value.clone()))?;
         }
         serializer.emit_serde("context".into(), &slog::Serde(self.context.clone()))
     }
@@ -195,20 +195,18 @@ impl Event {
     }
 
     /// All fields, each once; those of `context` last.
-    pub fn fields(&self) -> impl Iterator<Item = (&String, &Value)> {
-        let top = self
-            .top
-            .iter()
-            .filter(|(key, _)| !self.context.contains_key(*key));
-        top.chain(&self.context)
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
+        let top = self.top.iter();
+        let top = top.filter(|(name, _)| self.context.get(name).is_none());
+        top.chain(self.context.iter())
     }
 
     fn new(level: Level, message: &'static str) -> Self {
         Self {
             level,
             message,
-            top: Map::new(),
-            context: Map::new(),
+            top: Fields::default(),
+            context: Fields::default(),
             samples: Vec::new(),
         }
     }
@@ -231,16 +229,16 @@ impl Event {
         self
     }
 
-    fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+    fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) -> Self {
         if self.level != Level::Silent {
-            self.context.insert(key.to_owned(), value.into());
+            self.context.set(name.into(), value.into());
         }
         self
     }
 
-    fn at_top(mut self, key: &str, value: impl Into<Value>) -> Self {
+    fn at_top(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         if self.level != Level::Silent {
-            self.top.insert(key.to_owned(), value.into());
+            self.top.set(name.into(), value.into());
         }
         self
     }
@@ -272,7 +270,7 @@ impl Event {
         ];
         for (key, id) in ids {
             if let Some(id) = id {
-                self.top.insert(key.to_owned(), id.as_str().into());
+                self.top.set(key.into(), id.as_str().into());
             }
         }
         if identity.replay > 0 {
@@ -563,7 +561,7 @@ pub fn features_in_force(features: Map<String, Value>) -> Event {
     let event = Event::new(Level::Info, "Features in force");
     features
         .into_iter()
-        .fold(event, |event, (key, value)| event.with(&key, value))
+        .fold(event, |event, (key, value)| event.with(key, value))
 }
 
 /// The pools are up.
@@ -789,8 +787,8 @@ mod tests {
             ..Correlation::default()
         };
         let event = not_run(&identity, "x");
-        assert!(event.top.contains_key("run_id") && !event.top.contains_key("step_id"));
+        assert!(event.top.get("run_id").is_some() && event.top.get("step_id").is_none());
         identity.correlation.raw.flow_id = Some("f".into());
-        assert!(not_run(&identity, "x").top.contains_key("step_id"));
+        assert!(not_run(&identity, "x").top.get("step_id").is_some());
     }
 }

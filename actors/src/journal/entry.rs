@@ -169,7 +169,7 @@ fn as_object<S: serde::Serializer>(facts: &[(&'static str, Fact)], serializer: S
 impl Note {
     fn of(event: &Event, at_ms: u64) -> Self {
         let known = event.fields().filter_map(|(key, value)| {
-            let at = FACTS.binary_search(&key.as_str()).ok()?;
+            let at = FACTS.binary_search(&key).ok()?;
             Some((FACTS[at], fact(value)?))
         });
         let mut facts: Vec<_> = known.collect();
