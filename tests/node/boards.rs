@@ -37,7 +37,8 @@ const FIRST: [&str; 8] = [
 ];
 const ROWS: [&str; 5] = ["Flow", "Pools", "Blocks", "Delivery", "Process"];
 /// What may be at 0 under load: what only faults bring, and what is over too soon to be seen for certain.
-const QUIET: [&str; 10] = [
+const QUIET: [&str; 11] = [
+    "worker_log_lines_dropped_total",
     "worker_leases_lapsed_total",
     "worker_results_suppressed_total",
     "worker_pending_messages",
