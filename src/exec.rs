@@ -168,8 +168,8 @@ fn open_health_port(configured: &str, health: &Health) -> anyhow::Result<Port> {
         .map_or(0, |address| address.port());
     let here = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let pages = health::pages(health.clone());
-    Port::open(here(port), pages.clone())
-        .or_else(|_| Port::open(here(0), pages))
+    Port::open(here(port), health::CONNECTIONS, pages.clone())
+        .or_else(|_| Port::open(here(0), health::CONNECTIONS, pages))
         .context("cannot open a port for the health page")
 }
 

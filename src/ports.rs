@@ -19,24 +19,28 @@ use crate::telemetry::metrics::Metrics;
 /// Open ports, each with the message that says that it is closed.
 pub struct Ports(Vec<(Port, &'static str)>);
 
-/// How the log speaks of one port.
-struct Words {
+/// One kind of port: how many connections it takes at once, and how the log speaks of it.
+struct Kind {
+    connections: usize,
     started: &'static str,
     failed: &'static str,
     stopped: &'static str,
 }
 
-const HEALTH: Words = Words {
+const HEALTH: Kind = Kind {
+    connections: health::CONNECTIONS,
     started: "Health endpoint started",
     failed: "Failed to bind health socket",
     stopped: "Health endpoint stopped",
 };
-const METRICS: Words = Words {
+const METRICS: Kind = Kind {
+    connections: metrics::CONNECTIONS,
     started: "Metrics endpoint started",
     failed: "Failed to bind metrics socket",
     stopped: "Metrics endpoint stopped",
 };
-const ADMIN: Words = Words {
+const ADMIN: Kind = Kind {
+    connections: admin::CONNECTIONS,
     started: "Admin endpoint started",
     failed: "Failed to bind admin socket",
     stopped: "Admin endpoint stopped",
@@ -76,7 +80,7 @@ impl Ports {
 
     fn add(
         &mut self,
-        words: &Words,
+        kind: &Kind,
         address: &str,
         pages: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
         log: &Log,
@@ -84,15 +88,15 @@ impl Ports {
         let opened = address
             .parse()
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
-            .and_then(|address| Port::open(address, pages));
+            .and_then(|address| Port::open(address, kind.connections, pages));
         match opened {
             Ok(port) => {
-                log.emit(events::endpoint(words.started, port.address));
-                self.0.push((port, words.stopped));
+                log.emit(events::endpoint(kind.started, port.address));
+                self.0.push((port, kind.stopped));
                 Ok(())
             }
             Err(error) => {
-                log.emit(events::bind_failed(words.failed, address, &error.to_string()));
+                log.emit(events::bind_failed(kind.failed, address, &error.to_string()));
                 Err(Exit::Unavailable)
             }
         }

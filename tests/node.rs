@@ -38,6 +38,8 @@ mod metrics_cost;
 mod observability_scripts;
 #[path = "node/page.rs"]
 mod page;
+#[path = "node/ports.rs"]
+mod ports;
 #[path = "node/queue.rs"]
 mod queue;
 #[path = "node/retries.rs"]

@@ -22,6 +22,9 @@ const EXPLAIN: &str = "/explain/";
 /// Longest id that is looked at, in bytes: no assignment has a longer one.
 const MAX_ASKED_BYTES: usize = 1_024;
 
+/// Most connections of the admin port: a page may have some 100 kB.
+pub const CONNECTIONS: usize = 64;
+
 /// Puts the pages where they belong.
 pub fn pages(admin: Admin, guard: Guard) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
     let admin = web::Data::new(admin);

@@ -271,6 +271,9 @@ fn check(ok: bool, message: &str) -> Check {
     }
 }
 
+/// Most connections of the health port: little is held by each, and probes must come through whoever opens many.
+pub const CONNECTIONS: usize = 1_024;
+
 /// Puts the pages of the health port where they belong.
 pub fn pages(health: Health) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
     let health = web::Data::new(health);

@@ -10,6 +10,9 @@ use actix_web::{HttpResponse, web};
 use super::health::Health;
 use crate::telemetry::metrics::{Metrics, state};
 
+/// Most connections of the metrics port: a page may have 3 MB.
+pub const CONNECTIONS: usize = 32;
+
 /// Puts the page where it belongs.
 pub fn pages(
     metrics: Arc<Metrics>,

@@ -81,7 +81,9 @@ impl Bridge {
     }
 
     fn takes(&self, level: Option<Level>, target: &str) -> Option<Level> {
-        level.filter(|level| !BUSY.get() && self.0.levels.let_target_through(*level, target))
+        level
+            .map(|level| ours(level, target))
+            .filter(|level| !BUSY.get() && self.0.levels.let_target_through(*level, target))
     }
 }
 
@@ -92,6 +94,15 @@ pub(super) fn levels_changed(levels: &Levels) {
 }
 
 /// What a line says.
+/// How bad it is for the worker: what strangers send to its ports is no fault of it, and must not fill the log.
+fn ours(level: Level, target: &str) -> Level {
+    if target.starts_with("actix_http") {
+        level.max(Level::Debug)
+    } else {
+        level
+    }
+}
+
 #[derive(Default)]
 struct Collected {
     message: String,
