@@ -106,7 +106,8 @@ pub struct FailureNote {
 }
 
 impl Flow {
-    pub(super) fn note(&mut self, event: &Event, at_ms: u64) {
+    /// Notes the end of an assignment; `had_slot`: without one, nothing was called.
+    pub(super) fn note(&mut self, event: &Event, had_slot: bool, at_ms: u64) {
         let status = match event.message() {
             "Step execution completed" | "Step execution failed" | "Step canceled" => {
                 match text(event, "status") {
@@ -130,14 +131,14 @@ impl Flow {
         }
         self.total.add(status);
         if status != "success" {
-            self.note_failure(event, status, at_ms);
+            self.note_failure(event, (status, had_slot), at_ms);
         }
     }
 
-    fn note_failure(&mut self, event: &Event, status: &'static str, at_ms: u64) {
+    fn note_failure(&mut self, event: &Event, (status, had_slot): (&'static str, bool), at_ms: u64) {
         let some = |key| Some(text(event, key)).filter(|text| !text.is_empty());
         let owned = |key| some(key).map(str::to_owned);
-        let calls = event.field("retries_used").and_then(Value::as_u64);
+        let calls = event.field("retries_used").and_then(Value::as_u64).filter(|_| had_slot);
         let failure = FailureNote {
             at_ms,
             assignment_id: owned("assignment_id"),
