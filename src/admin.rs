@@ -44,6 +44,7 @@ struct Parts {
     limits: LimitSettings,
     drain: DrainSettings,
     stream: String,
+    ack_wait_ms: u64,
 }
 
 impl Admin {
@@ -57,6 +58,7 @@ impl Admin {
             limits: settings.limits.clone(),
             drain: settings.drain.clone(),
             stream: settings.nats.stream.clone(),
+            ack_wait_ms: settings.nats.ack_wait_ms,
         }))
     }
 }

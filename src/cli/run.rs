@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use caf_actors::errors::chain;
 use caf_actors::events::{self, Log};
 use caf_actors::journal::Journal;
-use caf_protocol::block::ResourceClass;
 use caf_blocks::Extras;
+use caf_protocol::block::ResourceClass;
 
 use super::dlq::DlqCommand;
 use super::{ExecArgs, OutputFormat, SubmitArgs, print};

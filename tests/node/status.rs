@@ -255,7 +255,7 @@ fn a_wait_between_calls_and_a_deferral_are_told_with_their_end() {
     assert!(
         said["summary"]
             .as_str()
-            .is_some_and(|words| words.contains("row 5")),
+            .is_some_and(|words| words.contains("pool is loaded")),
         "{said}"
     );
     outside.open();

@@ -138,7 +138,10 @@ impl Flow {
     fn note_failure(&mut self, event: &Event, (status, had_slot): (&'static str, bool), at_ms: u64) {
         let some = |key| Some(text(event, key)).filter(|text| !text.is_empty());
         let owned = |key| some(key).map(str::to_owned);
-        let calls = event.field("retries_used").and_then(Value::as_u64).filter(|_| had_slot);
+        let calls = event
+            .field("retries_used")
+            .and_then(Value::as_u64)
+            .filter(|_| had_slot);
         let failure = FailureNote {
             at_ms,
             assignment_id: owned("assignment_id"),

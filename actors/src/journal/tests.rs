@@ -283,7 +283,10 @@ fn no_latency_is_told_that_did_not_happen() {
     let told = |latencies: &[u64]| {
         let (journal, who) = (Journal::default(), identity("a", "acme"));
         for latency in latencies {
-            journal.note(&ended(&who, Outcome::Success(Default::default()), *latency), 5_000);
+            journal.note(
+                &ended(&who, Outcome::Success(Default::default()), *latency),
+                5_000,
+            );
         }
         let last = journal.flow().buckets(5_000).pop().expect("there is one");
         (last.p50_ms, last.p95_ms)
@@ -300,14 +303,19 @@ fn no_latency_is_told_that_did_not_happen() {
 fn a_job_that_never_got_a_slot_made_no_call() {
     let (journal, who) = (Journal::default(), identity("a", "acme"));
     journal.note(&accepted(&who), 0);
-    let late = || Outcome::from(Failure::timeout("the deadline of the assignment").with("waiting", true.into()));
+    let late =
+        || Outcome::from(Failure::timeout("the deadline of the assignment").with("waiting", true.into()));
     journal.note(&ended(&who, late(), 30_000), 30_000);
     let attempts = |journal: &Journal| journal.flow().failures().next().map(|failure| failure.attempts);
     assert_eq!(attempts(&journal), Some(0));
     let entry = &journal.find("a", None, 1)[0].entry;
     assert!(entry.notes().last().is_some_and(|note| note.is_true("waiting")));
     let who = identity("b", "acme");
-    for event in [accepted(&who), events::step_started(&who, "io", 0), ended(&who, late(), 5)] {
+    for event in [
+        accepted(&who),
+        events::step_started(&who, "io", 0),
+        ended(&who, late(), 5),
+    ] {
         journal.note(&event, 0);
     }
     assert_eq!(attempts(&journal), Some(1));
@@ -317,7 +325,10 @@ fn a_job_that_never_got_a_slot_made_no_call() {
 fn what_two_events_say_is_kept_once() {
     let (journal, who) = (Journal::default(), identity("a", "acme"));
     let class = caf_protocol::block::ResourceClass::Io;
-    let refused = |cannot_defer| crate::pool::Refused { depth: 1, cannot_defer };
+    let refused = |cannot_defer| crate::pool::Refused {
+        depth: 1,
+        cannot_defer,
+    };
     journal.note(&events::queue_full(&who, "io", 1, 1), 0);
     journal.note(&events::queue::refused(&who, class, refused(false), 1), 0);
     assert_eq!(journal.find("a", None, 1)[0].entry.notes().count(), 1);
