@@ -529,3 +529,27 @@ fn the_commands_say_by_their_exit_codes_whether_the_node_answers_and_knows() {
     assert_eq!(run(&["explain", "known"], "t0ps3cret").code(), Some(69));
     assert_eq!(run(&["top"], "t0ps3cret").code(), Some(69));
 }
+
+#[test]
+fn a_broker_that_was_not_tried_for_want_of_a_state_directory_is_not_called_away() {
+    let nats = NatsServer::start_with(NatsOptions::jetstream()).expect("the broker starts");
+    let mut worker = program()
+        .serve(&nats)
+        .env("WORKER__WORKER__STATE_DIR", "/dev/null/state")
+        .start()
+        .expect("starts");
+    let port = worker.admin_port().expect("is logged");
+    let status = || ask(port, "/status", &[]).json().expect("is JSON");
+    wait_until("the directory is found unusable", SOON, || {
+        status()["checks"]["state_dir"]["status"] == "fail"
+    });
+    assert_eq!(status()["checks"]["nats"]["message"], "not tried yet");
+    let said = ask(port, "/explain/any?tenant=acme", &[])
+        .json()
+        .expect("is JSON");
+    let summary = said["summary"].as_str().expect("words");
+    assert!(
+        summary.contains("has not tried to reach the broker yet") && summary.contains("/dev/null/state"),
+        "{summary}"
+    );
+}
