@@ -9,6 +9,7 @@ pub mod explain;
 pub mod status;
 pub mod wording;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +28,8 @@ pub struct Told {
     pub journal: Journal,
     /// Modes of the features, and where their flags came from.
     pub features: Map<String, Value>,
+    /// The setting that the slots of each pool come from, by the name of the pool.
+    pub slots_keys: BTreeMap<&'static str, String>,
 }
 
 /// Everything that is asked. Cheap to clone.
@@ -37,9 +40,11 @@ struct Parts {
     health: Health,
     journal: Journal,
     features: Map<String, Value>,
+    slots_keys: BTreeMap<&'static str, String>,
     limits: LimitSettings,
     drain: DrainSettings,
     stream: String,
+    ack_wait_ms: u64,
 }
 
 impl Admin {
@@ -49,9 +54,11 @@ impl Admin {
             health,
             journal: told.journal,
             features: told.features,
+            slots_keys: told.slots_keys,
             limits: settings.limits.clone(),
             drain: settings.drain.clone(),
             stream: settings.nats.stream.clone(),
+            ack_wait_ms: settings.nats.ack_wait_ms,
         }))
     }
 }

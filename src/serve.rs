@@ -192,6 +192,7 @@ async fn connect_pipeline(
     let on = pipeline.handle();
     let connected = run_on(&on, move || {
         async move {
+            status.start_connecting();
             let connection = connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
             let (streams, bucket) = match settings.mode {
                 NatsMode::Core => (AnswerStreams::none(), None),

@@ -289,6 +289,22 @@ impl Event {
             None => event,
         }
     }
+
+    /// What made a job run out of time: whether it waited for a slot until then; which limit, how long it is, which wait
+    /// before the next call it did not hold, and how the last call had failed.
+    fn limited(self, failure: &Failure) -> Self {
+        let details = &failure.details;
+        let mut event = self;
+        for key in ["waiting", "limit", "limit_ms", "next_wait_ms"] {
+            if let Some(value) = details.get(key) {
+                event = event.with(key, value.clone());
+            }
+        }
+        match details.get("last_error").and_then(|last| last["code"].as_str()) {
+            Some(code) => event.with("last_error_code", code),
+            None => event,
+        }
+    }
 }
 
 /// A job ended: the one line that every job has at level info.
@@ -319,7 +335,8 @@ pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
         None => event,
         Some(failure) if level == Level::Error => event
             .at_top("error_code", "WORKER_STEP_EXECUTION_FAILED")
-            .because(failure),
+            .because(failure)
+            .limited(failure),
         Some(failure) => event.because(failure),
     }
 }

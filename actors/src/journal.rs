@@ -73,8 +73,9 @@ impl Journal {
             return;
         }
         let mut state = self.state();
-        state.flow.note(event, at_ms);
-        state.book.note(event, at_ms);
+        let before = state.book.note(event, at_ms);
+        // Of what is not remembered it is taken that it ran.
+        state.flow.note(event, before.is_none_or(Phase::has_slot), at_ms);
         match event.message() {
             "Actor failed, restarting" => {
                 let actor = event.field("actor").and_then(|actor| actor.as_str());

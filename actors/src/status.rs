@@ -24,6 +24,8 @@ const NOBODY_LOOKS: &str = "health_checks";
 pub struct NodeStatus(Arc<Shared>);
 
 struct Shared {
+    /// Whether it was ever tried to reach the broker.
+    tried: AtomicBool,
     connected: AtomicBool,
     consuming: AtomicBool,
     draining: watch::Sender<bool>,
@@ -43,6 +45,7 @@ impl NodeStatus {
     /// A node that has just begun.
     pub fn new(held: HeldPermits, deferrals: Deferrals) -> Self {
         Self(Arc::new(Shared {
+            tried: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             consuming: AtomicBool::new(false),
             draining: watch::Sender::new(false),
@@ -98,8 +101,19 @@ impl NodeStatus {
         self.0.connected.load(SeqCst)
     }
 
+    /// Whether it was ever tried to reach the broker: a node that waits for its state directory has not.
+    pub fn has_tried_to_connect(&self) -> bool {
+        self.0.tried.load(SeqCst)
+    }
+
+    /// From now on it is tried to reach the broker.
+    pub fn start_connecting(&self) {
+        self.0.tried.store(true, SeqCst);
+    }
+
     /// The broker came or went.
     pub fn set_connected(&self, connected: bool) {
+        self.start_connecting();
         self.0.connected.store(connected, SeqCst);
     }
 

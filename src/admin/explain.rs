@@ -12,7 +12,7 @@ use caf_protocol::ids::{AssignmentKey, MAX_ID_BYTES, MAX_TENANT_BYTES, is_usable
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::wording::{ClaimView, explain, length};
+use super::wording::{Beside, ClaimView, explain, length};
 use super::{Admin, Parts, iso};
 
 /// Most assignments with one id that are explained: the newest. `?tenant=` narrows.
@@ -49,6 +49,7 @@ impl Admin {
         }
         let mut matches = Vec::new();
         let mut asked = false;
+        let trouble = parts.broker_trouble();
         for found in found {
             let key = AssignmentKey::of_replay(&found.tenant_id, assignment_id, found.replay);
             // Only the first that is elsewhere: the answer is to come at once.
@@ -61,8 +62,14 @@ impl Admin {
                 Fleet::Knows(claim) => Some(*claim),
                 _ => None,
             };
-            let held = parts.health.claims().map(|claims| claims.is_held(&key));
-            matches.push(explain(&found, held, claim, now_ms));
+            let pool = found.entry.pool.as_deref();
+            let beside = Beside {
+                held: parts.health.claims().map(|claims| claims.is_held(&key)),
+                claim,
+                slots_key: pool.and_then(|pool| parts.slots_keys.get(pool).map(String::as_str)),
+                trouble: trouble.as_deref(),
+            };
+            matches.push(explain(&found, beside, now_ms));
         }
         Explained {
             found: true,
@@ -86,7 +93,10 @@ impl Parts {
             return Fleet::NotAsked("claims are not shared with other workers here");
         };
         match timeout(FLEET_LIMIT, fleet.look(key)).await {
-            Ok(Ok(Some(record))) => Fleet::Knows(Box::new(ClaimView::of(&record, self.health.worker_id()))),
+            Ok(Ok(Some(record))) => {
+                let own = (self.health.worker_id(), claims.is_held(key));
+                Fleet::Knows(Box::new(ClaimView::of(&record, own, self.ack_wait_ms)))
+            }
             Ok(Ok(None)) => Fleet::KnowsNothing,
             Ok(Err(error)) => Fleet::Silent(error.to_string()),
             Err(_) => Fleet::Silent("no answer in time".to_owned()),
@@ -159,20 +169,39 @@ impl Parts {
         }
     }
 
+    /// What keeps this worker from the broker, as a sentence.
+    fn broker_trouble(&self) -> Option<String> {
+        let node = self.health.node();
+        let waits = !node.has_tried_to_connect();
+        match node.obstacle() {
+            _ if node.is_connected() => None,
+            Some(obstacle) if waits => Some(format!(
+                "This worker has not tried to reach the broker yet: it cannot use its state directory ({obstacle})."
+            )),
+            _ if waits => {
+                Some("This worker is starting and has not tried to reach the broker yet.".to_owned())
+            }
+            _ => Some("This worker is not connected to the broker.".to_owned()),
+        }
+    }
+
     /// Why an assignment that nobody knows may not be here.
     fn where_to_look(&self) -> String {
         let node = self.health.node();
         let held = node.held();
-        let here = match () {
-            () if !node.is_connected() => "This worker is not connected to the broker.".to_owned(),
-            () if node.is_draining() => "This worker shuts down and takes nothing on.".to_owned(),
-            () if !node.is_consuming() => "This worker is not consuming.".to_owned(),
-            () if held.is_full() => format!(
+        let here = match self.broker_trouble() {
+            Some(trouble) => trouble,
+            None if node.is_draining() => "This worker shuts down and takes nothing on.".to_owned(),
+            None if !node.is_consuming() => match node.obstacle() {
+                Some(obstacle) => format!("This worker is not consuming: {obstacle}."),
+                None => "This worker is not consuming.".to_owned(),
+            },
+            None if held.is_full() => format!(
                 "This worker has no room (holds {} of {} jobs), so it pulls nothing.",
                 held.held_jobs(),
                 self.limits.max_held
             ),
-            () => "This worker pulls and has room.".to_owned(),
+            None => "This worker pulls and has room.".to_owned(),
         };
         format!(
             "{here} It may wait in the stream {} still, be with another worker, have been refused by the router, or be a dead letter (caf-worker dlq list).",

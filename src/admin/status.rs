@@ -125,6 +125,7 @@ impl Parts {
         let consumption = node.consumption();
         let mut value = json!(consumption.view());
         value["connected"] = node.is_connected().into();
+        value["connecting"] = node.has_tried_to_connect().into();
         value["consuming"] = node.is_consuming().into();
         value["deliveries"] = consumption.deliveries().into();
         let phase = match consumption.phase() {

@@ -7,7 +7,12 @@ use caf_actors::claims::record::{ClaimRecord, ClaimState};
 use caf_actors::journal::{Entry, Found, Note, Phase};
 use serde::Serialize;
 
+use self::ends::{Cause, ended};
+use self::happenings::happening;
 use super::iso;
+
+mod ends;
+mod happenings;
 
 /// What became of one assignment, as far as this worker knows.
 #[derive(Debug, Clone, Serialize)]
@@ -164,32 +169,46 @@ pub struct ClaimView {
 }
 
 impl ClaimView {
-    /// Of a record; `own_id` is this worker's.
-    pub fn of(record: &ClaimRecord, own_id: &str) -> Self {
+    /// Of a record; `own_id` is this worker's, `held` whether this process has it, and what its worker leaves undone the
+    /// broker delivers again after `ack_wait_ms`.
+    pub fn of(record: &ClaimRecord, (own_id, held): (&str, bool), ack_wait_ms: u64) -> Self {
         let who = match record.worker_id == own_id {
-            true => "this worker".to_owned(),
+            true if held || record.state == ClaimState::Finished => "this worker".to_owned(),
+            true => "an earlier life of this worker".to_owned(),
             false => format!("worker {}", record.worker_id),
         };
+        let begun = iso(record.first_start_ms);
         let (state, words) = match record.state {
+            ClaimState::Running if held => (
+                "running",
+                format!(
+                    "{who} has it in hand (attempt {}, first started at {begun})",
+                    record.attempt
+                ),
+            ),
             ClaimState::Running => (
                 "running",
-                format!("{who} has it in hand (attempt {})", record.attempt),
+                format!(
+                    "{who} has it in hand (attempt {}, first started at {begun}); should that one be gone, the broker \
+                     delivers it again when nats.ack_wait_ms ({}) has passed",
+                    record.attempt,
+                    length(ack_wait_ms)
+                ),
             ),
             ClaimState::Interrupted => (
                 "interrupted",
-                format!("{who} gave it back; whoever receives it next takes it on"),
+                format!(
+                    "{who} gave it back (first started at {begun}); whoever receives it next takes it on"
+                ),
             ),
-            ClaimState::Finished => (
-                "finished",
-                format!("{who} has finished it; its result is published"),
-            ),
+            ClaimState::Finished => ("finished", answered(record, &who)),
         };
         Self {
             state,
             worker_id: record.worker_id.clone(),
             attempt: record.attempt,
             deaths: record.deaths,
-            first_start_at: iso(record.first_start_ms),
+            first_start_at: begun,
             stream: record.stream.clone(),
             stream_sequence: record.sequence,
             result: record
@@ -201,11 +220,66 @@ impl ClaimView {
     }
 }
 
-/// Explains an assignment. `held`: whether this process holds it, where that is known.
-pub fn explain(found: &Found, held: Option<bool>, claim: Option<ClaimView>, now_ms: u64) -> Explanation {
+/// What a record tells of an answer: of results neither the status nor the code.
+fn answered(record: &ClaimRecord, who: &str) -> String {
+    let how = match record.refused {
+        true => "refused it",
+        false => "has answered it (whether with success or an error, the claim does not say)",
+    };
+    let position = record
+        .outcome
+        .as_ref()
+        .and_then(|outcome| outcome.position.as_ref());
+    match position {
+        Some((stream, sequence)) => {
+            format!("{who} {how}; the result is message {sequence} of stream {stream}")
+        }
+        None => format!("{who} {how}; where the result is stored is not known"),
+    }
+}
+
+/// What is known beside the journal.
+#[derive(Default)]
+pub struct Beside<'a> {
+    /// Whether this process holds the assignment, where that is known.
+    pub held: Option<bool>,
+    /// What the fleet's claim says, where it was asked.
+    pub claim: Option<ClaimView>,
+    /// The setting that the slots of its pool come from.
+    pub slots_key: Option<&'a str>,
+    /// What keeps this worker from the broker, as a sentence.
+    pub trouble: Option<&'a str>,
+}
+
+/// What is explained, and what is known beside it.
+struct Scene<'a> {
+    found: &'a Found,
+    beside: &'a Beside<'a>,
+    now_ms: u64,
+}
+
+impl Scene<'_> {
+    fn pool(&self) -> &str {
+        self.found.entry.pool.as_deref().unwrap_or("its")
+    }
+
+    /// The setting that gives its pool more slots.
+    fn slots_key(&self) -> String {
+        let key = self.beside.slots_key.map(str::to_owned);
+        key.unwrap_or_else(|| format!("pools.{}.max_concurrency", self.pool()))
+    }
+}
+
+/// Explains an assignment.
+pub fn explain(found: &Found, beside: Beside<'_>, now_ms: u64) -> Explanation {
     let entry = &found.entry;
     let life = Life::of(entry, now_ms);
-    let lost = entry.phase.is_active() && held == Some(false) && entry.phase != Phase::Answering;
+    let lost = entry.phase.is_active() && beside.held == Some(false) && entry.phase != Phase::Answering;
+    let scene = Scene {
+        found,
+        beside: &beside,
+        now_ms,
+    };
     let (summary, advice) = if lost {
         (
             "It was in hand here and is not any more: the part of the node that had it failed. The broker delivers it again."
@@ -213,7 +287,11 @@ pub fn explain(found: &Found, held: Option<bool>, claim: Option<ClaimView>, now_
             Some("If it does not come back within the ack wait, look at the log for 'Actor failed, restarting'.".to_owned()),
         )
     } else {
-        summary(found, &life, claim.as_ref(), now_ms)
+        summary(&scene, &life)
+    };
+    let summary = match beside.trouble.filter(|_| entry.phase.is_active()) {
+        None => summary,
+        Some(trouble) => format!("{summary} {trouble} {}", meanwhile(entry.phase)),
     };
     let open_until = entry.deadline_ms.filter(|_| entry.phase.is_active());
     Explanation {
@@ -234,7 +312,20 @@ pub fn explain(found: &Found, held: Option<bool>, claim: Option<ClaimView>, now_
         answer: life.answer,
         events: entry.notes().map(happening).collect(),
         left_out: entry.left_out,
-        claim,
+        claim: beside.claim,
+    }
+}
+
+/// What becomes of an assignment while its worker cannot reach the broker.
+fn meanwhile(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Answering => "The answer is kept, and sent when the broker can be reached.",
+        Phase::Deciding => {
+            "It is decided when the broker can be reached, unless another worker takes it first."
+        }
+        _ => {
+            "It goes on; its answer is sent when the broker can be reached. Until then another worker may take it over."
+        }
     }
 }
 
@@ -251,6 +342,10 @@ struct Life {
     last_reason: Option<String>,
     /// Part of the answer that is being sent again.
     unconfirmed: Option<String>,
+    /// Why its time ran out, where that is known.
+    cause: Option<Cause>,
+    /// The worker that had it before, unless that one gave it back.
+    taken_over_from: Option<String>,
 }
 
 impl Life {
@@ -266,6 +361,7 @@ impl Life {
                     let received_ms = life.received_ms;
                     life = Self {
                         received_ms,
+                        taken_over_from: life.taken_over_from.take(),
                         ..Self::default()
                     };
                     began_ms = None;
@@ -274,8 +370,15 @@ impl Life {
                 "Step execution started" | "Attempt started" => began_ms = Some(note.at_ms),
                 "Attempt failed" => life.close(&mut began_ms, note.at_ms, code),
                 "Queue rejection" => dropped = note.text("rejection_reason") == Some("overloaded"),
+                "Assignment taken over" if !note.is_true("given_back") => {
+                    life.taken_over_from = note.text("from_worker").map(str::to_owned);
+                }
                 "Step execution completed" | "Step execution failed" | "Step canceled" => {
-                    life.close(&mut began_ms, note.at_ms, code.clone());
+                    // A job that ends because of the wait after its last call: that call had a failure of its own.
+                    let waits = note.number("next_wait_ms").is_some();
+                    let last = note.text("last_error_code").filter(|_| waits).map(str::to_owned);
+                    life.close(&mut began_ms, note.at_ms, last.or(code));
+                    life.cause = Cause::of(note, entry.accepted_ms);
                     life.end(note, dropped, entry.accepted_ms.is_some());
                 }
                 "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
@@ -388,9 +491,8 @@ fn waiting(found: &Found, now_ms: u64) -> Option<Waiting> {
     })
 }
 
-fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -> (String, Option<String>) {
-    let entry = &found.entry;
-    let pool = entry.pool.as_deref().unwrap_or("its");
+fn summary(scene: &Scene<'_>, life: &Life) -> (String, Option<String>) {
+    let (entry, now_ms, pool) = (&scene.found.entry, scene.now_ms, scene.pool());
     let advice = |text: &str| Some(text.to_owned());
     match entry.phase {
         Phase::Deciding if life.claims_silent => (
@@ -407,7 +509,7 @@ fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -
             ),
             advice("If this lasts, look at checks.claims in /status."),
         ),
-        Phase::Waiting => waiting_for_slot(found, pool, now_ms),
+        Phase::Waiting => waiting_for_slot(scene),
         Phase::Running => (
             format!(
                 "Runs on pool {pool} for {}, attempt {}{}.{}",
@@ -436,16 +538,19 @@ fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -
         Phase::Answering => (
             format!(
                 "{} Its answer is on its way and not confirmed yet{}.",
-                ended(life, now_ms),
+                ended(life, scene),
                 unconfirmed(life)
             ),
-            advice(
-                "If this lasts, look at publisher and outbox in /status: the broker, or a stream of answers, may be away.",
-            ),
+            match scene.beside.trouble {
+                Some(_) => None,
+                None => advice(
+                    "If this lasts, look at publisher, outbox and checks.streams in /status: a stream of answers may be away.",
+                ),
+            },
         ),
         Phase::Deferred => (
             format!(
-                "Sent back to the broker because its pool is loaded (row 5); it is delivered again {}.",
+                "Sent back to the broker because its pool is loaded; it is delivered again {}.",
                 within(entry.until_ms, now_ms)
             ),
             advice("Its deadline counts on. More slots, or another worker, take it sooner."),
@@ -457,19 +562,19 @@ fn summary(found: &Found, life: &Life, claim: Option<&ClaimView>, now_ms: u64) -
             ),
             advice("Ask the other workers."),
         ),
-        Phase::Elsewhere => elsewhere(life, claim),
-        Phase::Finished => (finished(life, now_ms), finished_advice(life)),
+        Phase::Elsewhere => elsewhere(life, scene.beside.claim.as_ref()),
+        Phase::Finished => (ends::finished(life, scene), ends::advice(life, scene)),
     }
 }
 
-fn waiting_for_slot(found: &Found, pool: &str, now_ms: u64) -> (String, Option<String>) {
+fn waiting_for_slot(scene: &Scene<'_>) -> (String, Option<String>) {
+    let (found, pool, now_ms) = (scene.found, scene.pool(), scene.now_ms);
     let entry = &found.entry;
     let holders = match found.slots.as_slice() {
         [] => String::new(),
         [longest, ..] => format!(
-            " The slots are held by {} running job{}, the longest {} of tenant {} for {}.",
-            found.slots.len(),
-            if found.slots.len() == 1 { "" } else { "s" },
+            " The slots are held by {}, the longest {} of tenant {} for {}.",
+            counted(found.slots.len() as u64, "running job"),
             longest.assignment_id,
             longest.tenant_id,
             length(now_ms.saturating_sub(longest.since_ms))
@@ -485,7 +590,8 @@ fn waiting_for_slot(found: &Found, pool: &str, now_ms: u64) -> (String, Option<S
             deadline_left(entry, now_ms)
         ),
         Some(format!(
-            "Give pool {pool} more slots (pools.{pool}.max_concurrency), start another worker, or see why the running jobs take long."
+            "Give pool {pool} more slots ({}), start another worker, or see why the running jobs take long.",
+            scene.slots_key()
         )),
     )
 }
@@ -499,60 +605,6 @@ fn elsewhere(life: &Life, claim: Option<&ClaimView>) -> (String, Option<String>)
         format!("Not in hand here: {why}.{who}"),
         Some("Ask that worker, or look at the stream of results.".to_owned()),
     )
-}
-
-fn finished(life: &Life, now_ms: u64) -> String {
-    if life.ending.is_none() {
-        return "It was answered before: what came again was only settled, or answered with the recorded result (row 11)."
-            .to_owned();
-    }
-    let told = match life.answer.broker_told {
-        true => " and the broker was told",
-        false => "",
-    };
-    format!("{} Its answer is confirmed{told}.", ended(life, now_ms))
-}
-
-fn finished_advice(life: &Life) -> Option<String> {
-    let letter = life.answer.dead_letter.as_ref()?;
-    (!letter.is_empty()).then(|| {
-        "A dead letter was left: see caf-worker dlq list, and dlq replay to run it again.".to_owned()
-    })
-}
-
-/// How it ended, as a sentence.
-fn ended(life: &Life, now_ms: u64) -> String {
-    let Some(ending) = &life.ending else {
-        return "It has ended.".to_owned();
-    };
-    let code = ending.error_code.as_deref().unwrap_or("no code");
-    let message = ending
-        .message
-        .as_deref()
-        .map(|text| format!(": {text}"))
-        .unwrap_or_default();
-    let calls = life.attempts.len();
-    let calls = match calls {
-        0 => "without a call".to_owned(),
-        1 => "after 1 attempt".to_owned(),
-        calls => format!("after {calls} attempts"),
-    };
-    let when = ago(life.ended_ms, now_ms);
-    match ending.status.as_str() {
-        "rejected" => format!(
-            "Refused {when} (row {}): {}, {code}{message}.",
-            ending.row,
-            ending.reason.as_deref().unwrap_or("rejected")
-        ),
-        "success" => format!(
-            "Ended {when} with success {calls}, {} after it was first handled (row 6).",
-            length(ending.latency_ms.unwrap_or_default())
-        ),
-        status => format!(
-            "Ended {when} with {status} {calls} (row {}): {code}{message}.",
-            ending.row
-        ),
-    }
 }
 
 fn unconfirmed(life: &Life) -> String {
@@ -573,6 +625,14 @@ fn deadline_left(entry: &Entry, now_ms: u64) -> String {
         None => String::new(),
         Some(at) if at <= now_ms => " Its deadline has passed.".to_owned(),
         Some(at) => format!(" {} are left until its deadline.", length(at - now_ms)),
+    }
+}
+
+/// A number with its noun.
+pub fn counted(count: u64, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
     }
 }
 
@@ -600,106 +660,6 @@ pub fn length(ms: u64) -> String {
         3_600..=86_399 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
     }
-}
-
-fn happening(note: &Note) -> Happening {
-    Happening {
-        at: iso(note.at_ms),
-        words: words(note),
-        note: note.clone(),
-    }
-}
-
-/// One happening in words.
-fn words(note: &Note) -> String {
-    let text = |key| note.text(key).unwrap_or("?");
-    let number = |key| note.number(key).unwrap_or_default();
-    let time = |key| length(number(key));
-    match note.event {
-        "Assignment received" => match note.text("stream") {
-            Some(stream) => {
-                let sequence = number("stream_sequence");
-                let again = match number("deliveries") {
-                    0 | 1 => String::new(),
-                    times => format!(", delivery {times}"),
-                };
-                format!("received: message {sequence} of stream {stream}{again}")
-            }
-            None => "received".to_owned(),
-        },
-        "Assignment accepted" => format!(
-            "accepted by pool {}; {} left, at most {} attempts",
-            text("resource_class"),
-            time("time_left_ms"),
-            number("max_attempts")
-        ),
-        "Assignment queued" => format!(
-            "pool {} is {} with it, {} wait",
-            text("resource_pool"),
-            text("overload_status"),
-            number("queue_depth")
-        ),
-        "Step execution started" => format!(
-            "got a slot of pool {}, {} after it came",
-            text("resource_class"),
-            time("queued_ms")
-        ),
-        "Attempt failed" => format!(
-            "attempt failed: {}; waits {}",
-            text("error_code"),
-            time("backoff_delay_ms")
-        ),
-        "Attempt started" => format!("attempt {} begins", number("attempt")),
-        "Answer not confirmed" => format!("{} not confirmed, sent again", text("part").replace('_', " ")),
-        "Assignment concluded" => concluded(note),
-        "Assignment deferred" => format!(
-            "sent back to the broker for {}: pool {} is loaded",
-            time("delay_ms"),
-            text("resource_pool")
-        ),
-        "Assignment rejected" | "Unknown block type" => {
-            format!("refused: {}, {}", text("reason"), text("error_code"))
-        }
-        "Queue full - rejecting request" => format!(
-            "refused: pool {} is full ({} of {} wait)",
-            text("resource_class"),
-            number("queue_depth"),
-            number("max_queue_size")
-        ),
-        "Step execution completed" => format!("ended with success after {}", time("latency_ms")),
-        "Step execution failed" | "Step canceled" => {
-            format!("ended with {}: {}", text("status"), text("error_code"))
-        }
-        "Assignment not run" => format!("not run: {}", text("reason")),
-        "Suspect runs alone" => {
-            "it may have ended its worker before: it waits until nothing else runs here".to_owned()
-        }
-        "Result suppressed" => format!("result not published: {}", text("reason")),
-        "Assignment taken over" => format!("taken over from worker {}", text("from_worker")),
-        other => match (note.text("reason"), note.text("error_code")) {
-            (Some(reason), _) => format!("{}: {reason}", lower(other)),
-            (None, Some(code)) => format!("{}: {code}", lower(other)),
-            (None, None) => lower(other),
-        },
-    }
-}
-
-fn concluded(note: &Note) -> String {
-    let parts = [
-        ("acknowledgement_at_ms", "acknowledgement confirmed"),
-        ("result_at_ms", "result confirmed"),
-        ("dead_letter_at_ms", "dead letter confirmed"),
-    ];
-    let said = parts.iter().filter(|(key, _)| note.number(key).is_some());
-    let told = note.is_true("broker_told").then_some("the broker told");
-    let said: Vec<_> = said.map(|(_, words)| *words).chain(told).collect();
-    format!("all is said: {}", said.join(", "))
-}
-
-fn lower(message: &str) -> String {
-    let mut characters = message.chars();
-    let first = characters.next().map(|first| first.to_ascii_lowercase());
-    first.into_iter().chain(characters).collect()
 }
 
 #[cfg(test)]

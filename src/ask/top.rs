@@ -1,4 +1,4 @@
-//! `top`: the page of the admin port for a terminal of 80 columns.
+//! `top`: the page of the admin port for a terminal, of 80 columns where its size is not known.
 //!
 //! Neighbours: [`crate::admin::status`] has the numbers. [`render`] is pure; [`watch`] draws it again and again.
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::text::{COLUMNS, clean, column, cut};
 use super::{Node, Said, Silence};
-use crate::admin::wording::length;
+use crate::admin::wording::{counted, length};
 use crate::cli::print;
 
 /// Width of a bar.
@@ -17,8 +17,50 @@ const BAR: usize = 14;
 const DRAWN: usize = 60;
 /// Signs of the curve, from nothing to most.
 const CURVE: &[u8] = b" .:-=+*#%@";
-/// Failures and jobs that are listed, so that all fits 24 lines or little more.
+/// Failures and jobs that are listed where the height is not known.
 const LISTED: usize = 6;
+
+/// What there is to write on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Screen {
+    /// Columns.
+    pub columns: usize,
+    /// Lines; nothing where there are as many as one likes.
+    pub rows: Option<usize>,
+}
+
+impl Default for Screen {
+    fn default() -> Self {
+        Self {
+            columns: COLUMNS,
+            rows: None,
+        }
+    }
+}
+
+impl Screen {
+    /// The terminal at standard output, if it is one.
+    pub fn of_terminal() -> Self {
+        let size = rustix::termios::tcgetwinsize(std::io::stdout());
+        let some = |size: u16| Some(usize::from(size)).filter(|size| *size > 0);
+        let (columns, rows) = size.map_or((None, None), |size| (some(size.ws_col), some(size.ws_row)));
+        Self {
+            columns: columns.unwrap_or(COLUMNS),
+            rows,
+        }
+    }
+
+    /// The same, with as many lines as one likes.
+    #[must_use]
+    pub fn endless(self) -> Self {
+        Self { rows: None, ..self }
+    }
+
+    /// Columns beyond the fewest.
+    fn spare(self) -> usize {
+        self.columns.saturating_sub(COLUMNS)
+    }
+}
 
 /// Asks the node.
 ///
@@ -33,12 +75,17 @@ pub async fn watch(node: &Node, first: Said, every: Duration) {
     let mut known = (first.body, Instant::now());
     let mut silence = None;
     loop {
-        let mut screen = render(&known.0);
+        let size = Screen::of_terminal();
+        // The line below the last one stays empty, or all would move up.
+        let mut rows = size.rows.map(|rows| rows.saturating_sub(1));
+        let mut first = String::new();
         if let Some(why) = &silence {
             let age = u64::try_from(known.1.elapsed().as_millis()).unwrap_or(u64::MAX);
             let said = format!("NO ANSWER, this is {} old: {why}", length(age));
-            screen = format!("{}\n{screen}", cut(&said, COLUMNS));
+            first = cut(&said, size.columns) + "\n";
+            rows = rows.map(|rows| rows.saturating_sub(1));
         }
+        let screen = first + &render(&known.0, Screen { rows, ..size });
         // Each line is cleared behind its end, so that nothing flickers.
         print::answer(&format!("\x1b[H{}\x1b[J", screen.replace('\n', "\x1b[K\r\n")));
         tokio::time::sleep(every).await;
@@ -49,15 +96,25 @@ pub async fn watch(node: &Node, first: Said, every: Duration) {
     }
 }
 
-/// The status as lines of at most 80 columns.
-pub fn render(status: &Value) -> String {
+/// The status as lines that fit the screen: what matters most comes first, what does not fit is left out.
+pub fn render(status: &Value, screen: Screen) -> String {
     let mut lines = head(status);
     lines.extend(pools(status));
     lines.extend(flow(status));
     lines.extend(upkeep(status));
-    lines.extend(failures(status));
-    lines.extend(running(status));
-    let cut: Vec<_> = lines.iter().map(|line| cut(line, COLUMNS)).collect();
+    let (failed, running_jobs) = (list(&status["failures"]).len(), list(&status["running"]).len());
+    let left = screen.rows.map(|rows| rows.saturating_sub(lines.len() + 2));
+    let (most_failures, most_jobs) = match left {
+        None => (LISTED, LISTED),
+        Some(left) => {
+            let failures = failed.min(left - running_jobs.min(left / 2));
+            (failures, left - failures)
+        }
+    };
+    lines.extend(failures(status, most_failures, screen));
+    lines.extend(running(status, most_jobs, screen));
+    lines.truncate(screen.rows.unwrap_or(usize::MAX).max(1));
+    let cut: Vec<_> = lines.iter().map(|line| cut(line, screen.columns)).collect();
     cut.join("\n") + "\n"
 }
 
@@ -80,9 +137,9 @@ fn head(status: &Value) -> Vec<String> {
     let drain = &status["drain"];
     if drain["draining"] == true {
         lines.push(format!(
-            "DRAINING for {}: {} jobs left, soft limit in {}, hard limit in {}",
+            "DRAINING for {}: {} left, soft limit in {}, hard limit in {}",
             time_of(&drain["for_ms"]),
-            number(&drain["jobs_left"]),
+            counted(number(&drain["jobs_left"]), "job"),
             time_of(&drain["soft_limit_left_ms"]),
             time_of(&drain["hard_limit_left_ms"])
         ));
@@ -101,17 +158,16 @@ fn pools(status: &Value) -> Vec<String> {
         let (used, slots) = (number(&pool["running"]), number(&pool["slots"]));
         let queued = number(&pool["queued"]);
         let bound = pool["max_queue_size"].as_u64();
-        let most = bound.unwrap_or_else(|| queued.max(20));
+        // Without a bound nothing says how full it is.
         let queue = match bound {
-            Some(bound) => format!("{queued}/{bound} {}", text(&pool["overload_status"])),
-            None => queued.to_string(),
+            Some(bound) => {
+                let status = text(&pool["overload_status"]);
+                format!("[{}] {queued}/{bound} {status}", bar(queued, bound))
+            }
+            None => format!("{queued}, no bound"),
         };
         let slots_words = column(&format!("{used}/{slots}"), 11);
-        format!(
-            "{name}[{}] {slots_words}[{}] {queue}",
-            bar(used, slots),
-            bar(queued, most)
-        )
+        format!("{name}[{}] {slots_words}{queue}", bar(used, slots))
     });
     std::iter::once(title)
         .chain(pools)
@@ -152,13 +208,16 @@ fn flow(status: &Value) -> Vec<String> {
     };
     vec![
         format!(
-            "ended  {}/s now, p50 {}, p95 {}; in all {} well, {} not, {} refused",
+            "ended  {}/s now; in all {} success, {} failed, {} refused",
             tenths(latest, 6 * bucket_s),
-            last("p50_ms"),
-            last("p95_ms"),
             number(&totals["success"]),
             sum(totals),
             number(&totals["rejected"])
+        ),
+        format!(
+            "took   p50 {}, p95 {} from first handling to end",
+            last("p50_ms"),
+            last("p95_ms")
         ),
         format!(
             "       |{}| top {}/s",
@@ -177,11 +236,12 @@ fn upkeep(status: &Value) -> Vec<String> {
     };
     let rebuilds = match number(&source["pull_rebuilds"]) {
         0 => String::new(),
-        rebuilds => format!(", {rebuilds} rebuilds"),
+        rebuilds => format!(", {}", counted(rebuilds, "rebuild")),
     };
     let connected = match (source["connected"].as_bool(), source["consuming"].as_bool()) {
         (Some(true), Some(true)) => "consuming",
         (Some(true), _) => "connected, NOT CONSUMING",
+        _ if source["connecting"] == false => "NOT TRIED YET",
         _ => "NOT CONNECTED",
     };
     vec![
@@ -191,30 +251,31 @@ fn upkeep(status: &Value) -> Vec<String> {
             number(&source["deliveries"])
         ),
         format!(
-            "held   {}/{} jobs, {}/{} KiB; {} leases ({} lapsed), oldest renewal {}",
+            "held   {}/{} jobs, {}/{} KiB; {} ({} lapsed, {} in all), renewed {} ago",
             number(&held["jobs"]),
             number(&held["max_jobs"]),
             number(&held["bytes"]) / 1024,
             number(&held["max_bytes"]) / 1024,
-            number(&leases["held"]),
+            counted(number(&leases["held"]), "lease"),
             number(&leases["lapsed"]),
+            number(&leases["lapsed_total"]),
             time_of(&leases["oldest_renewal_age_ms"])
         ),
         format!(
-            "out    {} unconfirmed, outbox {}, claims {}, {} restarts, {} stray threads",
+            "out    {} unconfirmed, outbox {}, claims {}, {}, {}",
             number(&publisher["unconfirmed"]),
             number(&outbox["entries"]),
             number(&status["claims"]["entries"]),
-            number(&status["restarts"]["total"]),
-            number(&status["stray_threads"])
+            counted(number(&status["restarts"]["total"]), "restart"),
+            counted(number(&status["stray_threads"]), "stray thread")
         ),
         String::new(),
     ]
 }
 
-fn failures(status: &Value) -> Vec<String> {
+fn failures(status: &Value, most: usize, screen: Screen) -> Vec<String> {
     let failures = list(&status["failures"]);
-    let lines = failures.iter().take(LISTED).map(|failure| {
+    let lines = failures.iter().take(most).map(|failure| {
         let count = match number(&failure["count"]) {
             0 | 1 => String::new(),
             count => format!(" x{count}"),
@@ -230,7 +291,7 @@ fn failures(status: &Value) -> Vec<String> {
         format!(
             "{time} {} {} {}",
             column(&code, 22),
-            column(&who, 24),
+            column(&who, 24 + screen.spare() / 2),
             text(&failure["message"])
         )
     });
@@ -241,13 +302,13 @@ fn failures(status: &Value) -> Vec<String> {
     std::iter::once(title).chain(lines).collect()
 }
 
-fn running(status: &Value) -> Vec<String> {
+fn running(status: &Value, most: usize, screen: Screen) -> Vec<String> {
     let running = list(&status["running"]);
-    let lines = running.iter().take(LISTED).map(|job| {
+    let lines = running.iter().take(most).map(|job| {
         let attempt = format!("attempt {}", number(&job["attempt"]));
         let left = format!("{} left", time_of(&job["deadline_left_ms"]));
         let kind = column(&text(&job["job_type"]), 14);
-        let id = column(&text(&job["assignment_id"]), 26);
+        let id = column(&text(&job["assignment_id"]), 26 + screen.spare());
         format!(
             "{} {kind} {id} {attempt}, {left}",
             column(&time_of(&job["running_ms"]), 13)
@@ -313,7 +374,7 @@ mod tests {
                        "overload_status": hostile}, {"name": "gpu", "answers": false}],
             "failures": vec![failure; 50], "running": vec![job; 50],
         });
-        let screen = render(&status);
+        let screen = render(&status, Screen::default());
         for line in screen.lines() {
             let columns: usize = line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum();
             assert!(columns <= COLUMNS, "{columns}: {line}");
@@ -323,8 +384,41 @@ mod tests {
             );
         }
         assert!(screen.lines().count() < 35, "{screen}");
+        // As many lines as there are, the state of the node first; and as many columns.
+        for rows in [1, 2, 10, 20, 24, 40, 60] {
+            let (columns, rows) = (120, Some(rows));
+            let screen = render(&status, Screen { columns, rows });
+            assert_eq!(Some(screen.lines().count()), rows, "{screen}");
+            assert!(screen.contains("\\u{1b}"), "{screen}");
+        }
+        let wide = Screen {
+            columns: 120,
+            rows: None,
+        };
+        let longest = |screen: &str| screen.lines().map(str::len).max();
+        assert!(longest(&render(&status, wide)) > longest(&screen));
         // Nothing is known, and nothing panics.
-        assert!(render(&json!({})).contains("running: nothing"));
+        assert!(render(&json!({}), Screen::default()).contains("running: nothing"));
+    }
+
+    #[test]
+    fn what_is_not_so_is_not_drawn() {
+        let status = json!({
+            "pools": [{"name": "io", "answers": true, "running": 1, "slots": 2, "queued": 50}],
+            "consumption": {"connected": false, "connecting": false, "phase": "preparing"},
+            "leases": {"held": 1, "lapsed": 0, "lapsed_total": 4},
+            "drain": {"draining": true, "jobs_left": 1},
+        });
+        let screen = render(&status, Screen::default());
+        for words in [
+            "50, no bound",
+            "source NOT TRIED YET",
+            "1 lease (0 lapsed, 4 in all)",
+            ": 1 job left,",
+            "from first handling to end",
+        ] {
+            assert!(screen.contains(words), "{words}: {screen}");
+        }
     }
 
     #[test]

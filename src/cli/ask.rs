@@ -36,7 +36,7 @@ pub struct ExplainArgs {
 /// Arguments of `top`.
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// Print once and end; so it does where standard output is no terminal
+    /// Print once and end; so it does where standard output is no terminal, and with --output json
     #[arg(long)]
     pub once: bool,
     /// Seconds between two looks
@@ -103,7 +103,8 @@ pub(super) async fn top(args: TopArgs, settings: &HttpSettings, output: OutputFo
     match output {
         OutputFormat::Json => print::answer(&text::clean_json(&said.body.to_string())),
         OutputFormat::Text if args.once || !std::io::stdout().is_terminal() => {
-            print::answer(&ask::top::render(&said.body));
+            let screen = ask::top::Screen::of_terminal().endless();
+            print::answer(&ask::top::render(&said.body, screen));
         }
         OutputFormat::Text => {
             ask::top::watch(&node, said, Duration::from_secs(args.interval_s)).await;

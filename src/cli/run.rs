@@ -9,6 +9,7 @@ use caf_actors::errors::chain;
 use caf_actors::events::{self, Log};
 use caf_actors::journal::Journal;
 use caf_blocks::Extras;
+use caf_protocol::block::ResourceClass;
 
 use super::dlq::DlqCommand;
 use super::{ExecArgs, OutputFormat, SubmitArgs, print};
@@ -46,6 +47,9 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         let told = Told {
             journal: Journal::default(),
             features: flags::for_log(loaded, &in_force),
+            slots_keys: ResourceClass::ALL
+                .map(|class| (class.as_str(), in_force.slots_key(class).to_owned()))
+                .into(),
         };
         let log = &log.clone().with_observer(Arc::new(told.journal.clone()));
         keep_unwritten(settings, control, log);

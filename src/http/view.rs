@@ -50,6 +50,8 @@ pub struct NodeView {
     pub worker_id: String,
     /// `jetstream`, `core` or `local`.
     pub mode: &'static str,
+    /// Whether it was ever tried to reach the broker.
+    pub has_tried_to_connect: bool,
     /// Whether the broker is reachable.
     pub is_connected: bool,
     /// Whether assignments are asked for.
@@ -169,6 +171,7 @@ impl NodeView {
         Self {
             worker_id: worker_id.to_owned(),
             mode,
+            has_tried_to_connect: status.has_tried_to_connect(),
             is_connected: status.is_connected(),
             is_consuming: status.is_consuming(),
             is_ready: status.is_ready(),

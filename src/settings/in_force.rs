@@ -37,6 +37,8 @@ pub struct InForce {
     pub tracing: bool,
     /// Slots and queue of each pool, in the order of [`ResourceClass::ALL`].
     pools: [PoolSize; 3],
+    /// The keys that the slots of each pool come from, in the same order.
+    slots_keys: [String; 3],
     /// What happens while pools are full.
     pub admission: Admission,
     /// Tenants that may send jobs; empty lets all. May change while the node runs.
@@ -91,17 +93,16 @@ impl InForce {
         if let (Admission::Wait, Some(policy)) = (admission, &mut queue) {
             warnings.extend(refuse_nothing(policy));
         }
+        let chosen = ResourceClass::ALL.map(|class| match &queue {
+            None => Chosen {
+                slots: (pools.get(class).max_concurrency, own_slots_key(class)),
+                queue: None,
+            },
+            Some(policy) => Chosen::of(settings, said, class, policy, &mut warnings),
+        });
         Self {
-            pools: ResourceClass::ALL.map(|class| {
-                let pool = pools.get(class);
-                match &queue {
-                    None => PoolSize {
-                        slots: pool.max_concurrency,
-                        queue: None,
-                    },
-                    Some(policy) => sized(settings, said, class, policy),
-                }
-            }),
+            pools: chosen.each_ref().map(Chosen::size),
+            slots_keys: chosen.map(|pool| pool.slots.1),
             retry,
             timeouts,
             queue,
@@ -138,9 +139,18 @@ impl InForce {
 
     /// Size of the pool for `class`.
     pub fn pool(&self, class: ResourceClass) -> PoolSize {
-        let index = ResourceClass::ALL.iter().position(|other| *other == class);
-        self.pools[index.unwrap_or_default()]
+        self.pools[index(class)]
     }
+
+    /// The setting that the slots of the pool for `class` come from.
+    pub fn slots_key(&self, class: ResourceClass) -> &str {
+        &self.slots_keys[index(class)]
+    }
+}
+
+fn index(class: ResourceClass) -> usize {
+    let index = ResourceClass::ALL.iter().position(|other| *other == class);
+    index.unwrap_or_default()
 }
 
 /// While pulling waits for room, nothing that came is sent away: what does not fit is safe where it is.
@@ -182,46 +192,83 @@ fn no_policy(feature: Feature) -> String {
     )
 }
 
-/// The strongest source counts; of equally strong ones, what speaks of this pool's queue policy, then of this pool, then
-/// of all pools.
-fn sized(settings: &Settings, said: &Ranks, class: ResourceClass, policy: &QueuePolicySettings) -> PoolSize {
-    let (name, section) = (class.as_str(), Feature::Queue.section());
-    let pool = settings.pools.get(class);
-    let own = policy.resource_pools.get(class);
-    let slots = [
-        (
-            own.max_concurrency,
-            format!("{section}.resource_pools.{name}.max_concurrency"),
-        ),
-        (
-            Some(pool.max_concurrency),
-            format!("pools.{name}.max_concurrency"),
-        ),
-    ];
-    let queue = [
-        (
-            own.max_queue_size,
-            format!("{section}.resource_pools.{name}.max_queue_size"),
-        ),
-        (pool.max_queue_size, format!("pools.{name}.max_queue_size")),
-        (Some(policy.max_queue_size), format!("{section}.max_queue_size")),
-    ];
-    PoolSize {
-        slots: strongest(said, &slots).unwrap_or(pool.max_concurrency),
-        queue: strongest(said, &queue),
+/// Slots and queue of a pool, each with the key it comes from.
+struct Chosen {
+    slots: (usize, String),
+    queue: Option<(usize, String)>,
+}
+
+fn own_slots_key(class: ResourceClass) -> String {
+    format!("pools.{}.max_concurrency", class.as_str())
+}
+
+impl Chosen {
+    /// The strongest source counts; of equally strong ones, what speaks of this pool's queue policy, then of this pool, then
+    /// of all pools.
+    fn of(
+        settings: &Settings,
+        said: &Ranks,
+        class: ResourceClass,
+        policy: &QueuePolicySettings,
+        warnings: &mut Vec<String>,
+    ) -> Self {
+        let (name, section) = (class.as_str(), Feature::Queue.section());
+        let pool = settings.pools.get(class);
+        let own = policy.resource_pools.get(class);
+        let own_slots = (Some(pool.max_concurrency), own_slots_key(class));
+        let own_queue = (pool.max_queue_size, format!("pools.{name}.max_queue_size"));
+        let slots = [
+            (
+                own.max_concurrency,
+                format!("{section}.resource_pools.{name}.max_concurrency"),
+            ),
+            own_slots.clone(),
+        ];
+        let queue = [
+            (
+                own.max_queue_size,
+                format!("{section}.resource_pools.{name}.max_queue_size"),
+            ),
+            own_queue.clone(),
+            (Some(policy.max_queue_size), format!("{section}.max_queue_size")),
+        ];
+        let chosen = Self {
+            slots: strongest(said, &slots).unwrap_or((pool.max_concurrency, own_slots.1.clone())),
+            queue: strongest(said, &queue),
+        };
+        warnings.extend(in_vain(said, &own_slots, Some(&chosen.slots)));
+        warnings.extend(in_vain(said, &own_queue, chosen.queue.as_ref()));
+        chosen
+    }
+
+    fn size(&self) -> PoolSize {
+        PoolSize {
+            slots: self.slots.0,
+            queue: self.queue.as_ref().map(|(size, _)| *size),
+        }
     }
 }
 
-/// The value from the strongest source; of equals the first.
-fn strongest(said: &Ranks, candidates: &[(Option<usize>, String)]) -> Option<usize> {
-    let given = candidates.iter().filter_map(|(value, key)| {
-        Some((
-            *value.as_ref()?,
-            said.get(&split(key)).copied().unwrap_or_default(),
-        ))
-    });
-    let best = given.reduce(|best, next| if next.1 > best.1 { next } else { best });
-    best.map(|(value, _)| value)
+/// What is to be said of a size that a source gives for a pool, while another one counts.
+fn in_vain(
+    said: &Ranks,
+    (given, key): &(Option<usize>, String),
+    counts: Option<&(usize, String)>,
+) -> Option<String> {
+    let (value, winner) = counts?;
+    let differs = given.is_some_and(|given| given != *value);
+    (differs && winner != key && said.contains_key(&split(key)))
+        .then(|| format!("{key} is given and has no effect: {winner} = {value} is in force"))
+}
+
+/// The value from the strongest source, with its key; of equals the first.
+fn strongest(said: &Ranks, candidates: &[(Option<usize>, String)]) -> Option<(usize, String)> {
+    let rank = |key: &str| said.get(&split(key)).copied().unwrap_or_default();
+    let given = candidates
+        .iter()
+        .filter_map(|(value, key)| Some((*value.as_ref()?, key)));
+    let best = given.reduce(|best, next| if rank(next.1) > rank(best.1) { next } else { best });
+    best.map(|(value, key)| (value, key.clone()))
 }
 
 #[cfg(test)]

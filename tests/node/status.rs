@@ -255,7 +255,7 @@ fn a_wait_between_calls_and_a_deferral_are_told_with_their_end() {
     assert!(
         said["summary"]
             .as_str()
-            .is_some_and(|words| words.contains("row 5")),
+            .is_some_and(|words| words.contains("pool is loaded")),
         "{said}"
     );
     outside.open();
@@ -458,7 +458,7 @@ fn hostile_ids_are_explained_like_any_others() {
         let said = asked.stdout();
         assert_eq!(asked.code(), Some(0), "{id}: {}", asked.stderr());
         assert!(
-            !said.contains(['\u{202e}', '\u{1b}']) && said.contains("row 2"),
+            !said.contains(['\u{202e}', '\u{1b}']) && said.contains("Refused "),
             "{said}"
         );
     }
@@ -519,7 +519,7 @@ fn the_commands_say_by_their_exit_codes_whether_the_node_answers_and_knows() {
         "{}",
         top.stdout()
     );
-    for word in ["healthy", "cpu", "io", "running: nothing", "in all 1 well"] {
+    for word in ["healthy", "cpu", "io", "running: nothing", "in all 1 success"] {
         assert!(top.stdout().contains(word), "{word}: {}", top.stdout());
     }
     let json = run(&["top", "--once", "--output", "json"], "t0ps3cret");
@@ -528,4 +528,28 @@ fn the_commands_say_by_their_exit_codes_whether_the_node_answers_and_knows() {
     node.worker.kill();
     assert_eq!(run(&["explain", "known"], "t0ps3cret").code(), Some(69));
     assert_eq!(run(&["top"], "t0ps3cret").code(), Some(69));
+}
+
+#[test]
+fn a_broker_that_was_not_tried_for_want_of_a_state_directory_is_not_called_away() {
+    let nats = NatsServer::start_with(NatsOptions::jetstream()).expect("the broker starts");
+    let mut worker = program()
+        .serve(&nats)
+        .env("WORKER__WORKER__STATE_DIR", "/dev/null/state")
+        .start()
+        .expect("starts");
+    let port = worker.admin_port().expect("is logged");
+    let status = || ask(port, "/status", &[]).json().expect("is JSON");
+    wait_until("the directory is found unusable", SOON, || {
+        status()["checks"]["state_dir"]["status"] == "fail"
+    });
+    assert_eq!(status()["checks"]["nats"]["message"], "not tried yet");
+    let said = ask(port, "/explain/any?tenant=acme", &[])
+        .json()
+        .expect("is JSON");
+    let summary = said["summary"].as_str().expect("words");
+    assert!(
+        summary.contains("has not tried to reach the broker yet") && summary.contains("/dev/null/state"),
+        "{summary}"
+    );
 }

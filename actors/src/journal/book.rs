@@ -120,15 +120,14 @@ impl Book {
         }
     }
 
-    /// Notes an event that is about an assignment.
-    pub(super) fn note(&mut self, event: &Event, at_ms: u64) {
-        // The start says the same, a moment later.
-        if event.message() == "Processing queued request" {
-            return;
+    /// Notes an event that is about an assignment. Says where that was until now, if it was known.
+    pub(super) fn note(&mut self, event: &Event, at_ms: u64) -> Option<Phase> {
+        if says_nothing_new(event) {
+            return None;
         }
         let (assignment_id, tenant_id) = (text(event, "assignment_id"), text(event, "tenant_id"));
         if assignment_id.is_empty() || tenant_id.is_empty() {
-            return;
+            return None;
         }
         let replay = event.field("replay").and_then(serde_json::Value::as_u64);
         let key = Key {
@@ -138,8 +137,10 @@ impl Book {
         };
         self.next += 1;
         let number = self.next;
+        let mut before = None;
         if let Some(kept) = self.entries.get_mut(&key) {
             self.bytes -= kept.bytes;
+            before = Some(kept.entry.phase);
             kept.entry.note(event, at_ms);
             kept.bytes = bytes_of(&key, &kept.entry);
             self.bytes += kept.bytes;
@@ -161,6 +162,7 @@ impl Book {
             self.bytes += bytes;
         }
         self.shrink();
+        before
     }
 
     fn shrink(&mut self) {
@@ -263,6 +265,16 @@ impl Rank {
             Phase::Running | Phase::WaitingForRetry => Self::Running,
             Phase::Deferred | Phase::Returned | Phase::Elsewhere | Phase::Finished => Self::Over,
         }
+    }
+}
+
+/// Whether another event of the same moment says the same: the start of a job, the call that begins, the refusal of a full
+/// queue.
+fn says_nothing_new(event: &Event) -> bool {
+    match event.message() {
+        "Processing queued request" | "Retry attempt started" => true,
+        "Queue rejection" => text(event, "rejection_reason") == "queue_full",
+        _ => false,
     }
 }
 

@@ -21,7 +21,7 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 42] = [
+const FACTS: [&str; 46] = [
     "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
@@ -36,8 +36,11 @@ const FACTS: [&str; 42] = [
     "from_worker",
     "given_back",
     "handed_back",
+    "last_error_code",
     "latency_ms",
+    "limit",
     "limit_bytes",
+    "limit_ms",
     "max_attempts",
     "max_queue_size",
     "next_wait_ms",
@@ -64,6 +67,7 @@ const FACTS: [&str; 42] = [
     "time_limit_ms",
     "timeout_ms",
     "timeout_type",
+    "waiting",
 ];
 
 /// Where an assignment is, as far as this worker knows.
@@ -116,7 +120,7 @@ impl Phase {
             // Comes again while it is held.
             "Assignment received" => unless_active(Self::Deciding),
             "Assignment accepted" => Self::Waiting,
-            "Step execution started" | "Attempt started" | "Retry attempt started" => Self::Running,
+            "Step execution started" | "Attempt started" => Self::Running,
             "Attempt failed" => Self::WaitingForRetry,
             "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
                 Self::Answering

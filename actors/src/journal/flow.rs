@@ -16,10 +16,11 @@ pub const BUCKET_S: u64 = 5;
 pub const BUCKETS: usize = 120;
 /// Failures that are kept.
 pub const MAX_FAILURES: usize = 50;
-/// Upper bounds of latencies in milliseconds; what takes longer than an hour does not exist.
-const BOUNDS_MS: [u64; 24] = [
-    1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 350, 500, 750, 1_000, 2_000, 3_500, 5_000, 10_000, 20_000,
-    30_000, 60_000, 300_000, 3_600_000,
+/// Upper bounds of latencies in milliseconds; the last one takes in whatever is longer.
+const BOUNDS_MS: [u64; 34] = [
+    1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 350, 500, 750, 1_000, 1_500, 2_000, 2_750, 3_500, 5_000,
+    7_500, 10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000, 600_000,
+    1_200_000, 3_600_000,
 ];
 
 /// What went through.
@@ -54,7 +55,15 @@ struct Filling {
     /// Number of the bucket since the Unix epoch.
     number: u64,
     outcomes: Outcomes,
-    latencies: [u32; BOUNDS_MS.len()],
+    latencies: [Latencies; BOUNDS_MS.len()],
+}
+
+/// Latencies between two bounds, in milliseconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Latencies {
+    count: u32,
+    least: u32,
+    most: u32,
 }
 
 /// What went through in one stretch of time.
@@ -97,7 +106,8 @@ pub struct FailureNote {
 }
 
 impl Flow {
-    pub(super) fn note(&mut self, event: &Event, at_ms: u64) {
+    /// Notes the end of an assignment; `had_slot`: without one, nothing was called.
+    pub(super) fn note(&mut self, event: &Event, had_slot: bool, at_ms: u64) {
         let status = match event.message() {
             "Step execution completed" | "Step execution failed" | "Step canceled" => {
                 match text(event, "status") {
@@ -117,18 +127,21 @@ impl Flow {
         if !matches!(status, "rejected" | "unreadable") {
             let latency_ms = number("latency_ms").unwrap_or_default();
             let at = BOUNDS_MS.partition_point(|bound| *bound < latency_ms);
-            bucket.latencies[at.min(BOUNDS_MS.len() - 1)] += 1;
+            bucket.latencies[at.min(BOUNDS_MS.len() - 1)].add(latency_ms);
         }
         self.total.add(status);
         if status != "success" {
-            self.note_failure(event, status, at_ms);
+            self.note_failure(event, (status, had_slot), at_ms);
         }
     }
 
-    fn note_failure(&mut self, event: &Event, status: &'static str, at_ms: u64) {
+    fn note_failure(&mut self, event: &Event, (status, had_slot): (&'static str, bool), at_ms: u64) {
         let some = |key| Some(text(event, key)).filter(|text| !text.is_empty());
         let owned = |key| some(key).map(str::to_owned);
-        let calls = event.field("retries_used").and_then(Value::as_u64);
+        let calls = event
+            .field("retries_used")
+            .and_then(Value::as_u64)
+            .filter(|_| had_slot);
         let failure = FailureNote {
             at_ms,
             assignment_id: owned("assignment_id"),
@@ -163,7 +176,7 @@ impl Flow {
             self.buckets.push_back(Filling {
                 number,
                 outcomes: Outcomes::default(),
-                latencies: [0; BOUNDS_MS.len()],
+                latencies: [Latencies::default(); BOUNDS_MS.len()],
             });
         }
         self.buckets
@@ -239,28 +252,33 @@ impl Bucket {
     }
 }
 
-/// The value below which this share of the counted latencies lies, spread evenly within its bucket.
-fn quantile(counts: &[u32; BOUNDS_MS.len()], share: f64) -> Option<f64> {
-    let all: u32 = counts.iter().sum();
-    if all == 0 {
-        return None;
+impl Latencies {
+    fn add(&mut self, latency_ms: u64) {
+        let latency_ms = u32::try_from(latency_ms).unwrap_or(u32::MAX);
+        self.least = match self.count {
+            0 => latency_ms,
+            _ => self.least.min(latency_ms),
+        };
+        self.most = self.most.max(latency_ms);
+        self.count = self.count.saturating_add(1);
     }
-    let wanted = f64::from(all) * share;
+}
+
+/// The value that this share of the latencies does not exceed. Between two bounds they are taken to be spread evenly from
+/// the least to the most that was seen there, so that nothing is told that is longer or shorter than what happened.
+fn quantile(latencies: &[Latencies; BOUNDS_MS.len()], share: f64) -> Option<f64> {
+    let all: u32 = latencies.iter().map(|some| some.count).sum();
+    let wanted = (f64::from(all) * share).ceil();
     let mut below = 0.0;
-    let mut lower = 0;
-    for (count, bound) in counts.iter().zip(BOUNDS_MS) {
-        let count = f64::from(*count);
-        if count > 0.0 && below + count >= wanted {
-            let width = as_float(bound) - as_float(lower);
-            let value = as_float(lower) + width * (wanted - below) / count;
+    for some in latencies.iter().filter(|some| some.count > 0) {
+        let count = f64::from(some.count);
+        if below + count >= wanted {
+            let (least, most) = (f64::from(some.least), f64::from(some.most));
+            let place = (wanted - below - 1.0) / (count - 1.0).max(1.0);
+            let value = least + (most - least) * place.clamp(0.0, 1.0);
             return Some((value * 10.0).round() / 10.0);
         }
         below += count;
-        lower = bound;
     }
     None
-}
-
-fn as_float(bound_ms: u64) -> f64 {
-    f64::from(u32::try_from(bound_ms).unwrap_or(u32::MAX))
 }

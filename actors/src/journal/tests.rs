@@ -266,8 +266,7 @@ fn buckets_count_by_outcome_and_tell_latencies_within_their_bounds() {
         panic!("there are two")
     };
     assert_eq!((first.at_s, first.outcomes.success), (start / 1000, 4));
-    assert!(first.p50_ms.is_some_and(|ms| (5.0..=10.0).contains(&ms)));
-    assert!(first.p95_ms.is_some_and(|ms| (350.0..=500.0).contains(&ms)));
+    assert_eq!((first.p50_ms, first.p95_ms), (Some(10.0), Some(400.0)));
     let outcomes = last.outcomes;
     assert_eq!((outcomes.error, outcomes.rejected, outcomes.timeout), (1, 1, 1));
     // An hour later nothing of it is left, and the total is.
@@ -277,6 +276,64 @@ fn buckets_count_by_outcome_and_tell_latencies_within_their_bounds() {
         (BUCKETS, 0)
     );
     assert_eq!(flow.total.success, 4);
+}
+
+#[test]
+fn no_latency_is_told_that_did_not_happen() {
+    let told = |latencies: &[u64]| {
+        let (journal, who) = (Journal::default(), identity("a", "acme"));
+        for latency in latencies {
+            journal.note(
+                &ended(&who, Outcome::Success(Default::default()), *latency),
+                5_000,
+            );
+        }
+        let last = journal.flow().buckets(5_000).pop().expect("there is one");
+        (last.p50_ms, last.p95_ms)
+    };
+    assert_eq!(told(&[80_000]), (Some(80_000.0), Some(80_000.0)));
+    assert_eq!(told(&[80_000, 81_000]), (Some(80_000.0), Some(81_000.0)));
+    assert_eq!(told(&[0, 0, 7_200_000]), (Some(0.0), Some(7_200_000.0)));
+    let hundred: Vec<u64> = (1..=100).map(|n| 60_000 + n).collect();
+    assert_eq!(told(&hundred), (Some(60_050.0), Some(60_095.0)));
+    assert_eq!(told(&[]), (None, None));
+}
+
+#[test]
+fn a_job_that_never_got_a_slot_made_no_call() {
+    let (journal, who) = (Journal::default(), identity("a", "acme"));
+    journal.note(&accepted(&who), 0);
+    let late =
+        || Outcome::from(Failure::timeout("the deadline of the assignment").with("waiting", true.into()));
+    journal.note(&ended(&who, late(), 30_000), 30_000);
+    let attempts = |journal: &Journal| journal.flow().failures().next().map(|failure| failure.attempts);
+    assert_eq!(attempts(&journal), Some(0));
+    let entry = &journal.find("a", None, 1)[0].entry;
+    assert!(entry.notes().last().is_some_and(|note| note.is_true("waiting")));
+    let who = identity("b", "acme");
+    for event in [
+        accepted(&who),
+        events::step_started(&who, "io", 0),
+        ended(&who, late(), 5),
+    ] {
+        journal.note(&event, 0);
+    }
+    assert_eq!(attempts(&journal), Some(1));
+}
+
+#[test]
+fn what_two_events_say_is_kept_once() {
+    let (journal, who) = (Journal::default(), identity("a", "acme"));
+    let class = caf_protocol::block::ResourceClass::Io;
+    let refused = |cannot_defer| crate::pool::Refused {
+        depth: 1,
+        cannot_defer,
+    };
+    journal.note(&events::queue_full(&who, "io", 1, 1), 0);
+    journal.note(&events::queue::refused(&who, class, refused(false), 1), 0);
+    assert_eq!(journal.find("a", None, 1)[0].entry.notes().count(), 1);
+    journal.note(&events::queue::refused(&who, class, refused(true), 1), 0);
+    assert_eq!(journal.find("a", None, 1)[0].entry.notes().count(), 2);
 }
 
 #[test]

@@ -20,7 +20,11 @@ fn explained(events: impl Fn(&Identity) -> Vec<Event>, held: Option<bool>) -> Ex
     for (second, event) in (1..).zip(events(&who)) {
         journal.note(&event, second * 1_000);
     }
-    explain(&journal.find("a-1", None, 1)[0], held, None, 60_000)
+    let beside = Beside {
+        held,
+        ..Beside::default()
+    };
+    explain(&journal.find("a-1", None, 1)[0], beside, 60_000)
 }
 
 fn identity() -> Identity {
@@ -80,7 +84,7 @@ fn what_it_waits_for_is_said_with_numbers() {
     assert!(
         deferred
             .summary
-            .ends_with("(row 5); it is delivered again in 2.5 s."),
+            .ends_with("pool is loaded; it is delivered again in 2.5 s."),
         "{}",
         deferred.summary
     );
@@ -204,4 +208,215 @@ fn lengths_are_for_people() {
             "1 d 1 h"
         ]
     );
+}
+
+/// An assignment that failed, whose dead letter is confirmed.
+fn left(events: impl Fn(&Identity) -> Vec<Event>) -> Explanation {
+    told(|who| {
+        let mut confirmed = events::course::Confirmed::default();
+        confirmed.note(events::course::Part::DeadLetter, 59_000);
+        let mut all = events(who);
+        all.push(events::course::concluded(who, &confirmed, true));
+        all
+    })
+}
+
+fn late() -> Failure {
+    Failure::timeout("the deadline of the assignment")
+}
+
+#[test]
+fn a_job_that_never_got_a_slot_is_told_with_its_wait_and_the_setting_in_force() {
+    let journal = Journal::default();
+    let who = identity();
+    let end = ended(&who, Outcome::from(late().with("waiting", true.into())));
+    for (at_ms, event) in [(1_000, accepted(&who)), (31_000, end), (31_500, concluded(&who))] {
+        journal.note(&event, at_ms);
+    }
+    let beside = Beside {
+        slots_key: Some("worker.queue.v2.resource_pools.io.max_concurrency"),
+        ..Beside::default()
+    };
+    let said = explain(&journal.find("a-1", None, 1)[0], beside, 60_000);
+    assert!(said.summary.contains("without a call"), "{}", said.summary);
+    assert!(
+        said.summary.contains("It waited 30.0 s for a slot of pool io"),
+        "{}",
+        said.summary
+    );
+    let advice = said.advice.expect("there is some");
+    assert!(
+        advice.contains("worker.queue.v2.resource_pools.io.max_concurrency")
+            && advice.contains("longer deadline"),
+        "{advice}"
+    );
+}
+
+fn concluded(who: &Identity) -> Event {
+    events::course::concluded(who, &events::course::Confirmed::default(), true)
+}
+
+#[test]
+fn the_setting_in_force_is_the_one_that_who_waits_is_told_of() {
+    let journal = Journal::default();
+    journal.note(&accepted(&identity()), 0);
+    let found = &journal.find("a-1", None, 1)[0];
+    let advice = |slots_key| {
+        let beside = Beside {
+            slots_key,
+            ..Beside::default()
+        };
+        explain(found, beside, 1_000).advice.expect("there is some")
+    };
+    assert!(advice(Some("here.it.is")).contains("(here.it.is)"));
+    assert!(advice(None).contains("(pools.io.max_concurrency)"));
+}
+
+#[test]
+fn a_wait_that_would_outlast_a_limit_is_told_with_the_failure_before_it() {
+    let last = serde_json::json!({"code": "HTTP_ERROR", "message": "503"});
+    let failure = || {
+        late()
+            .with("limit", "retry_budget".into())
+            .with("limit_ms", 60_000.into())
+            .with("next_wait_ms", 40_000.into())
+            .with("last_error", last.clone())
+    };
+    let said = left(|who| {
+        let again = events::course::called_again(who, 2, 3);
+        vec![
+            accepted(who),
+            started(who),
+            failed(who),
+            again,
+            ended(who, Outcome::from(failure())),
+        ]
+    });
+    let codes: Vec<_> = said
+        .attempts
+        .iter()
+        .map(|call| call.error_code.as_deref())
+        .collect();
+    assert_eq!(codes, [Some("NETWORK_ERROR"), Some("HTTP_ERROR")]);
+    assert!(
+        said.summary.contains(
+            "The last attempt failed with HTTP_ERROR; the wait of 40.0 s before the next one would outlast the retry \
+             budget of 1 min 0 s."
+        ),
+        "{}",
+        said.summary
+    );
+}
+
+#[test]
+fn a_deadline_that_another_worker_began_is_told() {
+    let said = told(|who| {
+        let record = serde_json::json!({
+            "owner": "p", "worker_id": "w-1", "stream": "s", "sequence": 1, "attempt": 2, "first_start_ms": 0,
+            "state": "running", "ack": null, "outcome": null,
+            "history": [{"worker_id": "w-0", "attempt": 1, "given_back": false}],
+        });
+        let record = serde_json::from_value(record).expect("is a record");
+        vec![
+            received(who),
+            events::taken_over(who, &record),
+            accepted(who),
+            started(who),
+            ended(who, Outcome::from(late())),
+        ]
+    });
+    let words = "taken over from worker w-0, and its deadline counts from the first start there";
+    assert!(said.summary.contains(words), "{}", said.summary);
+}
+
+#[test]
+fn nobody_is_sent_to_a_replay_that_cannot_help() {
+    let refused = |reason| {
+        let failure = Failure::new(ErrorCode::InvalidInput, "x");
+        let said = left(|who| vec![received(who), events::rejected(who, reason, &failure)]);
+        said.advice.expect("there is some")
+    };
+    let tenant = refused(RejectReason::TenantNotAllowed);
+    assert!(
+        tenant.starts_with("Allow the tenant first (tenants.allowed, then SIGHUP)")
+            && tenant.contains("after that"),
+        "{tenant}"
+    );
+    for reason in [RejectReason::UnsupportedJobType, RejectReason::InvalidInputs] {
+        let advice = refused(reason);
+        assert!(
+            advice.contains("mend the sender") && advice.contains("same bytes"),
+            "{advice}"
+        );
+    }
+    let failed = left(|who| {
+        let failure = Failure::new(ErrorCode::NetworkError, "x");
+        vec![accepted(who), started(who), ended(who, Outcome::from(failure))]
+    });
+    assert!(
+        failed
+            .advice
+            .is_some_and(|advice| advice.contains("dlq replay to run it again"))
+    );
+}
+
+#[test]
+fn a_broker_that_is_away_is_said_of_what_is_in_hand_only() {
+    let said = |events: &[Event]| {
+        let journal = Journal::default();
+        for event in events {
+            journal.note(event, 1_000);
+        }
+        let beside = Beside {
+            trouble: Some("This worker is not connected to the broker."),
+            ..Beside::default()
+        };
+        explain(&journal.find("a-1", None, 1)[0], beside, 60_000)
+    };
+    let who = identity();
+    let end = || ended(&who, Outcome::Success(Default::default()));
+    let running = said(&[accepted(&who), started(&who)]);
+    assert!(
+        running
+            .summary
+            .contains("not connected to the broker. It goes on"),
+        "{}",
+        running.summary
+    );
+    let answering = said(&[accepted(&who), started(&who), end()]);
+    assert!(
+        answering.summary.contains("The answer is kept, and sent when"),
+        "{}",
+        answering.summary
+    );
+    assert_eq!(answering.advice, None);
+    let over = said(&[accepted(&who), started(&who), end(), concluded(&who)]);
+    assert!(!over.summary.contains("not connected"), "{}", over.summary);
+}
+
+#[test]
+fn a_claim_tells_since_when_and_where_the_result_is_and_what_it_does_not_know() {
+    let words = |state: &str, refused: bool, held: bool| {
+        let record = serde_json::json!({
+            "owner": "p", "worker_id": "w-1", "stream": "s", "sequence": 1, "attempt": 1, "first_start_ms": 0,
+            "state": state, "refused": refused, "ack": null,
+            "outcome": {"hash": "", "position": ["results", 9]},
+        });
+        let record = serde_json::from_value(record).expect("is a record");
+        ClaimView::of(&record, ("w-1", held), 30_000).words
+    };
+    let finished = words("finished", false, false);
+    assert!(
+        finished.contains("message 9 of stream results") && finished.contains("does not say"),
+        "{finished}"
+    );
+    assert!(words("finished", true, false).contains("refused it"));
+    let running = words("running", false, false);
+    assert!(
+        running.contains("earlier life")
+            && running.contains("first started at 1970-01-01")
+            && running.contains("nats.ack_wait_ms (30.0 s)"),
+        "{running}"
+    );
+    assert!(!words("running", false, true).contains("ack_wait"));
 }

@@ -437,3 +437,29 @@ fn without_a_broker_bounded_queues_are_waited_for_unless_the_settings_say_otherw
         Admission::Refuse
     );
 }
+
+#[test]
+fn the_setting_that_slots_come_from_is_known_and_another_one_that_was_given_is_warned_of() {
+    let dir = Dir::empty();
+    let options = [
+        ("worker.queue.v2.enabled", "true"),
+        ("worker.queue.v2.resource_pools.io.max_concurrency", "3"),
+        ("pools.io.max_concurrency", "5"),
+        ("pools.cpu.max_concurrency", "2"),
+    ];
+    let on = in_force(&dir.load(&[], &[], &options));
+    assert_eq!(on.pool(ResourceClass::Io).slots, 3);
+    assert_eq!(
+        on.slots_key(ResourceClass::Io),
+        "worker.queue.v2.resource_pools.io.max_concurrency"
+    );
+    assert_eq!(on.slots_key(ResourceClass::Cpu), "pools.cpu.max_concurrency");
+    assert_eq!(
+        on.warnings,
+        ["pools.io.max_concurrency is given and has no effect: \
+          worker.queue.v2.resource_pools.io.max_concurrency = 3 is in force"]
+    );
+    let off = in_force(&dir.load(&[], &[], &options[1..]));
+    assert_eq!(off.slots_key(ResourceClass::Io), "pools.io.max_concurrency");
+    assert!(off.warnings.is_empty(), "{:?}", off.warnings);
+}
