@@ -671,6 +671,14 @@ pub fn nats_waiting(connection: &'static str, error: &str, delay_ms: u64) -> Eve
         .with("retry_in_ms", delay_ms)
 }
 
+/// The broker was there, and has been away for `away_ms`; `error` is how the last attempt to reconnect ended.
+pub fn nats_away(connection: &'static str, error: &str, away_ms: u64) -> Event {
+    Event::new(Level::Warn, "Waiting for NATS")
+        .with("connection", connection)
+        .with("error", error)
+        .with("away_ms", away_ms)
+}
+
 /// The broker or the client library reported something.
 pub fn nats_reported(connection: &'static str, what: &str) -> Event {
     Event::new(Level::Warn, "NATS reported")
