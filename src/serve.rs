@@ -115,6 +115,7 @@ pub async fn run(
             return Ok(Exit::Ok);
         }
     };
+    health.state_opened();
     let loops = EventLoops::start(settings);
     if measures {
         loops.watch(&health, log);

@@ -708,9 +708,13 @@ pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
         .with("retry_in_ms", delay_ms)
 }
 
-/// Results cannot be stored: pulling stops until they can.
-pub fn outbox_failing(error: &str) -> Event {
-    Event::new(Level::Error, "Results cannot be stored, pulling stops").with("error", error)
+/// Results cannot be stored: pulling stops until they can. For want of room, about how many bytes must be free.
+pub fn outbox_failing(error: &str, free_bytes_needed: Option<u64>) -> Event {
+    let event = Event::new(Level::Error, "Results cannot be stored, pulling stops").with("error", error);
+    match free_bytes_needed {
+        Some(bytes) => event.with("free_bytes_needed", bytes),
+        None => event,
+    }
 }
 
 /// Slots of a pool are missing on two looks in a row, or are not any more. A fault of the program: restart it, report it.

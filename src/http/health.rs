@@ -39,6 +39,7 @@ pub struct Health {
     parts: Arc<OnceLock<Parts>>,
     loops: Arc<Mutex<Vec<LoopClock>>>,
     streams: Arc<OnceLock<watch::Receiver<bool>>>,
+    has_state: Arc<OnceLock<()>>,
 }
 
 type Checks = BTreeMap<&'static str, Check>;
@@ -53,6 +54,7 @@ impl Health {
             parts: Arc::default(),
             loops: Arc::default(),
             streams: Arc::default(),
+            has_state: Arc::default(),
         }
     }
 
@@ -89,7 +91,7 @@ impl Health {
             }
         };
         let node = NodeView::of(&self.status, self.mode, &self.worker_id);
-        checks.insert("nats", check_broker(&node));
+        checks.insert("nats", check_broker(&node, self.has_state.get().is_some()));
         if let Some(streams) = self.streams.get() {
             // Without a connection nothing is known of them.
             checks.insert("streams", check_streams(*streams.borrow() || !node.is_connected));
@@ -113,6 +115,11 @@ impl Health {
         let now = Instant::now();
         let blocked = |clock: &LoopClock| (clock.name().to_owned(), clock.blocked_for(now));
         loops.iter().map(blocked).collect()
+    }
+
+    /// The state directory is open: from now on the broker is tried.
+    pub fn state_opened(&self) {
+        let _ = self.has_state.set(());
     }
 
     /// From now on the page tells whether answers can be stored.
@@ -210,9 +217,10 @@ fn details(view: &View) -> Map<String, Value> {
     details
 }
 
-fn check_broker(node: &NodeView) -> Check {
+fn check_broker(node: &NodeView, is_tried: bool) -> Check {
     let (ok, message) = match (node.mode, node.is_connected, node.is_consuming) {
         ("local", ..) => (true, "not used"),
+        (_, false, _) if !is_tried => (false, "not tried yet: waiting for worker.state_dir"),
         (_, false, _) => (false, "not connected"),
         (_, true, false) if node.is_draining => (true, "connected, draining"),
         (_, true, false) => (false, "connected, not consuming"),
