@@ -519,10 +519,20 @@ pub fn outputs_retried(identity: &Identity, error: &str, delay_ms: u64) -> Event
         .with("backoff_delay_ms", delay_ms)
 }
 
-/// A message was not confirmed and is sent again.
-pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) -> Event {
-    Event::new(Level::Warn, "Publish not confirmed, sending again")
+/// A message was not confirmed and is sent again. Where it is not known whose answer it is, its id tells.
+pub fn publish_retried(
+    identity: Option<&Identity>,
+    (subject, message_id): (&str, &str),
+    error: &str,
+    attempt: u32,
+    delay_ms: u64,
+) -> Event {
+    let event = Event::new(Level::Warn, "Publish not confirmed, sending again");
+    identity
+        .into_iter()
+        .fold(event, Event::of)
         .with("subject", subject)
+        .with("message_id", message_id)
         .with("error", error)
         .with("attempt", attempt)
         .with("backoff_delay_ms", delay_ms)

@@ -91,7 +91,10 @@ mod tests {
         pass(9).await;
         set(true, 2);
         pass(100).await;
-        assert!(lines.0.lock().unwrap().is_empty(), "not there yet, there, or away for a moment");
+        assert!(
+            lines.0.lock().unwrap().is_empty(),
+            "not there yet, there, or away for a moment"
+        );
 
         set(false, 2);
         pass(11).await;
