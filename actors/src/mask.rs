@@ -391,7 +391,16 @@ mod tests {
                 "{name}"
             );
         }
-        for name in ["apiKey", "Api-Key", "credit-card", "PASSWD", "Pwd", "pw", "db_pw", "Set-Cookie"] {
+        for name in [
+            "apiKey",
+            "Api-Key",
+            "credit-card",
+            "PASSWD",
+            "Pwd",
+            "pw",
+            "db_pw",
+            "Set-Cookie",
+        ] {
             assert!(is_sensitive(name), "{name}");
         }
         for name in [
