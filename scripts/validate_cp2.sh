@@ -123,11 +123,14 @@ start_broker() {
 # In a directory with the shipped settings, so that the policy files are found as in production.
 start_worker() {
     health_port="$(free_port)"
+    metrics_port="$(free_port)"
+    collector_port="$(free_port)"
     mkdir -p "$directory/node/data"
     cp -R "$root/config" "$directory/node/config"
     cd "$directory/node"
     "${with_flags[@]}" NATS_URL="$nats_url" LOG_LEVEL=info WORKER__HTTP__HEALTH_ADDR="127.0.0.1:$health_port" \
-        WORKER__HTTP__METRICS_ADDR=127.0.0.1:0 WORKER__HTTP__ADMIN_ADDR=127.0.0.1:0 WORKER__TENANTS__ALLOWED=cp2-tenant \
+        WORKER__HTTP__METRICS_ADDR="127.0.0.1:$metrics_port" WORKER__HTTP__ADMIN_ADDR=127.0.0.1:0 \
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:$collector_port" WORKER__TENANTS__ALLOWED=cp2-tenant \
         "$worker" serve --config config/production.toml >"$directory/worker.log" 2>&1 &
     worker_pid=$!
     wait_until "$patience" is_ready || fails "the worker is not ready after $patience s"
@@ -167,6 +170,33 @@ check_tenants() {
     holds "a tenant that is not on the list is rejected with tenant_not_allowed"
 }
 
+# in_force FEATURE: whether the worker says that it is on.
+in_force() { grep -F '"Features in force"' "$directory/worker.log" | grep -qF "\"$1\":\"cp2\""; }
+
+check_metrics() {
+    check="metrics"
+    in_force metrics || { say "[INFO] metrics: switched off, not checked"; return; }
+    local report
+    report="$(bounded 20 env WORKER_METRICS_URL="http://127.0.0.1:$metrics_port/metrics" \
+        WORKER_URL="http://127.0.0.1:$health_port" "$root/scripts/observability/validate_metrics.sh")" ||
+        fails "the page is not as it should be"$'\n'"$report"
+    holds "the page answers, and has every name in its form"
+}
+
+# After the end: the worker then says what became of every span. No collector is there, and nothing may wait for one.
+check_tracing() {
+    check="tracing"
+    in_force tracing || { say "[INFO] tracing: switched off, not checked"; return; }
+    local line spans=0 name count
+    line="$(grep -F '"Trace export stopped"' "$directory/worker.log")" || fails "the export did not say what became of its spans"
+    for name in exported dropped failed; do
+        count="$(grep -oE "\"$name\":[0-9]+" <<<"$line" | grep -oE '[0-9]+$')" || count=0
+        spans=$((spans + count))
+    done
+    ((spans > 0)) || fails "the assignments left no span: $line"
+    holds "the assignments left $spans spans; none was waited for"
+}
+
 worker="$(find_caf_worker)" || fails "caf-worker is not there: $caf_worker_advice"
 if [[ -n "${NATS_SERVER_BIN:-}" ]] && ! is_nats_server "$NATS_SERVER_BIN"; then
     fails "NATS_SERVER_BIN names no nats-server of at least $nats_server_minimum"
@@ -180,7 +210,7 @@ check_feature_flags
 check_jetstream
 check_idempotency
 check_tenants
-say "[INFO] tracing: skipped, this version has none"
+check_metrics
 check="shutdown"
 kill -s TERM "$worker_pid"
 code=0
@@ -188,3 +218,4 @@ wait "$worker_pid" || code=$?
 worker_pid=""
 [[ "$code" -eq 0 ]] || fails "the worker left with $code"
 holds "the worker left in good order"
+check_tracing

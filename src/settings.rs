@@ -16,6 +16,7 @@ pub mod in_force;
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod modules;
 pub mod not_yet;
 pub mod origin;
 pub mod reloadable;

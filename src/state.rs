@@ -43,8 +43,10 @@ pub struct State {
 impl State {
     /// Opens the first free slot, however long that takes. At most `jobs` run at once.
     pub async fn open(settings: &Settings, jobs: usize, status: &NodeStatus, log: &Log) -> Self {
+        // Opening the marks clears them: what they told is kept when another part of the directory is not usable yet.
+        let mut died_with = Vec::new();
         for attempt in 0.. {
-            match Self::try_open(settings, jobs, log) {
+            match Self::try_open(settings, jobs, &mut died_with, log) {
                 Ok(state) => {
                     status.clear_obstacle();
                     return state;
@@ -61,15 +63,23 @@ impl State {
         unreachable!("the loop has no end of its own")
     }
 
-    fn try_open(settings: &Settings, jobs: usize, log: &Log) -> anyhow::Result<Self> {
+    fn try_open(
+        settings: &Settings,
+        jobs: usize,
+        died_with: &mut Vec<Mark>,
+        log: &Log,
+    ) -> anyhow::Result<Self> {
         let dir = StateDir::take(&settings.worker.state_dir)?;
+        // The few pages of the marks come first: the reserve of the outbox would take the last of a disk that is full, and
+        // each try say so.
+        let (marks, left) = Marks::open(&dir, jobs)?;
+        died_with.extend(left);
         let outbox = Outbox::open(&dir, &settings.outbox, log)?;
-        let (marks, died_with) = Marks::open(&dir, jobs)?;
         log.emit(events::state_opened(dir.path(), outbox.snapshot().entries));
         Ok(Self {
             outbox,
             marks,
-            died_with,
+            died_with: std::mem::take(died_with),
             slot: dir.slot(),
         })
     }

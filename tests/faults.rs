@@ -96,9 +96,16 @@ fn a_broker_that_freezes_while_jobs_finish_gets_each_result_once() {
     node.client.assign_all(&load).expect("are sent");
     wait_until("some are answered", SOON, || results_stored(&node) > 70);
     node.nats.pause().expect("is held still");
-    node.worker
-        .wait_for_message("Publish not confirmed, sending again")
+    let noticed = node
+        .worker
+        .wait_for_log(|line| {
+            line["message"] == "Publish not confirmed, sending again"
+                && line["context"]["message_id"]
+                    .as_str()
+                    .is_some_and(|id| id.ends_with(".result"))
+        })
         .expect("the worker notices");
+    assert!(noticed["assignment_id"].is_string() || noticed["context"]["assignment_id"].is_string());
     node.nats.resume().expect("goes on");
     node.wait_answered(&load, SOON);
     assert_each_answered_once(&node.answers(), &load);

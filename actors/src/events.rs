@@ -536,10 +536,20 @@ pub fn outputs_retried(identity: &Identity, error: &str, delay_ms: u64) -> Event
         .with("backoff_delay_ms", delay_ms)
 }
 
-/// A message was not confirmed and is sent again.
-pub fn publish_retried(subject: &str, error: &str, attempt: u32, delay_ms: u64) -> Event {
-    Event::new(Level::Warn, "Publish not confirmed, sending again")
+/// A message was not confirmed and is sent again. Where it is not known whose answer it is, its id tells.
+pub fn publish_retried(
+    identity: Option<&Identity>,
+    (subject, message_id): (&str, &str),
+    error: &str,
+    attempt: u32,
+    delay_ms: u64,
+) -> Event {
+    let event = Event::new(Level::Warn, "Publish not confirmed, sending again");
+    identity
+        .into_iter()
+        .fold(event, Event::of)
         .with("subject", subject)
+        .with("message_id", message_id)
         .with("error", error)
         .with("attempt", attempt)
         .with("backoff_delay_ms", delay_ms)
@@ -688,6 +698,14 @@ pub fn nats_waiting(connection: &'static str, error: &str, delay_ms: u64) -> Eve
         .with("retry_in_ms", delay_ms)
 }
 
+/// The broker was there, and has been away for `away_ms`; `error` is how the last attempt to reconnect ended.
+pub fn nats_away(connection: &'static str, error: &str, away_ms: u64) -> Event {
+    Event::new(Level::Warn, "Waiting for NATS")
+        .with("connection", connection)
+        .with("error", error)
+        .with("away_ms", away_ms)
+}
+
 /// The broker or the client library reported something.
 pub fn nats_reported(connection: &'static str, what: &str) -> Event {
     Event::new(Level::Warn, "NATS reported")
@@ -717,9 +735,13 @@ pub fn pull_rebuilt(error: &str, delay_ms: u64) -> Event {
         .with("retry_in_ms", delay_ms)
 }
 
-/// Results cannot be stored: pulling stops until they can.
-pub fn outbox_failing(error: &str) -> Event {
-    Event::new(Level::Error, "Results cannot be stored, pulling stops").with("error", error)
+/// Results cannot be stored: pulling stops until they can. For want of room, about how many bytes must be free.
+pub fn outbox_failing(error: &str, free_bytes_needed: Option<u64>) -> Event {
+    let event = Event::new(Level::Error, "Results cannot be stored, pulling stops").with("error", error);
+    match free_bytes_needed {
+        Some(bytes) => event.with("free_bytes_needed", bytes),
+        None => event,
+    }
 }
 
 /// Slots of a pool are missing on two looks in a row, or are not any more. A fault of the program: restart it, report it.

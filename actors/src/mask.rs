@@ -64,7 +64,8 @@ pub fn is_sensitive(key: &str) -> bool {
         return true;
     }
     let squashed: String = key.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).collect();
-    SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
+    let is_short = key.split(['-', '_', '.', ' ']).any(|word| word == "pw");
+    is_short || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
 }
 
 /// Hides the values of sensitive keys at every depth, whatever their type, and secrets inside all other strings, keys
@@ -390,7 +391,16 @@ mod tests {
                 "{name}"
             );
         }
-        for name in ["apiKey", "Api-Key", "credit-card", "PASSWD", "Pwd", "Set-Cookie"] {
+        for name in [
+            "apiKey",
+            "Api-Key",
+            "credit-card",
+            "PASSWD",
+            "Pwd",
+            "pw",
+            "db_pw",
+            "Set-Cookie",
+        ] {
             assert!(is_sensitive(name), "{name}");
         }
         for name in [
@@ -400,6 +410,7 @@ mod tests {
             "block_type",
             "address",
             "process_name",
+            "pwrite",
         ] {
             assert!(!is_sensitive(name), "{name}");
         }
@@ -419,6 +430,7 @@ mod tests {
     fn secrets_inside_texts_are_hidden() {
         for (text, masked) in [
             ("Bearer xxx", "Bearer [REDACTED]"),
+            ("pw=a user=u, db-pw: b", "pw=[REDACTED] user=u, db-pw: [REDACTED]"),
             ("sent bearer  a.b-c/d= twice", "sent bearer  [REDACTED] twice"),
             (
                 "nats://u:p@h:1,tls://t@h",

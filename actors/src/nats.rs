@@ -2,7 +2,7 @@
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
 //! is held, on a thread and a connection of its own; [`discovery`] has others, and tells who is there. [`watchdog`] sees to it that the source is fed; what it learns of
-//! acknowledgements is kept in `floor`. [`abandoned`] finds what the broker gave up. [`objects`] reads and keeps what fits
+//! acknowledgements is kept in `floor`. A connection that is away is told of by `outage`. [`abandoned`] finds what the broker gave up. [`objects`] reads and keeps what fits
 //! no message. [`router_side`] speaks as the router does, for `submit`; [`dead_letters`] reads and replays what was given
 //! up, for `dlq`.
 
@@ -15,6 +15,7 @@ pub mod discovery;
 mod floor;
 pub mod lease_keeper;
 pub mod objects;
+mod outage;
 pub mod replays;
 pub mod router_side;
 pub mod sink;

@@ -2,11 +2,12 @@
 """Draws the panels of a dashboard, as SVG, from what a Prometheus answers to their queries: one file per row.
 
   scripts/observability/draw_dashboard.py --out DIRECTORY [--prometheus http://127.0.0.1:9090] [--minutes 5]
-      [--interval 15s] [--set instance=.*] [DASHBOARD]
+      [--interval TIME] [--set instance=.*] [DASHBOARD]
 
 DASHBOARD is dashboards/worker-observability.json unless given. Variables are filled in with ".*" (all), or as --set says.
-Knows the types of panel that dashboard has; needs nothing but Python. Exit code: 0 drawn; 1 a query failed or the server
-does not answer.
+--interval is the time over which rates are taken: at least two scrapes must lie in it, or panels stay empty. Without it, it is
+four times the longest scrape interval that the server uses. Knows the types of panel that dashboard has; needs nothing but
+Python. Exit code: 0 drawn; 1 a query failed or the server does not answer; 64 wrong use.
 """
 
 import argparse
@@ -51,6 +52,26 @@ class Server:
         except OSError as error:
             raise SystemExit(f"error: {self.url} does not answer: {error}") from error
         return [(one["metric"], [(float(t), float(v)) for t, v in one["values"]]) for one in found]
+
+    def rate_interval(self):
+        """Four times the longest scrape interval: what Grafana takes rates over."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/targets?state=active", timeout=30) as answer:
+                targets = json.load(answer)["data"]["activeTargets"]
+        except OSError as error:
+            raise SystemExit(f"error: {self.url} does not answer: {error}") from error
+        return f"{4 * max((milliseconds(one['scrapeInterval']) for one in targets), default=15000)}ms"
+
+
+class Words(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(64, f"[ERROR] {message}: see --help\n")
+
+
+def milliseconds(duration):
+    """What Prometheus writes as 1m30s."""
+    units = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+    return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+)(ms|s|m|h)", duration))
 
 
 def fill_in(expression, variables, interval):
@@ -223,16 +244,21 @@ def rows_of(dashboard):
 
 def main():
     root = pathlib.Path(__file__).resolve().parents[2]
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = Words(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("dashboard", nargs="?", type=pathlib.Path, default=root / "dashboards/worker-observability.json")
     words.add_argument("--out", type=pathlib.Path, required=True)
     words.add_argument("--prometheus", default="http://127.0.0.1:9090")
     words.add_argument("--minutes", type=float, default=5.0)
-    words.add_argument("--interval", default="15s", help="what $__rate_interval stands for")
+    words.add_argument("--interval", help="time over which rates are taken (four scrapes)")
     words.add_argument("--set", action="append", default=[], metavar="VARIABLE=REGEX")
     given = words.parse_args()
+    if given.interval is not None and not milliseconds(given.interval):
+        words.error(f"--interval {given.interval} is not a time such as 15s")
+    if any("=" not in one for one in given.set):
+        words.error("--set takes VARIABLE=REGEX")
     variables = dict(one.split("=", 1) for one in given.set)
     server = Server(given.prometheus, given.minutes)
+    interval = given.interval or server.rate_interval()
     given.out.mkdir(parents=True, exist_ok=True)
     for title, panels in rows_of(json.loads(given.dashboard.read_text())):
         base = min(one["gridPos"]["y"] for one in panels)
@@ -244,7 +270,7 @@ def main():
             text(8, 22, title, 16, "#111", weight="bold"),
         ]
         for one in panels:
-            out += panel(one, server, variables, given.interval, base)
+            out += panel(one, server, variables, interval, base)
         out.append("</svg>")
         path = given.out / f"{title.lower()}.svg"
         path.write_text("\n".join(out) + "\n", encoding="utf-8")

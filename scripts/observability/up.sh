@@ -172,12 +172,25 @@ targets_are_up() {
     [[ "$answer" == *"\"${#targets[@]}\"]"* ]]
 }
 
+# silent_targets: those that Prometheus could not scrape, with its reason.
+silent_targets() {
+    local answer
+    answer="$(http_get "$port" '/api/v1/targets?state=active' 2>/dev/null)" || return 0
+    grep -oE '"scrapeUrl":"[^"]*"|"lastError":"([^"\\]|\\.)*"|"health":"[a-z]*"' <<<"$answer" |
+        awk -F '":"' '{ sub(/"$/, "", $NF) }
+            $1 ~ /scrapeUrl/ { url = $2 }
+            $1 ~ /lastError/ { error = $2 }
+            $1 ~ /health/ && $2 != "up" { print url ": " (error == "" ? "not asked yet" : error) }'
+}
+
 start_prometheus
 start_grafana
 if wait_until 15 targets_are_up; then
     say "[OK] scraped: ${targets[*]}"
 else
-    say "[WARN] not all of these answer yet: ${targets[*]}; does the worker run, with CP2_OBSERVABILITY_METRICS_ENABLED=true?"
+    silent="$(silent_targets)"
+    say "[WARN] not all targets answer yet; does the worker run there, with CP2_OBSERVABILITY_METRICS_ENABLED=true?"
+    [[ -z "$silent" ]] || sed 's/^/[WARN] silent: /' <<<"$silent"
 fi
 say "[INFO] Ctrl-C ends it"
 wait -n || true

@@ -82,7 +82,10 @@ pub(super) fn run(command: &CheckCommand, output: OutputFormat) -> Exit {
     match judged {
         Ok(findings) => tell(&findings, &args.file, output),
         Err(problem) => {
-            print::error(&problem);
+            match output {
+                OutputFormat::Text => print::error(&problem),
+                OutputFormat::Json => print::answer(&json!({"error": problem}).to_string()),
+            }
             Exit::Usage
         }
     }

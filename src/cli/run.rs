@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use actix_rt::SystemRunner;
 use caf_actors::errors::chain;
 use caf_actors::events::{self, Log};
 use caf_actors::journal::Journal;
@@ -34,6 +35,12 @@ const UNWRITTEN: &str = "log-unwritten.jsonl";
 /// Runs the node.
 pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
     let settings = &loaded.settings;
+    // First of all: until somebody listens, a hang-up ends the process.
+    let system = actix_rt::System::new();
+    let hangups = match system.block_on(async { hangups() }) {
+        Ok(hangups) => hangups,
+        Err(error) => return complain(&error),
+    };
     let in_force = InForce::of(settings, &loaded.ranks);
     with_log(settings, &settings.log, Streams::Split, |log, control| {
         let metrics = in_force
@@ -65,9 +72,9 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             metrics: metrics.clone(),
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
-            Ok(blocks) => on_event_loop(log, async {
+            Ok(blocks) => on(&system, log, async {
                 let reloader = Reloader::new(sources.clone(), settings.clone(), live, log.clone());
-                actix_rt::spawn(reloader.run(hangups()?));
+                actix_rt::spawn(reloader.run(hangups));
                 serve_command::run(
                     settings,
                     &in_force,
@@ -254,7 +261,11 @@ fn complain(error: &dyn std::error::Error) -> Exit {
 }
 
 fn on_event_loop(log: &Log, command: impl Future<Output = anyhow::Result<Exit>>) -> Exit {
-    match actix_rt::System::new().block_on(command) {
+    on(&actix_rt::System::new(), log, command)
+}
+
+fn on(system: &SystemRunner, log: &Log, command: impl Future<Output = anyhow::Result<Exit>>) -> Exit {
+    match system.block_on(command) {
         Ok(exit) => exit,
         Err(error) => {
             log.emit(events::fatal(&format!("{error:#}")));

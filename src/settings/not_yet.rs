@@ -1,13 +1,14 @@
 //! Keys that are accepted although they have no effect, so that files keep working.
 //!
-//! Neighbours: `config check` and the start print one warning for each such key that is not at its default, and for what
-//! [`super::load`] found of flags.
+//! Neighbours: `config check` and the start print one warning for each such key that is not at its default, for what
+//! [`super::load`] found of flags, and for levels of what [`modules`] does not know.
 
 use serde_json::Value;
 
 use super::Settings;
 use super::environment::split;
 use super::load::Loaded;
+use super::modules;
 
 /// Keys without effect, and why.
 pub const NOT_YET_IN_EFFECT: [(&str, &str); 1] =
@@ -25,6 +26,7 @@ pub fn warnings(loaded: &Loaded) -> Vec<String> {
             let origin = loaded.origin(&split(key));
             format!("{key} ({origin}) has no effect in this version: {reason}")
         })
+        .chain(modules::warnings(loaded))
         .chain(loaded.flag_warnings.iter().cloned())
         .collect()
 }

@@ -102,6 +102,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_listed_is_what_operators_are_told() {
+        for (text, from, to) in [
+            (
+                include_str!("../../README.md"),
+                "In force at once:",
+                "(`config show`",
+            ),
+            (
+                include_str!("../../config/worker.toml"),
+                "In force at once:",
+                "; any other",
+            ),
+        ] {
+            let start = text.split_once(from).unwrap().1;
+            let told = start.split_once(to).unwrap().0.replace(['`', '#', '\n'], " ");
+            let mut told: Vec<&str> = told.split(',').map(str::trim).collect();
+            told.sort_unstable();
+            assert_eq!(told, RELOADABLE);
+        }
+    }
+
+    #[test]
     fn names_below_a_listed_section_are_reloadable_and_neighbours_are_not() {
         for (key, is) in [
             ("log.level", true),

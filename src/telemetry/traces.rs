@@ -123,6 +123,8 @@ impl Traces {
             counts: Arc::clone(&counts),
             dropped_before: 0,
             failing: false,
+            address: address_of(&target),
+            protocol: target.protocol,
             log: log.clone(),
         };
         let flush = Duration::from_millis(settings.flush_timeout_ms);
@@ -162,13 +164,25 @@ fn tell_started(target: &Target, log: &Log) {
         OtlpProtocol::Grpc => "grpc",
         OtlpProtocol::HttpProtobuf => "http/protobuf",
     };
-    // A query may hold a key.
-    let mut address = target.url.clone();
-    address.set_query(None);
-    log.emit(events::export_started(protocol, address.as_str()));
+    log.emit(events::export_started(protocol, &address_of(target)));
     for outcome in SpanOutcome::ALL {
         log.emit(events::spans(outcome, 0));
     }
+}
+
+/// As people may see it: user part and query may hold a key.
+fn address_of(target: &Target) -> String {
+    let mut address = target.url.clone();
+    address.set_query(None);
+    // Refused only by addresses that have no user part.
+    let _ = (address.set_username(""), address.set_password(None));
+    address.to_string()
+}
+
+/// What a failure most likely comes from: HTTP/2 fails at its first frame when the other side speaks HTTP/1.
+fn hint(protocol: OtlpProtocol, reason: &str) -> Option<&'static str> {
+    let is_other = protocol == OtlpProtocol::Grpc && (reason.contains("frame") || reason.contains("http2"));
+    is_other.then_some("does the collector speak HTTP there? worker.tracing.protocol is grpc; the other one is http/protobuf")
 }
 
 fn spawn(
@@ -207,6 +221,9 @@ struct Exporter {
     dropped_before: u64,
     /// Whether the log was told that spans are being lost.
     failing: bool,
+    /// The collector's, for the log.
+    address: String,
+    protocol: OtlpProtocol,
     log: Log,
 }
 
@@ -296,7 +313,11 @@ impl Exporter {
         self.dropped_before = counts.dropped;
         let overflow = || newly_dropped.then(|| "more spans were made than could be exported".to_owned());
         match (reason.or_else(overflow), self.failing) {
-            (Some(reason), false) => self.log.emit(events::export_failing(&reason, counts)),
+            (Some(reason), false) => {
+                let hint = hint(self.protocol, &reason);
+                self.log
+                    .emit(events::export_failing(&self.address, &reason, hint, counts));
+            }
             (None, true) => self.log.emit(events::export_recovered(counts)),
             (Some(_), true) => return,
             (None, false) => return,

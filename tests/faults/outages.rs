@@ -256,7 +256,10 @@ fn assert_waits_for_its_directory(worker: &mut Worker, state: &Path, reason: &st
             page.status == 503 && page.text().contains("worker.state_dir") && page.text().contains(reason)
         })
     });
-    assert_ne!(health(worker)["status"], "healthy");
+    let page = health(worker);
+    assert_ne!(page["status"], "healthy");
+    let broker = &page["checks"]["nats"]["message"];
+    assert_eq!(broker, "not tried yet: waiting for worker.state_dir");
     assert!(worker.is_running());
 }
 
@@ -373,12 +376,33 @@ fn a_read_only_disk_and_a_full_one_are_waited_for_and_named() {
     std::fs::remove_dir_all(disk.path().join("0")).expect("is removed");
     disk.fill();
     let mut worker = worker_with(disk.path(), &nats);
-    assert_waits_for_its_directory(&mut worker, disk.path(), "no space left");
+    assert_waits_for_its_directory(&mut worker, disk.path(), "o space left");
     disk.make_room();
     worker.wait_ready().expect("becomes ready by itself");
     let job = [AssignmentBuilder::echo()];
     client.assign_all(&job).expect("is sent");
     wait_answered(&client, &job, SOON);
+}
+
+/// Needs the right to mount, as above. Room for all files, but not for the reserve.
+#[test]
+fn a_disk_that_is_nearly_full_at_the_start_is_told_once_with_how_much_must_be_free() {
+    let Some(disk) = SmallDisk::mount(4) else { return };
+    let nats = NatsServer::start().expect("the broker starts");
+    let mut worker = worker_with(disk.path(), &nats);
+    worker
+        .wait_for_message("Worker runtime running")
+        .expect("runs, and takes nothing on");
+    let why = not_ready_because(&mut worker);
+    assert!(why.contains("8388608 bytes must be free"), "{why}");
+    let failing = |worker: &Worker| {
+        let logs = worker.logs().into_iter();
+        logs.filter(|line| line["message"] == "Results cannot be stored, pulling stops")
+            .collect::<Vec<_>>()
+    };
+    let told = failing(&worker);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0]["context"]["free_bytes_needed"].as_u64() > Some(8 * 1024 * 1024));
 }
 
 /// Needs the right to mount, as above.
@@ -404,7 +428,9 @@ fn a_disk_that_gets_full_stops_pulling_and_what_runs_is_answered_all_the_same() 
         .wait_for_message("Results cannot be stored, pulling stops");
     let log = log.expect("says so").to_string();
     assert!(
-        log.contains("worker.state_dir") && log.contains("no space left on the disk"),
+        log.contains("worker.state_dir")
+            && log.contains("no space left on the disk")
+            && log.contains("free_bytes_needed"),
         "{log}"
     );
     // Stored or not, what had run is answered.

@@ -454,3 +454,25 @@ fn three_workers_with_one_durable_name_and_one_directory_share_the_load() {
         "{shares:?}"
     );
 }
+
+#[test]
+fn the_documented_command_for_a_second_worker_moves_every_port_that_the_first_one_has() {
+    let readme = text_of("README.md");
+    let line = readme
+        .lines()
+        .find(|line| line.starts_with("WORKER__HTTP__HEALTH_ADDR=") && line.ends_with("caf-worker serve"))
+        .expect("is documented");
+    let given: BTreeMap<String, String> = line
+        .split(' ')
+        .filter_map(|word| word.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let shown = shown_settings(&given, "");
+    assert_all_are_settings(&given, &shown);
+    for (key, value) in shown
+        .iter()
+        .filter(|(key, _)| key.starts_with("http.") && key.ends_with("_addr"))
+    {
+        assert_ne!(value["source"], "default", "{key}");
+    }
+}

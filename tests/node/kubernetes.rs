@@ -297,6 +297,27 @@ fn keda_looks_at_the_consumer_that_the_workers_share_and_starts_no_more_than_it_
 }
 
 #[test]
+fn pods_are_measured_at_the_port_that_prometheus_is_told() {
+    let (set, shown) = (manifest("statefulset"), pod_settings());
+    let port = number(at(&container(&set), "/ports/1/containerPort"));
+    // Off as shipped, like every CP2 feature; the line that switches it on is there.
+    assert_eq!(shown["worker.metrics.enabled"]["value"], false);
+    assert!(text_of(&path("configmap")).contains("#[worker.metrics]\n    #enabled = true\n"));
+    assert_eq!(
+        shown["http.metrics_addr"]["value"],
+        format!("0.0.0.0:{port}").as_str()
+    );
+    let service = manifest("service");
+    assert_eq!(number(at(&service, "/spec/ports/1/port")), port);
+    assert_eq!(
+        at(&service, "/spec/ports/1/targetPort"),
+        at(&container(&set), "/ports/1/name")
+    );
+    let annotation = format!("#  prometheus.io/port: \"{port}\"\n");
+    assert!(text_of(&path("statefulset")).contains(&annotation));
+}
+
+#[test]
 fn a_worker_answers_the_probes_of_its_pod_at_the_port_that_is_named() {
     let container = container(&manifest("statefulset"));
     let port = number(at(&container, "/ports/0/containerPort"));

@@ -71,9 +71,14 @@ pub fn export_started(protocol: &'static str, address: &str) -> Event {
         .with("address", address)
 }
 
-/// Spans are being lost, from now until [`export_recovered`].
-pub fn export_failing(reason: &str, counts: SpanCounts) -> Event {
-    let event = Event::new(Level::Warn, "Trace export failing").with("error", reason);
+/// Spans are being lost, from now until [`export_recovered`]. `hint`: what an operator should look at.
+pub fn export_failing(address: &str, reason: &str, hint: Option<&'static str>, counts: SpanCounts) -> Event {
+    let event = Event::new(Level::Warn, "Trace export failing")
+        .with("address", address)
+        .with("error", reason);
+    let event = hint
+        .into_iter()
+        .fold(event, |event, hint| event.with("hint", hint));
     with_counts(event, counts)
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::outage::{Cause, tell_of_outages};
 use crate::clock::whole_ms;
 use crate::errors::chain;
 use crate::events::{self, Log};
@@ -143,6 +144,7 @@ pub(super) async fn connect_in(
     let (on_link, report) = (std::sync::Arc::new(on_link), std::sync::Arc::new(report));
     let (link, is_link) = watch::channel(Link::default());
     let link = std::sync::Arc::new(link);
+    let cause = Cause::default();
     for attempt in 0.. {
         let options = options(settings, name)
             .await?
@@ -150,8 +152,14 @@ pub(super) async fn connect_in(
             .event_callback({
                 let (log, link) = (log.clone(), link.clone());
                 let (on_link, report) = (on_link.clone(), report.clone());
-                let url = settings.url.clone();
+                let (url, cause) = (settings.url.clone(), cause.clone());
                 move |event| {
+                    // Every attempt to reconnect reports an error of its own; the log hears of them once a minute.
+                    if let Event::ClientError(error) = &event
+                        && !link.borrow().up
+                    {
+                        cause.note(error.to_string());
+                    }
                     if !note(&event, name, &url, &log, &link, &*on_link) {
                         report(&event);
                     }
@@ -161,6 +169,7 @@ pub(super) async fn connect_in(
         let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
         let last = match timeout(ATTEMPT_LIMIT, options.connect(addresses)).await {
             Ok(Ok(client)) => {
+                tokio::spawn(tell_of_outages(name, is_link.clone(), cause, log.clone()));
                 return Ok(Connection {
                     client,
                     link: is_link,
@@ -214,7 +223,7 @@ fn note(
             on_link(false);
             link.send_modify(|link| link.up = false);
         }
-        // Every attempt to reconnect reports an error of its own: that the broker is away was said once.
+        // The cause of the outage; see `outage`.
         Event::ClientError(_) if !link.borrow().up => {}
         _ => return false,
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::database::{self, Database, WriteError};
-use super::reserve::Reserve;
+use super::reserve::{RESERVE_BYTES, Reserve};
 use super::sync_plan::SyncPlan;
 use super::{Entry, EntryId, NewEntry, Order, OutboxError, Reply, Shared};
 use crate::events::{self, Log};
@@ -32,6 +32,8 @@ const LOG_BYTES_PER_ORDER: u64 = 16 * 1024;
 const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// Time between tries while writes fail.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Time between two lines of the log that say so: what lasts is not news.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Least and most bytes of such a try; between them it is as large as the entry that failed.
 const PROBE_BYTES: (u64, u64) = (4 * 1024, 1024 * 1024);
 
@@ -64,7 +66,7 @@ pub(super) fn start(parts: Parts) -> std::io::Result<()> {
             let error = OutboxError::Ended {
                 file: shared.file.clone(),
             };
-            log.emit(events::outbox_failing(&error.to_string()));
+            log.emit(events::outbox_failing(&error.to_string(), None));
             shared.set_failure(Some(error.to_string()));
         }
     })?;
@@ -95,6 +97,8 @@ struct Writer {
     probe_bytes: u64,
     /// Why the last write failed, if it did.
     last_error: Option<OutboxError>,
+    /// When that was last told, while it lasts.
+    told_at: Option<Instant>,
     dir: StateDir,
 }
 
@@ -115,6 +119,7 @@ impl Writer {
             probe_at: None,
             probe_bytes: 0,
             last_error: None,
+            told_at: None,
             dir: parts.dir,
         }
     }
@@ -299,6 +304,7 @@ impl Writer {
         self.probe_at = None;
         self.probe_bytes = 0;
         self.last_error = None;
+        self.told_at = None;
         if self.shared.set_failure(None).is_some() {
             self.log.emit(events::outbox_recovered());
         }
@@ -307,20 +313,28 @@ impl Writer {
     /// The last write failed: from now on nothing is pulled, and those who wait for it are told.
     fn fails(&mut self, error: WriteError, stores: Vec<Store>) {
         self.probe_at = Some(Instant::now() + PROBE_EVERY);
+        let is_shortage = error.is_shortage;
         let error = OutboxError::NotWritten {
             file: self.shared.file.clone(),
             reason: error.reason,
         };
         let text = error.to_string();
-        let before = self.shared.set_failure(Some(text.clone()));
-        if before.as_ref() != Some(&text) {
-            self.log.emit(events::outbox_failing(&text));
-        }
+        self.shared.set_failure(Some(text.clone()));
         self.last_error = Some(error.clone());
         for (entry, reply) in stores {
             self.probe_bytes = self.probe_bytes.max(database::size_of(&entry));
             let _ = reply.send(Err(error.clone()));
         }
+        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            self.told_at = Some(Instant::now());
+            let needed = is_shortage.then(|| RESERVE_BYTES + self.probe_size());
+            self.log.emit(events::outbox_failing(&text, needed));
+        }
+    }
+
+    /// How much is written to see whether writing works.
+    fn probe_size(&self) -> u64 {
+        self.probe_bytes.clamp(PROBE_BYTES.0, PROBE_BYTES.1)
     }
 
     fn works_or_fails(&mut self, outcome: Result<(), WriteError>) {
@@ -349,11 +363,19 @@ impl Writer {
     }
 
     fn take_reserve(&mut self) -> Result<(), WriteError> {
-        self.reserve.fill().map_err(|error| WriteError::from(&error))
+        self.reserve.fill().map_err(|error| {
+            let mut error = WriteError::from(&error);
+            if error.is_shortage {
+                // Whoever looks sees room on the disk: what was there is taken only for a moment.
+                let needed = format!("; {RESERVE_BYTES} bytes must be free for the reserve");
+                error.reason.push_str(&needed);
+            }
+            error
+        })
     }
 
     fn write_and_take_away(&mut self) -> Result<(), WriteError> {
-        let bytes = self.probe_bytes.clamp(PROBE_BYTES.0, PROBE_BYTES.1);
+        let bytes = self.probe_size();
         let force = Some(self.plan.ever_forces());
         self.commit(force, |transaction| database::probe(transaction, bytes))?;
         self.commit(force, |transaction| database::probe(transaction, 0))

@@ -145,7 +145,7 @@ impl Sender {
     ) -> Option<Published> {
         let _counted = Counted::new(&self.unconfirmed);
         for attempt in 1.. {
-            match self.try_to_send(message, attempt, span).await {
+            match self.try_to_send(None, message, attempt, span).await {
                 Tried::Sent(published) => return Some(published),
                 Tried::Refused => return None,
                 Tried::Unconfirmed => {}
@@ -178,8 +178,14 @@ impl Sender {
         self.shrinker.shrink(message, limit).await.map(Arc::new)
     }
 
-    /// Sends once, and waits when it was not confirmed.
-    async fn try_to_send(&self, message: &Outgoing, attempt: u32, span: &mut Span) -> Tried {
+    /// Sends once, and waits when it was not confirmed. `of` is for the log.
+    async fn try_to_send(
+        &self,
+        of: Option<&Identity>,
+        message: &Outgoing,
+        attempt: u32,
+        span: &mut Span,
+    ) -> Tried {
         let error = match self.sink.publish(message).await {
             Ok(published) => return Tried::Sent(published),
             Err(PublishError::Refused(error)) => {
@@ -191,8 +197,9 @@ impl Sender {
         };
         let delay = retry_delay(attempt);
         let delay_ms = whole_ms(delay);
-        let subject = &message.subject;
-        self.log(events::publish_retried(subject, &error, attempt, delay_ms));
+        let id = message.headers.get(MESSAGE_ID).unwrap_or_default();
+        let which = (&*message.subject, id);
+        self.log(events::publish_retried(of, which, &error, attempt, delay_ms));
         span.event(
             "not confirmed",
             vec![("attempt", attempt.into()), ("wait_ms", delay_ms.into())],
@@ -302,7 +309,8 @@ impl Sender {
         let scope = of.scope();
         let open = || scope.publishing(Publishing::Ack, &message);
         let span = leaving.span.get_or_insert_with(open);
-        match self.try_to_send(&message, leaving.tries, span).await {
+        let of = leaving.identity.as_ref();
+        match self.try_to_send(of, &message, leaving.tries, span).await {
             tried @ (Tried::Sent(_) | Tried::Refused) => {
                 if let Tried::Sent(_) = tried {
                     self.tell_confirmed(Publishing::Ack, leaving.tried_since);
@@ -340,7 +348,8 @@ impl Sender {
             span
         };
         let mut span = leaving.span.take().unwrap_or_else(open);
-        match self.try_to_send(message, leaving.tries, &mut span).await {
+        let of = leaving.identity.as_ref();
+        match self.try_to_send(of, message, leaving.tries, &mut span).await {
             Tried::Sent(published) => {
                 self.tell_confirmed(what, leaving.tried_since);
                 if let (0, Some(at_ms)) = (number, leaving.published_at_ms) {

@@ -40,14 +40,14 @@ fn a_limit_that_ran_out_is_a_warning_with_its_figures_and_counts_as_one_event() 
         panic!("one line, not {}", events.len())
     };
     assert_eq!((event.level, event.message), (Level::Warn, "Operation timeout"));
-    assert_eq!(*field(&event, "error_code"), "timeout");
+    assert_eq!(*field(event, "error_code"), "timeout");
     for (key, value) in [
         ("operation_type", json!("fs_read")),
         ("timeout_type", json!("operation")),
         ("timeout_ms", json!(250)),
         ("elapsed_ms", json!(300)),
     ] {
-        assert_eq!(*field(&event, key), value, "{key}");
+        assert_eq!(*field(event, key), value, "{key}");
     }
     let expected = [
         ("worker_operations_total", "fs_read".to_owned(), 1.0),
@@ -96,7 +96,7 @@ fn limits_on_a_job_are_told_once_when_it_ends_and_not_by_its_attempts() {
     assert_eq!(total.code, ErrorCode::CancelledByTimeout);
     let ran_out = |events: &[Event]| {
         let told = events.iter().filter(|event| event.level == Level::Warn);
-        told.map(|event| field(&event, "operation_type").clone())
+        told.map(|event| field(event, "operation_type").clone())
             .collect::<Vec<_>>()
     };
     assert_eq!(
