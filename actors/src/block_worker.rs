@@ -270,7 +270,8 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
 
 /// Says that a job of HTTP requests failed, if it got as far as having one to send.
 fn tell_http_failure(job: &Job, plan: &RetryPlan, outcome: &Outcome, retries: u32, worker: &BlockWorker) {
-    let (Outcome::Error(failure) | Outcome::Timeout(failure), Work::Ready(task)) = (outcome, &job.work) else {
+    let (Outcome::Error(failure) | Outcome::Timeout(failure), Work::Ready(task)) = (outcome, &job.work)
+    else {
         return;
     };
     if let Some(origin) = task.http_origin() {

@@ -630,7 +630,10 @@ pub fn bind_failed(message: &'static str, address: &str, error: &str) -> Event {
             .with("port", address.port());
     }
     // A name, which a port may stand behind.
-    match address.split_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
+    match address
+        .split_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()))
+    {
         Some((host, Ok(port))) => event.with("address", host).with("port", port),
         _ => event.with("address", address),
     }

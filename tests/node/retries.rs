@@ -102,7 +102,10 @@ fn with_the_flag_on_the_status_decides_and_the_assignment_counts() {
         .collect();
     told.sort();
     let expected = [(false, 0), (true, 1), (true, 2)];
-    assert_eq!(told, expected.map(|(retryable, count)| (Some(retryable), Some(count))));
+    assert_eq!(
+        told,
+        expected.map(|(retryable, count)| (Some(retryable), Some(count)))
+    );
     let all = logged(&node, "Step execution failed");
     assert_eq!(all.len(), failed.len() + 1, "the block `fail` sends nothing");
 }
