@@ -25,7 +25,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
 use self::retry::limit::{End, Limit};
-use self::retry::{Course, NextStep};
+use self::retry::{Course, NextStep, RetryPlan};
 use self::threads::{Threads, within};
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
@@ -259,12 +259,26 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
         plan
     });
     let ended = follow(&mut course, job, worker).await;
-    if let Ended::Outcome(outcome, _) = &ended {
+    if let Ended::Outcome(outcome, retries) = &ended {
+        tell_http_failure(job, course.plan(), outcome, *retries, worker);
         let spent = course.spent(Instant::now());
         let events = || events::retry::ended(&job.identity, &course, outcome, spent);
         worker.tell(course.plan().is_by_policy(), events);
     }
     ended
+}
+
+/// Says that a job of HTTP requests failed, if it got as far as having one to send.
+fn tell_http_failure(job: &Job, plan: &RetryPlan, outcome: &Outcome, retries: u32, worker: &BlockWorker) {
+    let (Outcome::Error(failure) | Outcome::Timeout(failure), Work::Ready(task)) = (outcome, &job.work)
+    else {
+        return;
+    };
+    if let Some(origin) = task.http_origin() {
+        let retryable = plan.is_retryable(failure);
+        let event = events::course::http_request_failed(&job.identity, &origin, failure, retryable, retries);
+        worker.log.emit(event);
+    }
 }
 
 async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> Ended {

@@ -648,11 +648,22 @@ pub fn endpoint(message: &'static str, address: SocketAddr) -> Event {
         .with("port", address.port())
 }
 
-/// A port could not be opened.
+/// A port could not be opened; `address` as it is set, which may be no address.
 pub fn bind_failed(message: &'static str, address: &str, error: &str) -> Event {
-    Event::new(Level::Error, message)
-        .with("address", address)
-        .with("error", error)
+    let event = Event::new(Level::Error, message).with("error", error);
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return event
+            .with("address", address.ip().to_string())
+            .with("port", address.port());
+    }
+    // A name, which a port may stand behind.
+    match address
+        .split_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()))
+    {
+        Some((host, Ok(port))) => event.with("address", host).with("port", port),
+        _ => event.with("address", address),
+    }
 }
 
 /// Something panicked; what became of it is another line.
@@ -810,6 +821,24 @@ mod tests {
     use caf_protocol::ids::{Correlation, RunFlowStep};
 
     use super::*;
+
+    #[test]
+    fn a_port_that_cannot_be_opened_is_told_as_one_that_is_open() {
+        for (set, address, port) in [
+            ("0.0.0.0:9091", "0.0.0.0", Some(9091)),
+            ("[::1]:9091", "::1", Some(9091)),
+            ("localhost:9091", "localhost", Some(9091)),
+            ("localhost", "localhost", None),
+            ("::1", "::1", None),
+            ("0.0.0.0:70000", "0.0.0.0:70000", None),
+        ] {
+            let event = bind_failed("Failed to bind health socket", set, "taken");
+            let of_port = event.context.get("port").and_then(Value::as_u64);
+            assert_eq!(event.context.get("address"), Some(&address.into()), "{set}");
+            assert_eq!(of_port, port, "{set}");
+            assert_eq!(event.context.get("error"), Some(&"taken".into()));
+        }
+    }
 
     #[test]
     fn a_step_id_never_stands_without_run_and_flow() {

@@ -4,7 +4,8 @@
 #
 #   scripts/observability/validate_observability.sh [--log FILE|-]... [--secret VALUE]... [--secrets FILE]
 #
-#   --log FILE      a log of the worker to check; - is standard input; repeatable. Without one no log is checked.
+#   --log FILE      a log of the worker to check; - is standard input; repeatable. Without one no log is checked;
+#                   one that is not there, or empty, fails.
 #   --secret VALUE  must be nowhere, in no form (as it is, as JSON, as base64, as in URLs); repeatable
 #   --secrets FILE  such values, one per line
 #
@@ -99,7 +100,12 @@ if [[ ${#logs[@]} -eq 0 ]]; then
     say "[INFO] no log was named with --log: none is checked"
 fi
 for log in "${logs[@]}"; do
-    judge log "$log"
+    if [[ "$log" != - && (-d "$log" || ! -r "$log") ]]; then
+        say "[ERROR] $log: no file that can be read, so that there is nothing to judge"
+        failed=1
+    else
+        judge log "$log"
+    fi
 done
 
 if (fetch "$metrics_url") >"$scratch/metrics" 2>/dev/null && [[ -s "$scratch/metrics" ]]; then

@@ -58,13 +58,21 @@ impl Findings {
     }
 }
 
+/// A log without lines says nothing: it was taken from the wrong place.
+fn not_empty(mut findings: Findings) -> Findings {
+    if findings.lines == 0 {
+        findings.add(0, vec!["the log is empty: there is nothing to judge".to_owned()]);
+    }
+    findings
+}
+
 /// Checks, prints, and ends with 0 when nothing is wrong, else with 1.
 pub(super) fn run(command: &CheckCommand, output: OutputFormat) -> Exit {
     let (CheckCommand::Log(args) | CheckCommand::Health(args) | CheckCommand::Text(args)) = command;
     let judged = secrets_of(args).and_then(|secrets| {
         let mut input = open(&args.file)?;
         match command {
-            CheckCommand::Log(_) => by_line(&mut input, |text| check::line(text, &secrets)),
+            CheckCommand::Log(_) => by_line(&mut input, |text| check::line(text, &secrets)).map(not_empty),
             CheckCommand::Text(_) => by_line(&mut input, |text| check::leaks(text, &secrets)),
             CheckCommand::Health(_) => {
                 let mut text = String::new();

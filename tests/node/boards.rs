@@ -182,6 +182,33 @@ fn every_panel_of_the_dashboard_says_what_it_shows_and_has_a_place_of_its_own() 
 }
 
 #[test]
+fn the_ratio_that_the_alert_of_errors_judges_has_a_panel_with_its_limit() {
+    let alerts = text_of("alerts/worker-alerts.yml");
+    let (_, rule) = alerts
+        .split_once("- alert: WorkerHighTaskErrorRate")
+        .expect("is there");
+    let (rule, _) = rule.split_once("for:").expect("has one");
+    let limit: f64 = rule
+        .rsplit_once("> ")
+        .and_then(|(_, limit)| limit.trim().parse().ok())
+        .expect("ends with its limit");
+    let dashboard = dashboard();
+    let panel = panels(&dashboard)
+        .into_iter()
+        .find(|panel| text(&panel["description"]).contains("WorkerHighTaskErrorRate"))
+        .expect("is shown");
+    let defaults = &panel["fieldConfig"]["defaults"];
+    assert_eq!(defaults["thresholds"]["steps"][1]["value"], limit);
+    assert_eq!(defaults["unit"], "percentunit");
+    let expression = text(&panel["targets"][0]["expr"]);
+    assert_eq!(
+        expression.matches("sum by (step_type)").count(),
+        2,
+        "{expression}"
+    );
+}
+
+#[test]
 fn panels_filter_by_pool_and_tenant_where_metrics_have_these_labels() {
     let dashboard = dashboard();
     for panel in panels(&dashboard) {

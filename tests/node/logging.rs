@@ -264,6 +264,17 @@ fn the_script_is_content_with_a_working_node_and_tells_the_rest_by_its_exit_code
         said.contains("holds the secret number 1") && !said.contains(job[0].assignment_id()),
         "{said}"
     );
+    // Nothing to judge is nothing passed.
+    let kept = log.with_extension("kept");
+    std::fs::rename(&log, &kept).expect("is there");
+    let (code, said) = validate(&url, secret);
+    assert!(
+        code == Some(1) && said.contains("no file that can be read"),
+        "{said}"
+    );
+    std::fs::write(&log, "").expect("is written");
+    let (code, said) = validate(&url, secret);
+    assert!(code == Some(1) && said.contains("is empty"), "{said}");
     // Doctored.
     std::fs::write(
         &log,

@@ -85,6 +85,29 @@ fn with_the_flag_on_the_status_decides_and_the_assignment_counts() {
     let exhausted = logged(&node, "Retry exhausted");
     let codes: Vec<_> = exhausted.iter().map(|line| &line["error_code"]).collect();
     assert_eq!(codes, ["HTTP_ERROR", "HTTP_ERROR"]);
+
+    // Once per job of such requests that failed, and without the path, which may hold secrets.
+    let failed = logged(&node, "HTTP request failed");
+    let mut told: Vec<_> = failed
+        .iter()
+        .map(|line| {
+            let context = &line["context"];
+            assert_eq!(
+                (&line["level"], &context["url"], &context["error_code"]),
+                (&json!("ERROR"), &json!(server.url("")), &json!("HTTP_ERROR"))
+            );
+            assert_eq!(context["block_type"], "http.request");
+            (context["retryable"].as_bool(), context["retry_count"].as_u64())
+        })
+        .collect();
+    told.sort();
+    let expected = [(false, 0), (true, 1), (true, 2)];
+    assert_eq!(
+        told,
+        expected.map(|(retryable, count)| (Some(retryable), Some(count)))
+    );
+    let all = logged(&node, "Step execution failed");
+    assert_eq!(all.len(), failed.len() + 1, "the block `fail` sends nothing");
 }
 
 /// POC-004.

@@ -409,6 +409,8 @@ fn failed_rejected_and_repeated_assignments_have_their_spans_and_no_secret_is_in
         published.links,
         [one(&first, "worker.publish.result").unwrap().span_id.clone()]
     );
+    // Nobody knows it here any more but the result itself.
+    assert_eq!(attribute(published, "result.status"), "success");
     let execution = repeated
         .iter()
         .find(|span| span.name == "worker.execution")

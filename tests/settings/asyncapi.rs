@@ -90,6 +90,56 @@ fn every_reference_leads_somewhere_and_every_schema_and_message_is_used() {
     }
 }
 
+/// Every subject that a worker sends on (or listens on), by the document.
+fn subjects(document: &Value, action: &str) -> Vec<String> {
+    let of_action = |operation: &&Value| operation["action"] == action;
+    let operations = document["operations"].as_object().expect("is there").values();
+    let channels = operations.filter(of_action).map(|operation| {
+        let reference = operation["channel"]["$ref"].as_str().expect("is there");
+        &document.pointer(&reference[1..]).expect("leads somewhere")["address"]
+    });
+    let brokers = document["x-broker-protocol"][action]
+        .as_array()
+        .expect("is there");
+    let all = channels.chain(brokers).filter_map(Value::as_str);
+    all.map(str::to_owned).collect()
+}
+
+/// Whether a permission covers an address, whose parameters may be any token.
+fn covers(permission: &str, address: &str) -> bool {
+    let prefix = permission.strip_suffix('>');
+    permission == address || prefix.is_some_and(|prefix| address.starts_with(prefix))
+}
+
+#[test]
+fn the_permissions_that_operators_are_told_are_those_that_the_document_needs() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
+    let readme = readme.expect("is there");
+    let document = document(&Settings::default());
+    for (list, action) in [("publish", "send"), ("subscribe", "receive")] {
+        let (_, rest) = readme.split_once(&format!("\n{list}: [")).expect("is told");
+        let (told, _) = rest.split_once(']').expect("ends");
+        let told: Vec<_> = told
+            .split(',')
+            .map(|subject| subject.trim().trim_matches('"'))
+            .collect();
+        let needed = subjects(&document, action);
+        for subject in &needed {
+            // By pulling they arrive in the inbox; the README says what core mode needs.
+            let is_pulled = *subject == Settings::default().nats.subjects.assign;
+            let is_told = told.iter().any(|permission| covers(permission, subject));
+            assert!(is_told || is_pulled, "{list} does not allow {subject}");
+        }
+        for permission in told {
+            let is_needed = needed.iter().any(|subject| covers(permission, subject));
+            assert!(
+                is_needed,
+                "{list} allows {permission}, which the document does not name"
+            );
+        }
+    }
+}
+
 fn references(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(object) => {

@@ -172,6 +172,10 @@ impl Task for HttpTask {
         &[Operation::HttpConnect, Operation::HttpRead]
     }
 
+    fn http_origin(&self) -> Option<String> {
+        Some(self.request.url.origin().ascii_serialization())
+    }
+
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
             let exchange = self.shared.exchange(&self.request, &context);

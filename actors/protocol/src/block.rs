@@ -109,6 +109,12 @@ pub trait Task: Send + Sync + 'static {
         &[]
     }
 
+    /// Where its attempts send an HTTP request, if that is what they do: scheme, host and port. For the log only; never
+    /// anything else of an address, which may hold secrets anywhere.
+    fn http_origin(&self) -> Option<String> {
+        None
+    }
+
     /// Whether running twice leaves the world as running once does, where that depends on the inputs; nothing is what the
     /// block declares.
     fn is_repeatable(&self) -> Option<bool> {

@@ -126,12 +126,15 @@ pub struct SpanContext {
 }
 
 impl SpanContext {
-    /// A strictly valid `traceparent` of version 00.
+    /// A strictly valid `traceparent`: of version 00, or the first fields of a later version's, as W3C asks. What else
+    /// such a version says is not passed on; ff is none.
     pub fn from_traceparent(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() || version != "00" {
-            return None;
+        match from_hex(version)? {
+            [0] if parts.next().is_some() => return None,
+            [0xff] => return None,
+            _ => {}
         }
         let [flags] = from_hex::<1>(flags)?;
         Some(Self {

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use caf_protocol::assignment::Identity;
+use caf_protocol::outcome::Failure;
 
 use super::{Event, Level};
 use crate::clock::whole_ms;
@@ -38,6 +39,23 @@ pub fn called_again(identity: &Identity, attempt: u32, max_attempts: u32) -> Eve
         .of(identity)
         .with("attempt", attempt)
         .with("max_attempts", max_attempts)
+}
+
+/// A job that sends HTTP requests to `url`, of which there is no more than scheme, host and port, failed after it was called
+/// (contract 8.2). Once per job, beside [`super::step_ended`], which says why.
+pub fn http_request_failed(
+    identity: &Identity,
+    url: &str,
+    failure: &Failure,
+    retryable: bool,
+    retries: u32,
+) -> Event {
+    Event::new(Level::Error, "HTTP request failed")
+        .of(identity)
+        .with("url", url)
+        .with("error_code", failure.code.as_str())
+        .with("retryable", retryable)
+        .with("retry_count", retries)
 }
 
 /// A part of an answer is not confirmed yet, and is sent again.

@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use tokio::time::Instant;
 
-use super::sending::{Sender, outcome_of};
+use super::sending::{Sender, outcome_of, tell_status};
 use super::shrinking::Shrinker;
 use crate::claims::fleet::{Proof, StoreError};
 use crate::claims::record::Inheritance;
@@ -146,6 +146,9 @@ impl Replay {
         };
         let mut span = self.tracer.left_behind(message).publishing(what, message);
         span.set("left_behind", true);
+        if what == Publishing::Result {
+            tell_status(&mut span, message, None);
+        }
         span
     }
 

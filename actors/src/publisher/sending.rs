@@ -34,6 +34,28 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// Hexadecimal digits of a result's hash that a claim keeps: 16 bytes.
 const OUTCOME_HASH_DIGITS: usize = 32;
 
+/// Says in the span of a result what that says. One that was written before is read, where anybody will see it.
+pub(super) fn tell_status(span: &mut Span, result: &Outgoing, known: Option<Status>) {
+    /// What is wanted of a result.
+    #[derive(serde::Deserialize)]
+    struct Recorded {
+        status: Box<str>,
+    }
+
+    if !span.is_recorded() {
+        return;
+    }
+    let recorded = || {
+        let recorded = serde_json::from_slice::<Recorded>(&result.payload).ok()?;
+        let all = [Status::Success, Status::Error, Status::Timeout, Status::Cancelled];
+        all.into_iter()
+            .find(|status| *recorded.status == *status.as_str())
+    };
+    if let Some(status) = known.or_else(recorded) {
+        span.set("result.status", status.as_str());
+    }
+}
+
 /// A conclusion as written: what is sent, in this order.
 pub(super) struct Written {
     /// The acknowledgement, where the conclusion is news.
@@ -342,8 +364,8 @@ impl Sender {
         let (what, scope) = (self.what(message), holdings.span.scope());
         let open = || {
             let mut span = scope.publishing(what, message);
-            if let (Publishing::Result, Some(status)) = (what, leaving.status) {
-                span.set("result.status", status.as_str());
+            if what == Publishing::Result {
+                tell_status(&mut span, message, leaving.status);
             }
             span
         };

@@ -145,6 +145,11 @@ impl Span {
         self.0.as_mut()?.record.as_mut()
     }
 
+    /// Whether anybody will see it: what is not to be had for nothing need not be said to others.
+    pub fn is_recorded(&self) -> bool {
+        self.0.as_ref().is_some_and(|open| open.record.is_some())
+    }
+
     /// Says one thing about it; what was said before under this name is replaced.
     pub fn set(&mut self, name: &'static str, value: impl Into<Attribute>) {
         let Some(record) = self.record() else { return };

@@ -67,9 +67,9 @@ pub fn document(names: &Names) -> Value {
         "operations": operations(names),
         "components": { "schemas": schemas, "messages": messages::all(&payloads) },
         "x-broker-protocol": {
-            "description": "Subjects of the broker's own protocol that a worker uses beside the channels: their messages are defined by NATS.",
-            "send": ["$JS.API.>", "$JS.ACK.>", format!("$O.{}.>", names.objects_bucket)],
-            "receive": ["_INBOX.>", "$JS.EVENT.ADVISORY.CONSUMER.>"],
+            "description": "Subjects of the broker's own protocol that a worker uses beside the channels: their messages are defined by NATS. $JS.API asks for streams, consumers and messages, and for what the buckets behind $KV and $O hold; $JS.ACK says what becomes of a delivery; _INBOX is where answers and, by pulling, assignments arrive.",
+            "send": ["$JS.API.>", "$JS.ACK.>", "_INBOX.>"],
+            "receive": ["_INBOX.>"],
         },
     })
 }
@@ -125,8 +125,31 @@ fn channels(names: &Names) -> Value {
             "What the fleet must know of its streams: a key-value bucket for workers only. Its records are no contract.",
             &["StateRecord"],
         ),
+        "outputChunks": channel_of_each(
+            &format!("$O.{}.C", names.objects_bucket),
+            ("object", "Id of the object, given by the writer."),
+            "Parts of outputs that are too large for a result: an object store. Bytes; the form is NATS' (ADR-20).",
+            &[],
+        ),
+        "outputMeta": channel_of_each(
+            &format!("$O.{}.M", names.objects_bucket),
+            ("name", "Name of the object, as base64url."),
+            "What an output in the object store is called, its size and digest. The form is NATS' (ADR-20).",
+            &[],
+        ),
         "inbox": channel(Value::Null, "The reply subject of a request.", &["OwnerAnswer", "Ping", "Info", "Stats"]),
     });
+    let mut advisories = channel(
+        "$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{consumer}",
+        "What the broker says of assignments that it no longer delivers. The form is NATS'.",
+        &[],
+    );
+    advisories["parameters"] = json!({
+        "kind": { "enum": ["MAX_DELIVERIES", "MSG_TERMINATED"] },
+        "stream": { "description": "The stream of assignments." },
+        "consumer": { "description": "nats.durable." },
+    });
+    channels["advisories"] = advisories;
     let mut cancel = channel(
         names.cancel.clone(),
         "Requests to cancel an assignment. Reserved: this version does not read them, and their form is not fixed.",
@@ -209,6 +232,9 @@ fn operations(names: &Names) -> Value {
         "askOwner": with_reply(operation("send", "owner", "Ask whether a process still works on an assignment."), "OwnerAnswer"),
         "answerOwner": with_reply(operation("receive", "owner", "Say whether an assignment is worked on here."), "OwnerAnswer"),
         "claim": operation("send", "claims", "Write down who works on an assignment."),
+        "keepOutput": operation("send", "outputChunks", "Keep an output that is too large for a result."),
+        "nameOutput": operation("send", "outputMeta", "Say what an output is called; the result refers to it."),
+        "hearAdvisory": operation("receive", "advisories", "Learn that an assignment is given up by the broker, and answer for it."),
         "note": operation("send", "state", "Write down up to where a stream is acknowledged, or that a letter was replayed."),
     });
     for verb in Verb::ALL {

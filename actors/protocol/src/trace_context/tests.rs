@@ -53,12 +53,28 @@ fn a_valid_traceparent_is_read_and_written_the_same() {
 }
 
 #[test]
+fn of_a_later_version_the_known_fields_count() {
+    for rest in ["", "-", "-extra", "-what-the-future-will-be-like"] {
+        for version in ["01", "cc", "fe"] {
+            let text = format!("{version}-{TRACE}-{SPAN}-01{rest}");
+            let context = SpanContext::from_traceparent(&text).expect(&text);
+            assert_eq!(context.traceparent(), parent(), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_malformed_traceparent_is_ignored() {
     let hex_of_text = "39663363316137626532346434306338386136316432663035623765393334".repeat(2);
     for bad in [
         String::new(),
-        format!("01-{TRACE}-{SPAN}-01"),
         format!("ff-{TRACE}-{SPAN}-01"),
+        format!("ff-{TRACE}-{SPAN}-01-extra"),
+        format!("CC-{TRACE}-{SPAN}-01"),
+        format!("c-{TRACE}-{SPAN}-01"),
+        format!("cc-{TRACE}-{SPAN}"),
+        format!("cc-{TRACE}-{SPAN}-01.extra"),
+        format!("cc-{TRACE}-{}-01-extra", "0".repeat(16)),
         format!("00-{}-{SPAN}-01", TRACE.to_uppercase()),
         format!("00-{TRACE}-{}-01", SPAN.to_uppercase()),
         format!("00-{TRACE}-{}-01", "0".repeat(16)),
