@@ -9,7 +9,6 @@ pub mod decision;
 pub mod preparation;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
@@ -420,7 +419,7 @@ impl Intake {
             dead_letter,
             rejected,
             row,
-            ran: Duration::ZERO,
+            ran: None,
             load,
             arrival: case.arrival,
             identity: case.identity,

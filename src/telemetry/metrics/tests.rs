@@ -284,12 +284,20 @@ fn after_many(settings: &MetricsSettings) -> Metrics {
     let metrics = Arc::new(Metrics::new(settings));
     let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
     let ran = Duration::from_millis(3);
-    log.emit(steps::ended(&identity("first".to_owned(), ""), &step(0), ran));
+    log.emit(steps::ended(
+        &identity("first".to_owned(), ""),
+        &step(0),
+        Some(ran),
+    ));
     for n in 0..MANY {
         let identity = identity(format!("tenant-{n}"), &n.to_string());
-        log.emit(steps::ended(&identity, &step(n), ran));
+        log.emit(steps::ended(&identity, &step(n), Some(ran)));
     }
-    log.emit(steps::ended(&identity("first".to_owned(), ""), &step(0), ran));
+    log.emit(steps::ended(
+        &identity("first".to_owned(), ""),
+        &step(0),
+        Some(ran),
+    ));
     drop(log);
     Arc::into_inner(metrics).expect("nobody else has it")
 }
@@ -374,7 +382,7 @@ fn who_is_taken_off_the_list_is_not_shown_any_more_and_makes_room() {
         log.emit(steps::ended(
             &identity(tenant.to_owned(), ""),
             &step(0),
-            Duration::ZERO,
+            Some(Duration::ZERO),
         ));
     };
     ["acme", "beta", "beta", "gamma"].into_iter().for_each(count);
