@@ -42,7 +42,7 @@ pub static DURATION: Metric = Metric {
 /// Share of operations that ran into their limit.
 pub static RATE: Metric = Metric {
     name: "worker_timeout_rate",
-    help: "Share of operations that were given up because a limit ran out",
+    help: "Share of the operations of the last five minutes that were given up because a limit ran out; absent when there was none",
     labels: &["operation_type"],
     kind: MetricKind::Ratio,
 };
