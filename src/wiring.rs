@@ -364,6 +364,7 @@ async fn start_pool(
     };
 
     let (on, publisher, log) = (loops.pipeline.handle(), publisher.clone(), log.clone());
+    let tells_timeouts = blueprint.tells_timeouts();
     let places = door.places.clone();
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
     let child = Child {
@@ -376,7 +377,10 @@ async fn start_pool(
             let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
             let slots_returned = slots_returned.clone();
             async move {
-                let make = move || Pool::new(class, places, slots, workers, publisher, log);
+                let make = move || {
+                    let pool = Pool::new(class, places, slots, workers, publisher, log);
+                    pool.telling_timeouts(tells_timeouts)
+                };
                 let connect = move |address: &Addr<Pool>| {
                     enqueue.connect(address);
                     slots_returned.connect(address);

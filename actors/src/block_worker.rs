@@ -29,7 +29,7 @@ use self::retry::{Course, NextStep, RetryPlan};
 use self::threads::{Threads, within};
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
-use crate::events::{self, Event, Log};
+use crate::events::{self, Log};
 use crate::intake::HAND_BACK_DELAY_MS;
 use crate::intake::decision::Row;
 use crate::job::{Job, Work};
@@ -126,25 +126,20 @@ impl BlockWorker {
         self
     }
 
-    fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
-        let events = || events::timeouts::of_attempt(&job.identity, operations, failure);
-        self.tell(self.tells_timeouts, events);
+    /// Whether it does.
+    pub fn tells_timeouts(&self) -> bool {
+        self.tells_timeouts
     }
 
-    /// Lines belong to a policy; numbers make sense without it.
-    fn tell(&self, with_lines: bool, events: impl FnOnce() -> Vec<Event>) {
-        if with_lines {
-            events().into_iter().for_each(|event| self.log.emit(event));
-        } else if self.log.is_measuring() {
-            let silent = events().into_iter().map(Event::without_line);
-            silent.for_each(|event| self.log.emit(event));
-        }
+    fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
+        let events = || events::timeouts::of_attempt(&job.identity, operations, failure);
+        self.log.tell(self.tells_timeouts, events);
     }
 
     fn tell_limits_of_job(&self, job: &Job, outcome: &Outcome) {
         let since_start = |end: Instant| end.saturating_duration_since(job.started);
         let deadline = (since_start(job.deadline), since_start(Instant::now()));
-        self.tell(self.tells_timeouts, || {
+        self.log.tell(self.tells_timeouts, || {
             events::timeouts::of_job(&job.identity, outcome.failure(), deadline)
         });
     }
@@ -263,7 +258,7 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
         tell_http_failure(job, course.plan(), outcome, *retries, worker);
         let spent = course.spent(Instant::now());
         let events = || events::retry::ended(&job.identity, &course, outcome, spent);
-        worker.tell(course.plan().is_by_policy(), events);
+        worker.log.tell(course.plan().is_by_policy(), events);
     }
     ended
 }
@@ -297,7 +292,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             let again = events::course::called_again(&job.identity, call, pending.max_attempts);
             worker.log.emit(again);
             let started = || events::retry::attempt_started(&job.identity, course.retries(), &pending);
-            worker.tell(course.plan().is_by_policy(), || vec![started()]);
+            worker.log.tell(course.plan().is_by_policy(), || vec![started()]);
         }
         let mut span = spans::open(job, course.retries());
         let attempt = one_attempt(job, course, worker, &span).await;

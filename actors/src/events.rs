@@ -129,6 +129,17 @@ impl Log {
         self.meter.is_some()
     }
 
+    /// Tells events whose lines belong to a policy: without it only their numbers are recorded, which make sense all the same.
+    #[track_caller]
+    pub fn tell(&self, with_lines: bool, events: impl FnOnce() -> Vec<Event>) {
+        if !with_lines && !self.is_measuring() {
+            return;
+        }
+        for event in events() {
+            self.emit(if with_lines { event } else { event.without_line() });
+        }
+    }
+
     /// Records the samples of an event that is made only where anything is measured. For events without a line.
     pub fn measure(&self, event: impl FnOnce() -> Event) {
         if self.meter.is_some() {

@@ -9,7 +9,6 @@ pub mod decision;
 pub mod preparation;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
@@ -31,7 +30,7 @@ use crate::claims::fleet::Revision;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
 use crate::clock;
-use crate::events::{self, Log};
+use crate::events::{self, Event, Log};
 use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
 use crate::pool::policy::Terms;
 use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, TakenPlace};
@@ -294,8 +293,7 @@ impl Intake {
         holdings.span.set("execution.outcome", row.name());
         let why = match (row, standing) {
             (Row::Repeat, Standing::Finished(Some(result))) => {
-                let line = events::answered_again(identity);
-                self.parts.log.emit(events::delivery::left(line, row.number()));
+                self.tell_left(events::answered_again(identity), row, standing);
                 return self.conclude(Conclusion::Repeat(Arc::clone(result)), holdings);
             }
             (Row::Repeat, _) => "answered before; nothing is repeated",
@@ -314,9 +312,16 @@ impl Intake {
             (Row::ComeBack, _) => "not certain yet who holds it",
             _ => "draining",
         };
-        let line = events::not_run(identity, why);
-        self.parts.log.emit(events::delivery::left(line, row.number()));
+        self.tell_left(events::not_run(identity, why), row, standing);
         self.settle(holdings, row.verdict_without_answer());
+    }
+
+    fn tell_left(&self, line: Event, row: &Row, standing: &Standing) {
+        let line = events::delivery::left(line, row.number());
+        self.parts.log.emit(match row.duplicate_kind(standing) {
+            Some(kind) => events::delivery::known(line, kind),
+            None => line,
+        });
     }
 
     /// Row 5. The claim, or where there is none the book of this process, keeps the first start.
@@ -420,7 +425,7 @@ impl Intake {
             dead_letter,
             rejected,
             row,
-            ran: Duration::ZERO,
+            ran: None,
             load,
             arrival: case.arrival,
             identity: case.identity,

@@ -27,8 +27,10 @@ pub enum MetricKind {
     Counter,
     /// The last one counts.
     Gauge,
-    /// Their mean since the start: 1 for a hit, 0 for a miss.
+    /// Their mean over the last five minutes: 1 for a hit, 0 for a miss. Not shown when there was none.
     Ratio,
+    /// The largest of the last five minutes. Not shown when there was none.
+    Peak,
     /// They are counted by size: upper bounds in milliseconds, shown in seconds; samples are in seconds.
     Seconds(&'static [u64]),
     /// They are counted by size: upper bounds in milliseconds, shown as such; samples are in milliseconds. Only for names

@@ -125,6 +125,8 @@ pub struct Pool {
     slots: Arc<Slots>,
     workers: Vec<Route<Run>>,
     publisher: PublisherRoutes,
+    /// Whether it tells that a deadline ran out, as block workers do.
+    tells_timeouts: bool,
     log: Log,
     alarm: Option<(Instant, SpawnHandle)>,
 }
@@ -147,9 +149,17 @@ impl Pool {
             slots,
             workers,
             publisher,
+            tells_timeouts: false,
             log,
             alarm: None,
         }
+    }
+
+    /// Whether it tells which deadlines run out in its line: while the policy of limits is in force.
+    #[must_use]
+    pub fn telling_timeouts(mut self, tells: bool) -> Self {
+        self.tells_timeouts = tells;
+        self
     }
 
     // ---- Effects ----
@@ -213,6 +223,7 @@ impl Pool {
             } else if self.line.len() > 1
                 && let (Some(debt), Some(oldest)) = (self.debts.pop(), self.line.pop())
             {
+                self.measure_wait(oldest.since, now);
                 self.drop_oldest(*oldest.item, debt, now);
             } else {
                 return;
@@ -235,10 +246,26 @@ impl Pool {
     /// Row 8 for jobs whose time ran out while they waited.
     fn expire(&mut self) {
         let now = Instant::now();
-        for job in self.line.take_expired(now) {
+        for Waiting { since, item: job, .. } in self.line.take_expired(now) {
+            self.measure_wait(since, now);
+            let since_start = |end: Instant| end.saturating_duration_since(job.started);
+            self.log.tell(self.tells_timeouts, || {
+                vec![events::timeouts::of_waiting(
+                    &job.identity,
+                    since_start(job.deadline),
+                    since_start(now),
+                )]
+            });
             let failure = Failure::timeout("the deadline of the assignment").with("waiting", true.into());
             self.conclude_by("8", *job, Outcome::from(failure), now);
         }
+    }
+
+    /// A job leaves the line without a start. How long the others waited is measured with their start.
+    fn measure_wait(&self, since: Instant, now: Instant) {
+        let waited = now.saturating_duration_since(since);
+        self.log
+            .measure(|| events::queue::left_without_start(self.class, waited));
     }
 
     fn conclude_by(&self, row: &'static str, job: Job, outcome: Outcome, now: Instant) {
@@ -271,7 +298,11 @@ impl Pool {
 
     fn empty_line(&mut self, how: EmptyLine) {
         let now = Instant::now();
-        while let Some(Waiting { item: mut job, .. }) = self.line.pop() {
+        while let Some(Waiting {
+            since, item: mut job, ..
+        }) = self.line.pop()
+        {
+            self.measure_wait(since, now);
             match how {
                 EmptyLine::HandBack => {
                     self.log.measure(|| events::delivery::left_by("12"));

@@ -138,8 +138,8 @@ pub struct Answer {
     pub rejected: bool,
     /// The row by which it leaves, as metrics name it.
     pub row: &'static str,
-    /// How long it had its slot.
-    pub ran: Duration,
+    /// How long it had its slot; nothing when it never had one.
+    pub ran: Option<Duration>,
     /// Load of the pool when the job came.
     pub load: Option<PoolLoad>,
     /// The message.
@@ -193,7 +193,7 @@ impl Conclude {
             step,
             rejected: false,
             row,
-            ran: job.began.map_or(Duration::ZERO, |began| began.elapsed()),
+            ran: job.began.map(|began| began.elapsed()),
             load: job.load,
             arrival: job.arrival,
             identity: job.identity,

@@ -9,11 +9,12 @@ pub mod catalogue;
 mod family;
 mod labels;
 pub mod state;
+mod window;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caf_actors::metrics::{CORRELATION, Meter, Metric, MetricKind, Sample};
 
@@ -97,6 +98,11 @@ impl Metrics {
 
     /// Everything measured so far, and `now`, which is read at this moment, in Prometheus' text form 0.0.4.
     pub fn encode(&self, now: &[Sample]) -> String {
+        self.encode_at(now, Instant::now())
+    }
+
+    /// [`Metrics::encode`] for a caller that has its own clock.
+    fn encode_at(&self, now: &[Sample], at: Instant) -> String {
         self.forget_what_is_over();
         let mut families = self.families();
         let mut read_now: BTreeMap<&'static str, Arc<Family>> = BTreeMap::new();
@@ -114,6 +120,7 @@ impl Metrics {
         families.extend(read_now);
         let mut text = String::new();
         for family in families.values() {
+            family.look(&self.lines, at);
             family.write(&mut text);
         }
         text

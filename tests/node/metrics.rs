@@ -155,7 +155,7 @@ fn the_catalogue_has_the_metrics_of_the_contract_with_their_types_labels_and_buc
         assert_eq!(metric.labels.join(" "), labels, "{name}");
         let (is, upper) = match metric.kind {
             MetricKind::Counter => ("counter", None),
-            MetricKind::Gauge | MetricKind::Ratio => ("gauge", None),
+            MetricKind::Gauge | MetricKind::Ratio | MetricKind::Peak => ("gauge", None),
             MetricKind::Seconds(bounds) => ("histogram", Some((bounds, 1_000.0))),
             MetricKind::Milliseconds(bounds) => ("histogram", Some((bounds, 1.0))),
         };

@@ -120,3 +120,54 @@ fn the_total_limit_is_told_once_whether_it_holds_for_all_calls_or_for_each() {
         }
     });
 }
+
+/// Two jobs whose deadline passes, one of them in a slot and one in the line behind it: what is measured, and the lines.
+async fn run_and_wait_too_long(in_force: bool) -> (Rig, Vec<String>) {
+    let mut settings = settings(in_force);
+    settings.pools.cpu.max_concurrency = 1;
+    let rig = Rig::start_with(settings).await;
+    for (sequence, (id, deadline_ms)) in [(1, ("runs", 400)), (2, ("waits", 100))] {
+        let patch = json!({
+            "job": {"type": "probe", "payload": {"wait": true}},
+            "options": {"deadline_ms": deadline_ms},
+        });
+        rig.deliver(assignment(id, &patch), sequence).await;
+        rig.published(|counts| counts.0 == usize::try_from(sequence).expect("is small"))
+            .await;
+    }
+    rig.settled(2).await;
+    assert_eq!(rig.result_of("waits")["error"]["details"]["waiting"], true);
+    let samples = rig.scrape().lines().map(str::to_owned).collect();
+    (rig, samples)
+}
+
+#[test]
+fn a_deadline_that_passes_in_the_line_is_told_and_measured_like_one_that_passes_in_a_slot() {
+    in_system(async {
+        for in_force in [true, false] {
+            let (rig, samples) = run_and_wait_too_long(in_force).await;
+            assert_eq!(rig.lines("Operation timeout"), if in_force { 2 } else { 0 });
+            for (series, value) in [
+                (
+                    r#"worker_timeout_events_total{operation_type="deadline",timeout_type="deadline"}"#,
+                    2.0,
+                ),
+                (r#"worker_operations_total{operation_type="deadline"}"#, 2.0),
+                (r#"worker_operations_total{operation_type="total"}"#, 1.0),
+                (r#"worker_timeout_rate{operation_type="deadline"}"#, 1.0),
+                (r#"worker_queue_wait_seconds_count{resource_pool="cpu"}"#, 2.0),
+                (r#"worker_wait_seconds_count{cause="queue"}"#, 2.0),
+                // It never ran: it is no execution of 0 seconds.
+                ("worker_step_execution_duration_seconds_count", 1.0),
+                ("worker_step_executions_total", 2.0),
+            ] {
+                assert_eq!(
+                    value_of(&samples, series),
+                    Some(value),
+                    "{series} {in_force}: {samples:#?}"
+                );
+            }
+            rig.stop().await;
+        }
+    });
+}

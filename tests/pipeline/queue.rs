@@ -192,6 +192,15 @@ fn the_oldest_that_waits_makes_room_and_is_told_so_without_a_second_word() {
             BTreeMap::from([("cpu overloaded".into(), 5)])
         );
         assert_eq!(rig.runs(), 9);
+        // Who is dropped has waited too, and has not run.
+        for (metric, jobs) in [
+            ("worker_queue_wait_seconds", 14),
+            ("worker_wait_seconds", 14),
+            ("worker_step_executions_total", 14),
+            ("worker_step_execution_duration_seconds", 9),
+        ] {
+            assert_eq!(rig.samples(metric).len(), jobs, "{metric}");
+        }
         rig.stop().await;
     });
 }

@@ -20,7 +20,7 @@ pub const ROWS: &[&str] = &[
     "16", "17",
 ];
 /// Kinds of duplicates.
-pub const DUPLICATE_KINDS: &[&str] = &["held", "copy", "elsewhere", "finished"];
+pub const DUPLICATE_KINDS: &[&str] = &["held", "copy", "elsewhere", "uncertain", "finished"];
 /// Kinds of answers.
 pub const ANSWER_KINDS: &[&str] = &["ack", "result", "dead_letter"];
 
@@ -36,7 +36,7 @@ pub static ASSIGNMENTS: Metric = Metric {
 pub static DUPLICATES: Metric = Metric {
     name: "worker_duplicates_total",
     help: "Assignments that were not run because they are known: held here (row 10), a copy of one that is held (10b), held \
-           elsewhere (10c), finished before (11).",
+           elsewhere (10c), not certain yet by whom (10c too: it comes again), finished before (11).",
     labels: &["kind"],
     kind: MetricKind::Counter,
 };
@@ -77,14 +77,11 @@ pub static PUBLISH_TO_RESULT: Metric = Metric {
 
 /// `event`, of an assignment that leaves by this row.
 pub fn left(event: Event, row: &'static str) -> Event {
-    let event = event.measuring(ASSIGNMENTS.one(&[row]));
-    let kind = match row {
-        "10" => "held",
-        "10b" => "copy",
-        "10c" => "elsewhere",
-        "11" => "finished",
-        _ => return event,
-    };
+    event.measuring(ASSIGNMENTS.one(&[row]))
+}
+
+/// `event`, of an assignment that is not run because it is known; `kind` is one of [`DUPLICATE_KINDS`].
+pub fn known(event: Event, kind: &'static str) -> Event {
     event.measuring(DUPLICATES.one(&[kind]))
 }
 

@@ -40,7 +40,8 @@ pub static OVERLOAD_STATUS: Metric = Metric {
 /// How long jobs waited.
 pub static WAIT: Metric = Metric {
     name: "worker_queue_wait_seconds",
-    help: "Time from the queue of a pool until a slot was free.",
+    help: "Time that jobs were in the queue of a pool, whether they left it for a slot or without one: dropped, out of time, \
+           handed back.",
     labels: &["resource_pool"],
     kind: MetricKind::Seconds(&[1, 10, 50, 100, 500, 1_000, 5_000, 10_000, 30_000, 60_000, 300_000]),
 };
@@ -121,11 +122,16 @@ pub fn degraded(
         .with("time_limit_ms", time_limit_ms)
 }
 
-/// `started`, of a job that had `waited` in the queue.
-pub fn left(started: Event, class: ResourceClass, waited: Duration) -> Event {
-    started
+/// `event`, of a job that leaves the queue after it had `waited` there.
+pub fn left(event: Event, class: ResourceClass, waited: Duration) -> Event {
+    event
         .measuring(WAIT.sample(&[class.as_str()], waited.as_secs_f64()))
         .measuring(steps::wait("queue", waited))
+}
+
+/// A job leaves the queue without a start, after it had `waited` there.
+pub fn left_without_start(class: ResourceClass, waited: Duration) -> Event {
+    left(Event::silent(), class, waited)
 }
 
 /// A queue has become fuller or emptier.

@@ -30,7 +30,8 @@ pub static ATTEMPTS: Metric = Metric {
 /// Whether retries helped.
 pub static SUCCESS_RATE: Metric = Metric {
     name: "worker_retry_success_rate",
-    help: "Share of the jobs that were retried and succeeded, by the last error that was retried",
+    help: "Share of the jobs retried in the last five minutes that succeeded, by the last error that was retried; absent when \
+           there was none",
     labels: &["error_code", "step_type"],
     kind: MetricKind::Ratio,
 };
@@ -46,9 +47,10 @@ pub static BACKOFF: Metric = Metric {
 /// How much of its budget a job used.
 pub static BUDGET_USAGE: Metric = Metric {
     name: "worker_retry_budget_usage",
-    help: "Share of its retry budget that the last job had used when it ended, from 0 to 1",
+    help: "Largest share of its retry budget that a job of the last five minutes had used when it ended, from 0 to 1; absent \
+           when there was none",
     labels: &["step_type"],
-    kind: MetricKind::Gauge,
+    kind: MetricKind::Peak,
 };
 
 /// The job type. Only jobs of registered types get here, so that the set of values is closed.

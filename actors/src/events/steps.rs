@@ -69,8 +69,8 @@ pub static EXECUTIONS: Metric = Metric {
 /// How long they ran.
 pub static EXECUTION_DURATION: Metric = Metric {
     name: "worker_step_execution_duration_seconds",
-    help: "Time that jobs ran: their attempts and the waits between them, without the queue; 0 for those that never got a \
-           slot.",
+    help: "Time that jobs ran: their attempts and the waits between them, without the queue. Those that never got a slot \
+           are not in it.",
     labels: STEP_LABELS,
     kind: MetricKind::Seconds(STEP_BUCKETS_MS),
 };
@@ -103,7 +103,7 @@ pub static ALL_ERRORS: Metric = Metric {
 /// What was waited for.
 pub static WAITS: Metric = Metric {
     name: "worker_wait_seconds",
-    help: "Waits by cause: permit, the source until there was room to ask for more; queue, a job until it had a slot; retry, a \
+    help: "Waits by cause: permit, the source until there was room to ask for more; queue, a job until it had a slot or left without one; retry, a \
            job before its next attempt.",
     labels: &["cause"],
     kind: MetricKind::Seconds(&[
@@ -116,8 +116,8 @@ fn step_type(identity: &Identity) -> &str {
     identity.job_type.as_deref().unwrap_or("unknown")
 }
 
-/// An accepted job ended. `ran`: since it had its slot.
-pub fn ended(identity: &Identity, step: &StepResult, ran: Duration) -> Event {
+/// An accepted job ended. `ran`: since it had its slot; nothing when it never had one.
+pub fn ended(identity: &Identity, step: &StepResult, ran: Option<Duration>) -> Event {
     let (kind, status) = (step_type(identity), step.outcome.status().as_str());
     let ids = Ids::of(identity);
     let labels = [kind, status, ids.tenant, ids.run, ids.flow, ids.step];
@@ -125,8 +125,10 @@ pub fn ended(identity: &Identity, step: &StepResult, ran: Duration) -> Event {
     let mut event = super::step_ended(identity, step)
         .measuring(TASKS.one(&[kind, status]))
         .measuring(TASK_LATENCY.sample(&[kind], latency.as_secs_f64() * 1_000.0))
-        .measuring(EXECUTIONS.one(&labels))
-        .measuring(EXECUTION_DURATION.sample(&labels, ran.as_secs_f64()));
+        .measuring(EXECUTIONS.one(&labels));
+    if let Some(ran) = ran {
+        event = event.measuring(EXECUTION_DURATION.sample(&labels, ran.as_secs_f64()));
+    }
     if !ids.flow.is_empty() {
         let labels = [ids.tenant, ids.run, ids.flow];
         event = event.measuring(FLOW_DURATION.sample(&labels, latency.as_secs_f64()));

@@ -1,6 +1,7 @@
 //! Events of limits that ran out, and the operations that they are a share of (contract 8.2, 8.4).
 //!
-//! Neighbours: the block worker emits them, only while the policy of timeouts is in force.
+//! Neighbours: the block worker emits them, and the pool those of jobs that wait: lines only while the policy of timeouts is in
+//! force, numbers without it too.
 
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ pub static DURATION: Metric = Metric {
 /// Share of operations that ran into their limit.
 pub static RATE: Metric = Metric {
     name: "worker_timeout_rate",
-    help: "Share of operations that were given up because a limit ran out",
+    help: "Share of the operations of the last five minutes that were given up because a limit ran out; absent when there was none",
     labels: &["operation_type"],
     kind: MetricKind::Ratio,
 };
@@ -91,6 +92,13 @@ pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duratio
         }
     }));
     events
+}
+
+/// The deadline of a job passed before it had a slot: it was `allowed` so long, and has `taken` so long. No other limit on it
+/// had begun.
+pub fn of_waiting(identity: &Identity, allowed: Duration, taken: Duration) -> Event {
+    let operation = Operation::Deadline;
+    ran_out(identity, OperationLimit { operation, allowed }, taken)
 }
 
 fn is_of_job(operation: Operation) -> bool {

@@ -198,6 +198,20 @@ impl Row {
         }
     }
 
+    /// How an assignment is known that leaves by it without being run, in the words of
+    /// [`crate::events::delivery::DUPLICATE_KINDS`].
+    pub fn duplicate_kind(&self, standing: &Standing) -> Option<&'static str> {
+        Some(match (self, standing) {
+            (Self::Renew, _) => "held",
+            (Self::Copy, _) => "copy",
+            (Self::ComeBack, Standing::Elsewhere { .. }) => "elsewhere",
+            // It may be this worker, and nobody else.
+            (Self::ComeBack, _) => "uncertain",
+            (Self::Repeat, _) => "finished",
+            _ => return None,
+        })
+    }
+
     /// Whether the claim must be written first: for the right to give a new answer, or to keep the first start.
     pub fn needs_claim(&self) -> bool {
         matches!(
@@ -441,5 +455,24 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn a_copy_that_comes_before_it_is_certain_who_holds_it_is_not_counted_as_held_elsewhere() {
+        let refusal = Refusal {
+            reason: RejectReason::MissingField,
+            failure: Failure::missing("request_id"),
+        };
+        let elsewhere = Standing::Elsewhere { same_message: true };
+        for (standing, kind) in [(Standing::Uncertain(None), "uncertain"), (elsewhere, "elsewhere")] {
+            let row = decide(&Facts {
+                unanswerable: false,
+                standing: StandingFact::of(&standing, Some(7)),
+                ..worst(&refusal)
+            });
+            assert_eq!(row, Row::ComeBack);
+            assert_eq!(row.duplicate_kind(&standing), Some(kind));
+        }
+        assert_eq!(Row::Run.duplicate_kind(&Standing::New), None);
     }
 }

@@ -59,7 +59,7 @@ impl<T> Line<T> {
     }
 
     /// Takes out everything that gives up at `now` or before. Looks at the items only when there is something.
-    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<T> {
+    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Waiting<T>> {
         if self.next_deadline().is_none_or(|next| next > now) {
             return Vec::new();
         }
@@ -69,7 +69,7 @@ impl<T> Line<T> {
         self.items = waiting;
         self.deadlines = self.deadlines.split_off(&now);
         self.deadlines.remove(&now);
-        expired.into_iter().map(|waiting| waiting.item).collect()
+        expired.into()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -129,7 +129,8 @@ mod tests {
                         clock += step - 10;
                         let gone: Vec<_> = model.iter().filter(|(at, _)| *at <= clock).map(|(_, id)| *id).collect();
                         model.retain(|(at, _)| *at > clock);
-                        prop_assert_eq!(line.take_expired(start + Duration::from_secs(clock)), gone);
+                        let taken = line.take_expired(start + Duration::from_secs(clock)).into_iter();
+                        prop_assert_eq!(taken.map(|waiting| waiting.item).collect::<Vec<_>>(), gone);
                     }
                 }
                 prop_assert_eq!(line.len(), model.len());

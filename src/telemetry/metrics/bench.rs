@@ -66,7 +66,7 @@ fn the_event_of_a_job_that_ended() {
     for (name, log) in [("off", Log::discard()), ("on", metered)] {
         let begun = Instant::now();
         for _ in 0..samples() / 4 {
-            log.emit(steps::ended(&identity, &step, Duration::from_millis(12)));
+            log.emit(steps::ended(&identity, &step, Some(Duration::from_millis(12))));
         }
         let each = begun.elapsed() / (samples() / 4);
         println!("metrics {name}: {each:?} each");
@@ -93,7 +93,7 @@ fn a_scrape() {
         for tenant in 0..tenants {
             let mut identity = identity(tenant);
             identity.correlation.raw.flow_id = Some("flow".to_owned());
-            log.emit(steps::ended(&identity, &step, Duration::from_millis(12)));
+            log.emit(steps::ended(&identity, &step, Some(Duration::from_millis(12))));
         }
         let mut took = Vec::new();
         let mut text = String::new();

@@ -16,6 +16,7 @@ use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, TextEncoder,
 };
 
+use super::window::Window;
 use super::{MAX_LINES, MAX_SERIES, OVERFLOW};
 
 /// Lines of a scrape that series may take whose labels come with assignments. Shared by all families.
@@ -74,8 +75,9 @@ struct Series {
 enum Cell {
     Counter(Counter),
     Gauge(Gauge),
-    /// With sum and number of the samples.
-    Ratio(Gauge, f64, f64),
+    /// With what it is taken from when it is shown.
+    Ratio(Gauge, Window),
+    Peak(Gauge, Window),
     Histogram(Histogram),
 }
 
@@ -85,7 +87,9 @@ impl Family {
         let (opts, labels) = (Opts::new(metric.name, metric.help), metric.labels);
         let values = match metric.kind {
             MetricKind::Counter => Values::Counter(CounterVec::new(opts, labels).ok()?),
-            MetricKind::Gauge | MetricKind::Ratio => Values::Gauge(GaugeVec::new(opts, labels).ok()?),
+            MetricKind::Gauge | MetricKind::Ratio | MetricKind::Peak => {
+                Values::Gauge(GaugeVec::new(opts, labels).ok()?)
+            }
             MetricKind::Seconds(bounds) => Values::Histogram(histogram(opts, labels, bounds, seconds)?),
             MetricKind::Milliseconds(bounds) => {
                 let whole = |bound| seconds(bound) * 1_000.0;
@@ -183,8 +187,21 @@ impl Family {
         }
     }
 
+    /// Brings what is shown up to `now`. Series of which nothing is known any more go: no figure is better than an old one.
+    pub(super) fn look(&self, lines: &Lines, now: Instant) {
+        if matches!(self.metric.kind, MetricKind::Ratio | MetricKind::Peak) {
+            self.keep(lines, |_, series| series.cell.look(now));
+        }
+    }
+
     /// Lets series go that name somebody, and that `keeps` does not want: what they counted is gone.
     pub(super) fn retain(&self, lines: &Lines, keeps: impl Fn(&[String], Duration) -> bool) {
+        self.keep(lines, |labels, series| {
+            !series.names || keeps(labels, series.touched.elapsed())
+        });
+    }
+
+    fn keep(&self, lines: &Lines, keeps: impl Fn(&[String], &Series) -> bool) {
         let mut state = self.state();
         let State {
             values,
@@ -192,7 +209,7 @@ impl Family {
             naming,
         } = &mut *state;
         series.retain(|labels, series| {
-            let keeps = !series.names || keeps(labels, series.touched.elapsed());
+            let keeps = keeps(labels, series);
             if !keeps {
                 // It is there: its cell was made from it.
                 let _ = match values {
@@ -200,8 +217,10 @@ impl Family {
                     Values::Gauge(gauges) => gauges.remove_label_values(labels),
                     Values::Histogram(histograms) => histograms.remove_label_values(labels),
                 };
-                *naming -= 1;
-                lines.give_back(self.lines_per_series());
+                if series.names {
+                    *naming -= 1;
+                    lines.give_back(self.lines_per_series());
+                }
             }
             keeps
         });
@@ -223,7 +242,7 @@ impl Family {
             let (name, help) = (self.metric.name, self.metric.help);
             let kind = match self.metric.kind {
                 MetricKind::Counter => "counter",
-                MetricKind::Gauge | MetricKind::Ratio => "gauge",
+                MetricKind::Gauge | MetricKind::Ratio | MetricKind::Peak => "gauge",
                 MetricKind::Seconds(_) | MetricKind::Milliseconds(_) => "histogram",
             };
             text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
@@ -256,7 +275,8 @@ impl State {
                 Values::Gauge(gauges) => {
                     let gauge = gauges.get_metric_with_label_values(&labels).ok()?;
                     match metric.kind {
-                        MetricKind::Ratio => Cell::Ratio(gauge, 0.0, 0.0),
+                        MetricKind::Ratio => Cell::Ratio(gauge, Window::new(Instant::now())),
+                        MetricKind::Peak => Cell::Peak(gauge, Window::new(Instant::now())),
                         _ => Cell::Gauge(gauge),
                     }
                 }
@@ -281,13 +301,22 @@ impl Cell {
         match self {
             Self::Counter(counter) => counter.inc_by(value),
             Self::Gauge(gauge) => gauge.set(value),
-            Self::Ratio(gauge, sum, count) => {
-                *sum += value;
-                *count += 1.0;
-                gauge.set(*sum / *count);
-            }
+            Self::Ratio(_, window) | Self::Peak(_, window) => window.take(value, Instant::now()),
             Self::Histogram(histogram) => histogram.observe(value),
         }
+    }
+
+    /// Brings what is shown up to `now`. Whether there is anything to show.
+    fn look(&self, now: Instant) -> bool {
+        let (gauge, value) = match self {
+            Self::Ratio(gauge, window) => (gauge, window.mean(now)),
+            Self::Peak(gauge, window) => (gauge, window.peak(now)),
+            Self::Counter(_) | Self::Gauge(_) | Self::Histogram(_) => return true,
+        };
+        if let Some(value) = value {
+            gauge.set(value);
+        }
+        value.is_some()
     }
 }
 

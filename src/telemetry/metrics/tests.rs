@@ -43,7 +43,7 @@ fn every_metric_of_the_catalogue_is_shown_before_anything_happened() {
         let (name, help) = (listed.metric.name, listed.metric.help);
         let kind = match listed.metric.kind {
             MetricKind::Counter => "counter",
-            MetricKind::Gauge | MetricKind::Ratio => "gauge",
+            MetricKind::Gauge | MetricKind::Ratio | MetricKind::Peak => "gauge",
             MetricKind::Seconds(_) | MetricKind::Milliseconds(_) => "histogram",
         };
         let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
@@ -91,6 +91,36 @@ fn counters_add_gauges_keep_the_last_and_ratios_the_mean() {
         text.contains("# HELP worker_hits_total Hits\n# TYPE worker_hits_total counter\n"),
         "{text}"
     );
+}
+
+#[test]
+fn ratios_and_peaks_are_of_the_last_five_minutes_and_not_shown_when_nothing_happened_in_them() {
+    static PEAK: Metric = Metric {
+        name: "worker_peak",
+        help: "Peak",
+        labels: &["place"],
+        kind: MetricKind::Peak,
+    };
+    let metrics = Metrics::default();
+    for value in [0.5, 0.75, 0.25] {
+        metrics.record(&PEAK.sample(&["a"], value));
+        metrics.record(&RATE.sample(&[], value));
+    }
+    let shown_after = |seconds| {
+        let text = metrics.encode_at(&[], Instant::now() + Duration::from_secs(seconds));
+        let is_shown = |line: &&str| line.starts_with("worker_peak") || line.starts_with("worker_rate");
+        text.lines()
+            .filter(is_shown)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let expected = ["worker_peak{place=\"a\"} 0.75", "worker_rate 0.5"];
+    assert_eq!(shown_after(0), expected);
+    assert_eq!(shown_after(240), expected);
+    assert!(shown_after(301).is_empty());
+    // The next sample begins it again.
+    metrics.record(&PEAK.sample(&["a"], 0.125));
+    assert_eq!(shown_after(0), ["worker_peak{place=\"a\"} 0.125"]);
 }
 
 #[test]
@@ -284,12 +314,20 @@ fn after_many(settings: &MetricsSettings) -> Metrics {
     let metrics = Arc::new(Metrics::new(settings));
     let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
     let ran = Duration::from_millis(3);
-    log.emit(steps::ended(&identity("first".to_owned(), ""), &step(0), ran));
+    log.emit(steps::ended(
+        &identity("first".to_owned(), ""),
+        &step(0),
+        Some(ran),
+    ));
     for n in 0..MANY {
         let identity = identity(format!("tenant-{n}"), &n.to_string());
-        log.emit(steps::ended(&identity, &step(n), ran));
+        log.emit(steps::ended(&identity, &step(n), Some(ran)));
     }
-    log.emit(steps::ended(&identity("first".to_owned(), ""), &step(0), ran));
+    log.emit(steps::ended(
+        &identity("first".to_owned(), ""),
+        &step(0),
+        Some(ran),
+    ));
     drop(log);
     Arc::into_inner(metrics).expect("nobody else has it")
 }
@@ -374,7 +412,7 @@ fn who_is_taken_off_the_list_is_not_shown_any_more_and_makes_room() {
         log.emit(steps::ended(
             &identity(tenant.to_owned(), ""),
             &step(0),
-            Duration::ZERO,
+            Some(Duration::ZERO),
         ));
     };
     ["acme", "beta", "beta", "gamma"].into_iter().for_each(count);
