@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod not_yet;
 pub mod origin;
 pub mod reloadable;
+mod secrets;
 pub mod show;
 pub mod sources;
 pub mod tracing;
