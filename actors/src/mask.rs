@@ -31,7 +31,7 @@ const SENSITIVE: [&str; 14] = [
     "x-api-key",
     "x-auth-token",
 ];
-/// The same for keys without their dashes, underscores and spaces: other spellings, and other names of the same things.
+/// The same for keys without their dashes, underscores, dots and spaces: other spellings, and other names of the same things.
 const SENSITIVE_SQUASHED: [&str; 9] = [
     "apikey",
     "accesskey",
@@ -63,7 +63,10 @@ pub fn is_sensitive(key: &str) -> bool {
     if SENSITIVE.iter().any(|part| key.contains(part)) {
         return true;
     }
-    let squashed: String = key.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).collect();
+    let squashed: String = key
+        .chars()
+        .filter(|c| !matches!(c, '-' | '_' | ' ' | '.'))
+        .collect();
     SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
 }
 
@@ -390,7 +393,15 @@ mod tests {
                 "{name}"
             );
         }
-        for name in ["apiKey", "Api-Key", "credit-card", "PASSWD", "Pwd", "Set-Cookie"] {
+        for name in [
+            "apiKey",
+            "api.key",
+            "Api-Key",
+            "credit-card",
+            "PASSWD",
+            "Pwd",
+            "Set-Cookie",
+        ] {
             assert!(is_sensitive(name), "{name}");
         }
         for name in [

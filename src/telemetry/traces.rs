@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::DropGuard;
 
+use crate::settings::origin::shown_endpoint;
 use crate::settings::tracing::{OtlpProtocol, Target, TracingSettings};
 use otlp::Resource;
 use wire::{Refusal, Wire};
@@ -162,10 +163,7 @@ fn tell_started(target: &Target, log: &Log) {
         OtlpProtocol::Grpc => "grpc",
         OtlpProtocol::HttpProtobuf => "http/protobuf",
     };
-    // A query may hold a key.
-    let mut address = target.url.clone();
-    address.set_query(None);
-    log.emit(events::export_started(protocol, address.as_str()));
+    log.emit(events::export_started(protocol, &shown_endpoint(&target.url)));
     for outcome in SpanOutcome::ALL {
         log.emit(events::spans(outcome, 0));
     }
