@@ -20,6 +20,7 @@ pub mod modules;
 pub mod not_yet;
 pub mod origin;
 pub mod reloadable;
+mod secrets;
 pub mod show;
 pub mod sources;
 pub mod tracing;

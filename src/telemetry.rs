@@ -9,6 +9,7 @@ mod dependencies;
 pub mod line;
 pub mod metrics;
 pub mod output;
+pub mod secrets;
 pub mod traces;
 
 use std::io;
@@ -26,6 +27,7 @@ use crate::settings::{LogLevel, LogSettings};
 pub use background::Flush;
 use background::{Background, Line};
 use output::Output;
+use secrets::Secrets;
 
 /// Why the log cannot be opened. Fix the settings or the file's permissions.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,7 @@ pub struct LogControl {
     levels: Levels,
     background: background::Background,
     worker_id: String,
+    secrets: Secrets,
 }
 
 impl LogControl {
@@ -79,7 +82,7 @@ impl LogControl {
     /// Lets dependencies speak through this log.
     pub fn hear_dependencies(&self) {
         let (background, levels) = (self.background.clone(), self.levels.clone());
-        dependencies::Bridge::new(background, levels, &self.worker_id).install();
+        dependencies::Bridge::new(background, levels, &self.worker_id, self.secrets.clone()).install();
     }
 
     /// Counts with `meter` what is not written.
@@ -103,11 +106,16 @@ impl LogControl {
     }
 }
 
-/// Opens the log of worker `worker_id`.
+/// Opens the log of worker `worker_id`, which never holds these `secrets`.
 ///
 /// # Errors
 /// When `log.file` cannot be opened for appending, or the system gives no thread.
-pub fn open(settings: &LogSettings, streams: Streams, worker_id: &str) -> Result<Opened, TelemetryError> {
+pub fn open(
+    settings: &LogSettings,
+    secrets: Secrets,
+    streams: Streams,
+    worker_id: &str,
+) -> Result<Opened, TelemetryError> {
     let failed = |source| TelemetryError {
         path: settings.file.clone().unwrap_or_default(),
         source,
@@ -118,7 +126,7 @@ pub fn open(settings: &LogSettings, streams: Streams, worker_id: &str) -> Result
     };
     let (background, flush) = Background::start(output, worker_id).map_err(failed)?;
     let levels = Levels::new(settings.rules());
-    let lines = Lines::new(Writer::Background(background.clone()), worker_id);
+    let lines = Lines::new(Writer::Background(background.clone()), worker_id, secrets.clone());
     let judged = Judged(lines, levels.clone());
     Ok(Opened {
         logger: Logger::root(judged.ignore_res(), o!()),
@@ -126,6 +134,7 @@ pub fn open(settings: &LogSettings, streams: Streams, worker_id: &str) -> Result
             levels,
             background,
             worker_id: worker_id.to_owned(),
+            secrets,
         },
         flush,
     })
@@ -133,7 +142,7 @@ pub fn open(settings: &LogSettings, streams: Streams, worker_id: &str) -> Result
 
 /// A log that writes to any output at once, for tests and for embedding.
 pub fn direct_logger(level: LogLevel, output: Output, worker_id: &str) -> Logger {
-    let lines = Lines::new(Writer::Direct(output), worker_id);
+    let lines = Lines::new(Writer::Direct(output), worker_id, Secrets::default());
     Logger::root(lines.filter_level(slog_level(level)).ignore_res(), o!())
 }
 
@@ -141,6 +150,7 @@ pub fn direct_logger(level: LogLevel, output: Output, worker_id: &str) -> Logger
 struct Lines {
     writer: Writer,
     worker_id: String,
+    secrets: Secrets,
     clock: fn() -> SystemTime,
 }
 
@@ -150,10 +160,11 @@ enum Writer {
 }
 
 impl Lines {
-    fn new(writer: Writer, worker_id: &str) -> Self {
+    fn new(writer: Writer, worker_id: &str, secrets: Secrets) -> Self {
         Self {
             writer,
             worker_id: worker_id.to_owned(),
+            secrets,
             clock: SystemTime::now,
         }
     }
@@ -164,7 +175,7 @@ impl Drain for Lines {
     type Err = Never;
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), Never> {
-        let bytes = line::line(record, values, &self.worker_id, (self.clock)());
+        let bytes = line::line(record, values, &self.worker_id, &self.secrets, (self.clock)());
         let level = event_level(record.level());
         match &self.writer {
             Writer::Background(background) => {

@@ -16,9 +16,10 @@ use crate::events::Level;
 /// How the names of the worker's crates begin. Their paths are compared without it.
 const OWN: &str = "caf_";
 
-/// Dependencies that write what jobs bring (statements, notices of databases, headers) at the levels beyond these: whatever
-/// the settings say, no more of them is taken.
-const CAPS: [(&str, Level); 8] = [
+/// Dependencies that write what jobs bring (statements, notices of databases, headers) or how they connect at the levels
+/// beyond these: whatever the settings say, no more of them is taken.
+const CAPS: [(&str, Level); 9] = [
+    ("async_nats", Level::Info),
     ("tokio_postgres", Level::Warn),
     ("rusqlite", Level::Warn),
     ("actix_http", Level::Info),
@@ -266,8 +267,13 @@ mod tests {
     fn what_jobs_bring_is_not_taken_from_dependencies_at_any_level() {
         let rules = rules(
             Level::Debug,
-            &[("tokio_postgres", Level::Debug), ("h2", Level::Debug)],
+            &[
+                ("tokio_postgres", Level::Debug),
+                ("h2", Level::Debug),
+                ("async_nats", Level::Debug),
+            ],
         );
+        assert_eq!(rules.of_target("async_nats::connector"), Level::Info);
         assert_eq!(rules.of_target("tokio_postgres::query"), Level::Warn);
         assert_eq!(rules.of_target("h2::codec"), Level::Info);
     }

@@ -31,7 +31,7 @@ const SENSITIVE: [&str; 14] = [
     "x-api-key",
     "x-auth-token",
 ];
-/// The same for keys without their dashes, underscores and spaces: other spellings, and other names of the same things.
+/// The same for keys without their dashes, underscores, dots and spaces: other spellings, and other names of the same things.
 const SENSITIVE_SQUASHED: [&str; 9] = [
     "apikey",
     "accesskey",
@@ -63,9 +63,17 @@ pub fn is_sensitive(key: &str) -> bool {
     if SENSITIVE.iter().any(|part| key.contains(part)) {
         return true;
     }
+<<<<<<< HEAD
     let squashed: String = key.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).collect();
     let is_short = key.split(['-', '_', '.', ' ']).any(|word| word == "pw");
     is_short || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
+=======
+    let squashed: String = key
+        .chars()
+        .filter(|c| !matches!(c, '-' | '_' | ' ' | '.'))
+        .collect();
+    SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
+>>>>>>> w-t
 }
 
 /// Hides the values of sensitive keys at every depth, whatever their type, and secrets inside all other strings, keys
@@ -393,12 +401,19 @@ mod tests {
         }
         for name in [
             "apiKey",
+<<<<<<< HEAD
+=======
+            "api.key",
+>>>>>>> w-t
             "Api-Key",
             "credit-card",
             "PASSWD",
             "Pwd",
+<<<<<<< HEAD
             "pw",
             "db_pw",
+=======
+>>>>>>> w-t
             "Set-Cookie",
         ] {
             assert!(is_sensitive(name), "{name}");

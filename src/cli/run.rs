@@ -25,6 +25,7 @@ use crate::settings::{LogLevel, LogSettings, Settings, flags, not_yet, worker_id
 use crate::signals::{Signals, hangups};
 use crate::submit::Show;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::secrets::Secrets;
 use crate::telemetry::{self, LogControl, Opened, Streams};
 use crate::wiring::operation_limits;
 use crate::{dlq as dlq_command, exec as exec_command, serve as serve_command, submit as submit_command};
@@ -225,7 +226,7 @@ fn with_log(
     run: impl FnOnce(&Log, &LogControl) -> Exit,
 ) -> Exit {
     let worker_id = worker_id::resolve(settings.worker.id.as_deref(), worker_id::host_name().as_deref());
-    match telemetry::open(log, streams, &worker_id) {
+    match telemetry::open(log, Secrets::new(settings.secrets()), streams, &worker_id) {
         // The last lines are written when `flush` is dropped.
         Ok(Opened {
             logger,

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-use caf_actors::mask::{REDACTED, mask_text};
+use caf_actors::mask::{REDACTED, is_sensitive, mask_text};
 use serde::Serialize;
 use serde_json::Value;
 use url::Url;
@@ -26,6 +26,9 @@ pub const SECRET_KEYS: [&str; 5] = [
 
 /// Keys whose values are addresses that may carry a user part.
 const URL_KEYS: [&str; 2] = ["nats.url", "blocks.sql.connections.*.url"];
+
+/// Keys whose values are addresses that may carry a key in path or query.
+const ENDPOINT_KEYS: [&str; 2] = ["worker.tracing.endpoint", "worker.tracing.traces_endpoint"];
 
 /// Longest value that an error repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 120;
@@ -135,10 +138,28 @@ pub fn masked(key: &[String], value: &Value) -> Value {
         Value::Null => Value::Null,
         _ if matches_any(key, &SECRET_KEYS) => Value::String(REDACTED.to_owned()),
         Value::String(text) if matches_any(key, &URL_KEYS) => Value::String(mask_urls(text)),
+        Value::String(text) if matches_any(key, &ENDPOINT_KEYS) => {
+            Value::String(Url::parse(text).map_or_else(|_| REDACTED.to_owned(), |url| shown_endpoint(&url)))
+        }
+        Value::String(text) if matches_any(key, &["worker.tracing.resource_attributes"]) => {
+            Value::String(mask_pairs(text))
+        }
         Value::String(text) => Value::String(mask_text(text).into_owned()),
         Value::Array(items) => Value::Array(items.iter().map(|item| masked(key, item)).collect()),
         other => other.clone(),
     }
+}
+
+/// An address as it may be read: scheme, host and port. A path may hold a key, unless it is the one that everybody has.
+pub fn shown_endpoint(url: &Url) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let path = match url.path() {
+        path @ ("" | "/" | "/v1/traces") => path,
+        _ => "/…",
+    };
+    let query = if url.query().is_some() { "?[REDACTED]" } else { "" };
+    let host = url.host_str().unwrap_or_default();
+    format!("{}://{host}{port}{path}{query}", url.scheme())
 }
 
 /// Whether the value of this key is a secret as a whole.
@@ -168,9 +189,29 @@ fn matches_any(key: &[String], patterns: &[&str]) -> bool {
     })
 }
 
+/// `name=value` pairs, comma-separated, without the values of sensitive names.
+fn mask_pairs(text: &str) -> String {
+    let pairs = text.split(',').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if is_sensitive(name) => format!("{name}={REDACTED}"),
+        _ => mask_text(pair).into_owned(),
+    });
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+/// Addresses without their user parts, and without their queries but for how they are encrypted.
+fn mask_urls(text: &str) -> String {
+    let is_harmless = |query: &str| query.split('&').all(|pair| pair.starts_with("sslmode="));
+    match text.split_once('?') {
+        Some((address, query)) if text.contains("://") && !is_harmless(query) && !query.contains('@') => {
+            format!("{}?{REDACTED}", mask_users(address))
+        }
+        _ => mask_users(text),
+    }
+}
+
 /// Addresses without their user parts. What cannot be taken apart for certain is hidden as a whole: a password may hold
 /// commas and slashes.
-fn mask_urls(text: &str) -> String {
+fn mask_users(text: &str) -> String {
     if !text.contains('@') {
         return mask_text(text).into_owned();
     }
@@ -218,6 +259,46 @@ mod tests {
                 !masked(&key, &json!(text)).to_string().contains("hunter"),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn paths_and_queries_of_addresses_are_hidden_where_they_may_hold_a_key() {
+        for (key, text, shown) in [
+            ("worker.tracing.endpoint", "http://c:4317", "http://c:4317/"),
+            (
+                "worker.tracing.endpoint",
+                "https://c/k3y/otlp?sig=k3y",
+                "https://c/…?[REDACTED]",
+            ),
+            (
+                "worker.tracing.traces_endpoint",
+                "http://[::1]:4318/v1/traces",
+                "http://[::1]:4318/v1/traces",
+            ),
+            ("worker.tracing.traces_endpoint", "k3y", "[REDACTED]"),
+            (
+                "worker.tracing.resource_attributes",
+                "team=a,api.key=k3y,deployment.environment=prod",
+                "team=a,api.key=[REDACTED],deployment.environment=prod",
+            ),
+            (
+                "blocks.sql.connections.a.url",
+                "postgres://u:k3y@h/d?options=k3y",
+                "postgres://[REDACTED]@h/d?[REDACTED]",
+            ),
+            (
+                "blocks.sql.connections.a.url",
+                "postgres://h/d?sslmode=disable",
+                "postgres://h/d?sslmode=disable",
+            ),
+            (
+                "blocks.sql.connections.a.url",
+                "postgres://u:k?3y@h/d",
+                "[REDACTED]",
+            ),
+        ] {
+            assert_eq!(masked(&path(key), &json!(text)), json!(shown), "{text}");
         }
     }
 

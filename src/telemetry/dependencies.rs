@@ -18,6 +18,7 @@ use tracing_core::{Event, Interest, LevelFilter, Metadata, Subscriber};
 
 use super::background::{Background, Line};
 use super::line;
+use super::secrets::Secrets;
 
 /// Longest text of one field, in bytes; the line cuts it further.
 const MAX_FIELD_BYTES: usize = 16 * 1024;
@@ -37,14 +38,16 @@ struct Inner {
     background: Background,
     levels: Levels,
     worker_id: String,
+    secrets: Secrets,
 }
 
 impl Bridge {
-    pub(super) fn new(background: Background, levels: Levels, worker_id: &str) -> Self {
+    pub(super) fn new(background: Background, levels: Levels, worker_id: &str, secrets: Secrets) -> Self {
         Self(Arc::new(Inner {
             background,
             levels,
             worker_id: worker_id.to_owned(),
+            secrets,
         }))
     }
 
@@ -65,7 +68,14 @@ impl Bridge {
         }
         let mut collected = Collected::default();
         fill(&mut collected);
-        let Collected { message, mut fields } = collected;
+        let Collected {
+            mut message,
+            mut fields,
+        } = collected;
+        self.0.secrets.hide(&mut message);
+        fields
+            .values_mut()
+            .for_each(|value| self.0.secrets.hide_in(value));
         fields.insert("target".to_owned(), Value::from(target));
         // In `context`, whatever they call themselves: the ids at the top are those of jobs.
         let fields = Map::from_iter([("context".to_owned(), Value::Object(fields))]);

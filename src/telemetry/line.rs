@@ -14,6 +14,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 use slog::{Drain, Level, OwnedKVList, Record};
 
+use super::secrets::Secrets;
+
 /// Longest string in bytes: more is not read by anyone and costs everyone who ships logs.
 pub const MAX_STRING_BYTES: usize = 8 * 1024;
 /// Longest message in bytes. Messages of ours are short; one that somebody made long arrives whole.
@@ -37,10 +39,24 @@ const TOP_KEYS: [&str; 8] = [
     "error",
 ];
 
-/// One log line with its line feed.
-pub fn line(record: &Record<'_>, values: &OwnedKVList, worker_id: &str, at: SystemTime) -> Vec<u8> {
-    let level = level_name(record.level());
-    compose(level, &message_of(record), fields(record, values), worker_id, at)
+/// One log line with its line feed, without these `secrets`.
+pub fn line(
+    record: &Record<'_>,
+    values: &OwnedKVList,
+    worker_id: &str,
+    secrets: &Secrets,
+    at: SystemTime,
+) -> Vec<u8> {
+    let mut fields = fields(record, values);
+    fields.values_mut().for_each(|value| secrets.hide_in(value));
+    // Messages of ours are literals.
+    compose(
+        level_name(record.level()),
+        &message_of(record),
+        fields,
+        worker_id,
+        at,
+    )
 }
 
 /// The message of a record.
@@ -105,8 +121,32 @@ struct Line {
 impl Line {
     fn to_bytes(&self) -> Vec<u8> {
         // Strings and JSON values cannot fail to serialise.
-        serde_json::to_vec(self).unwrap_or_default()
+        escaped(serde_json::to_string(self).unwrap_or_default()).into_bytes()
     }
+}
+
+/// JSON without characters that steer a terminal or turn the direction of a text: those that JSON lets stand in its strings,
+/// and nowhere else.
+fn escaped(json: String) -> String {
+    // Their first bytes.
+    let may_steer = |byte: &u8| matches!(byte, 0x7f | 0xc2 | 0xd8 | 0xe2);
+    if !json.as_bytes().iter().any(may_steer) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        if steers(c) {
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+fn steers(c: char) -> bool {
+    matches!(c,
+        '\u{7f}'..='\u{9f}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}')
 }
 
 impl Serialize for Line {

@@ -5,9 +5,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 
 use super::Streams;
 
@@ -137,8 +141,27 @@ impl LogFile {
     }
 }
 
+/// Never waits: a pipe without a reader would keep the start of the node.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    let opened = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::NXIO.raw_os_error() => {
+            io::Error::new(error.kind(), "it is a pipe that nobody reads, or a socket")
+        }
+        _ => error,
+    })?;
+    let kind = file.metadata()?.file_type();
+    if !(kind.is_file() || kind.is_char_device() || kind.is_fifo()) {
+        let rule = "it is neither a file, nor a pipe, nor a character device";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, rule));
+    }
+    // Only the opening must not wait: lines have a thread of their own, which may.
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

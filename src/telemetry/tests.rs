@@ -83,10 +83,29 @@ fn timestamps_are_utc_with_six_digits() {
         &slog::record!(Level::Info, "", &format_args!("x"), slog::b!()),
         &values,
         "w",
+        &Secrets::default(),
         at,
     );
     let line: Value = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(line["timestamp"], "2026-01-01T00:00:00.123456Z");
+}
+
+#[test]
+fn a_secret_of_the_settings_is_hidden_under_any_name() {
+    let bytes = line::line(
+        &slog::record!(
+            Level::Info,
+            "",
+            &format_args!("x"),
+            slog::b!("reason" => "said zq0000MARK twice")
+        ),
+        &slog::OwnedKV(()).into(),
+        "w",
+        &Secrets::new(["zq0000MARK".to_owned()]),
+        UNIX_EPOCH,
+    );
+    let line: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(line["context"]["reason"], "said [REDACTED] twice");
 }
 
 #[test]
@@ -287,7 +306,7 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
         ..LogSettings::default()
     };
     for _ in 0..2 {
-        let opened = open(&settings, Streams::Split, "w").unwrap();
+        let opened = open(&settings, Secrets::default(), Streams::Split, "w").unwrap();
         info!(opened.logger, "x");
         error!(opened.logger, "y");
     }
@@ -298,8 +317,55 @@ fn a_file_gets_every_level_and_keeps_what_it_holds() {
         file: Some(path.join("x")),
         ..settings
     };
-    let error = open(&nowhere, Streams::Split, "w").err().unwrap();
+    let error = open(&nowhere, Secrets::default(), Streams::Split, "w")
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("caf-log-"), "{error}");
+}
+
+#[test]
+fn a_pipe_without_a_reader_is_refused_at_once_and_one_with_a_reader_is_written_to() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let path = std::env::temp_dir().join(format!("caf-pipe-{}", uuid::Uuid::new_v4()));
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let error = Output::file(&path).err().unwrap().to_string();
+    assert!(error.contains("nobody reads"), "{error}");
+    let reader = std::thread::spawn({
+        let path = path.clone();
+        move || std::fs::read_to_string(path).unwrap()
+    });
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    let output = loop {
+        match Output::file(&path) {
+            Ok(output) => break output,
+            Err(_) if std::time::Instant::now() < end => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    output.write(false, b"x\n").unwrap();
+    drop(output);
+    assert_eq!(reader.join().unwrap(), "x\n");
+    std::fs::remove_file(&path).unwrap();
+    assert!(Output::file(&std::env::temp_dir()).is_err());
+}
+
+#[test]
+fn ids_with_control_and_direction_characters_stand_escaped_in_the_line() {
+    let id = "a\u{9b}31m\u{7f}\u{202e}b\u{2066}\u{2028}\u{61c}ü€";
+    let bytes = line::line(
+        &slog::record!(Level::Info, "", &format_args!("x"), slog::b!("run_id" => id)),
+        &slog::OwnedKV(()).into(),
+        "w",
+        &Secrets::default(),
+        UNIX_EPOCH,
+    );
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(
+        text.contains(r#""a\u009b31m\u007f\u202eb\u2066\u2028\u061cü€""#),
+        "{text}"
+    );
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["run_id"], id);
 }
 
 #[test]

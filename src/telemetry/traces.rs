@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::DropGuard;
 
+use crate::settings::origin::shown_endpoint;
 use crate::settings::tracing::{OtlpProtocol, Target, TracingSettings};
 use otlp::Resource;
 use wire::{Refusal, Wire};
@@ -164,7 +165,11 @@ fn tell_started(target: &Target, log: &Log) {
         OtlpProtocol::Grpc => "grpc",
         OtlpProtocol::HttpProtobuf => "http/protobuf",
     };
+<<<<<<< HEAD
     log.emit(events::export_started(protocol, &address_of(target)));
+=======
+    log.emit(events::export_started(protocol, &shown_endpoint(&target.url)));
+>>>>>>> w-t
     for outcome in SpanOutcome::ALL {
         log.emit(events::spans(outcome, 0));
     }

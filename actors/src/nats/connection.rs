@@ -166,7 +166,7 @@ pub(super) async fn connect_in(
                     std::future::ready(())
                 }
             });
-        let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
+        let addresses: Vec<String> = settings.url.split(',').map(without_credentials).collect();
         let last = match timeout(ATTEMPT_LIMIT, options.connect(addresses)).await {
             Ok(Ok(client)) => {
                 tokio::spawn(tell_of_outages(name, is_link.clone(), cause, log.clone()));
@@ -271,11 +271,33 @@ async fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, 
     Ok(options)
 }
 
+/// An address of a list as the client library reads it: `nats` where it names no scheme.
+fn address_of(text: &str) -> Option<Url> {
+    let text = text.trim();
+    match text.contains("://") {
+        true => Url::parse(text).ok(),
+        false => Url::parse(&format!("nats://{text}")).ok(),
+    }
+}
+
+/// An address as the client library gets it: that writes it to the log as it is, and takes no credentials from it.
+fn without_credentials(address: &str) -> String {
+    let bare = |mut url: Url| {
+        url.set_username("").ok()?;
+        url.set_password(None).ok()?;
+        Some(url.to_string())
+    };
+    match address.contains('@') {
+        true => address_of(address).and_then(bare).unwrap_or_default(),
+        false => address.trim().to_owned(),
+    }
+}
+
 /// User and password, or a token alone, from the first address that holds some: the client library does not look there.
 fn credentials_in(addresses: &str) -> Option<(String, Option<String>)> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     addresses.split(',').find_map(|address| {
-        let url = Url::parse(address.trim()).ok()?;
+        let url = address_of(address)?;
         let user = Some(url.username()).filter(|user| !user.is_empty())?;
         Some((decoded(user), url.password().map(decoded)))
     })
@@ -304,6 +326,23 @@ mod tests {
             Some(("u".into(), Some("p@ss".into())))
         );
         assert_eq!(found("tls://t0ken@h:1"), Some(("t0ken".into(), None)));
+        assert_eq!(found("u:p@h:1"), Some(("u".into(), Some("p".into()))));
+    }
+
+    #[test]
+    fn the_client_library_gets_addresses_without_credentials() {
+        for (address, bare) in [
+            (" nats://h:1 ", "nats://h:1"),
+            ("h:4222", "h:4222"),
+            ("nats://u:p%40ss@h:1", "nats://h:1"),
+            ("tls://t0ken@h", "tls://h"),
+            ("nats://:p@[::1]:4222", "nats://[::1]:4222"),
+            ("wss://u:p@h/path", "wss://h/path"),
+            ("u:p@h:1", "nats://h:1"),
+            ("ws://h ort/@", ""),
+        ] {
+            assert_eq!(without_credentials(address), bare, "{address}");
+        }
     }
 
     #[test]

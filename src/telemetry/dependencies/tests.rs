@@ -26,7 +26,12 @@ fn lines_of(rules: Rules, speak: impl FnOnce(&Bridge)) -> Vec<Value> {
     let written = Captured::default();
     let output = Output::writers(written.clone(), written.clone());
     let (background, flush) = Background::start(output, "w").expect("a thread");
-    let bridge = Bridge::new(background, Levels::new(rules), "w");
+    let bridge = Bridge::new(
+        background,
+        Levels::new(rules),
+        "w",
+        Secrets::new(["zq0000MARK".to_owned()]),
+    );
     let dispatch = Dispatch::new(bridge.clone());
     dispatcher::with_default(&dispatch, || speak(&bridge));
     drop(flush);
@@ -62,6 +67,15 @@ fn what_dependencies_say_has_the_form_of_our_lines_with_target_and_fields_in_con
         (&line["tenant_id"], &line["context"]["tenant_id"]),
         (&Value::Null, &Value::from("x"))
     );
+}
+
+#[test]
+fn a_secret_of_the_settings_is_hidden_wherever_it_stands() {
+    let lines = lines_of(Rules::default(), |_| {
+        tracing::warn!(target: "quinn", server = "Url { password: Some(\"zq0000MARK\") }", "zq0000MARK is odd");
+    });
+    assert_eq!(lines[0]["message"], "[REDACTED] is odd");
+    assert!(!lines[0].to_string().contains("zq0000MARK"), "{}", lines[0]);
 }
 
 #[test]

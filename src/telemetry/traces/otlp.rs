@@ -2,8 +2,10 @@
 //!
 //! Neighbours: [`super`] makes a request of each batch, [`super::wire`] sends it. Pure.
 
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use caf_actors::mask::mask_text;
 use caf_actors::trace::{Attribute, FinishedSpan, SpanKind};
 use caf_protocol::trace_context::SpanContext;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -134,12 +136,23 @@ fn state(context: &SpanContext) -> String {
 
 fn attributes(given: Vec<(&'static str, Attribute)>) -> Vec<KeyValue> {
     let value = |value| match value {
-        Attribute::Text(text) => Value::StringValue(text),
+        Attribute::Text(text) => Value::StringValue(masked(text)),
         Attribute::Number(number) => Value::IntValue(i64::try_from(number).unwrap_or(i64::MAX)),
         Attribute::Flag(flag) => Value::BoolValue(flag),
     };
     let pairs = given.into_iter();
     pairs.map(|(name, given)| key_value(name, value(given))).collect()
+}
+
+/// An id may be anything, a key too. Most are hexadecimal, and those are not looked at.
+fn masked(text: String) -> String {
+    if text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        return text;
+    }
+    match mask_text(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(masked) => masked,
+    }
 }
 
 fn key_value(name: &str, value: Value) -> KeyValue {
@@ -153,4 +166,26 @@ fn key_value(name: &str, value: Value) -> KeyValue {
 fn nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_look_like_secrets_are_masked_in_spans() {
+        for (id, shown) in [
+            (
+                "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+                "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+            ),
+            ("order 7: blue", "order 7: blue"),
+            ("password=hunter2", "password=[REDACTED]"),
+            ("sk-0123456789abcdef0123", "[REDACTED]"),
+        ] {
+            let sent = attributes(vec![("run.id", Attribute::from(id))]);
+            let expected = key_value("run.id", Value::StringValue(shown.to_owned()));
+            assert_eq!(sent, [expected], "{id}");
+        }
+    }
 }
