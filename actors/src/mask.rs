@@ -63,17 +63,12 @@ pub fn is_sensitive(key: &str) -> bool {
     if SENSITIVE.iter().any(|part| key.contains(part)) {
         return true;
     }
-<<<<<<< HEAD
-    let squashed: String = key.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).collect();
-    let is_short = key.split(['-', '_', '.', ' ']).any(|word| word == "pw");
-    is_short || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
-=======
     let squashed: String = key
         .chars()
         .filter(|c| !matches!(c, '-' | '_' | ' ' | '.'))
         .collect();
-    SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
->>>>>>> w-t
+    let is_short = key.split(['-', '_', '.', ' ']).any(|word| word == "pw");
+    is_short || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
 }
 
 /// Hides the values of sensitive keys at every depth, whatever their type, and secrets inside all other strings, keys
@@ -401,19 +396,13 @@ mod tests {
         }
         for name in [
             "apiKey",
-<<<<<<< HEAD
-=======
             "api.key",
->>>>>>> w-t
             "Api-Key",
             "credit-card",
             "PASSWD",
             "Pwd",
-<<<<<<< HEAD
             "pw",
             "db_pw",
-=======
->>>>>>> w-t
             "Set-Cookie",
         ] {
             assert!(is_sensitive(name), "{name}");

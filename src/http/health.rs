@@ -213,9 +213,7 @@ fn details(view: &View) -> Map<String, Value> {
 fn check_broker(node: &NodeView) -> Check {
     let (ok, message) = match (node.mode, node.is_connected, node.is_consuming) {
         ("local", ..) => (true, "not used"),
-        (_, false, _) if !node.has_tried_to_connect => {
-            (false, "not tried yet: waiting for worker.state_dir")
-        }
+        (_, false, _) if !node.has_tried_to_connect => (false, "not tried yet: waiting for worker.state_dir"),
         (_, false, _) => (false, "not connected"),
         (_, true, false) if node.is_draining => (true, "connected, draining"),
         (_, true, false) => (false, "connected, not consuming"),

@@ -124,7 +124,7 @@ impl Traces {
             counts: Arc::clone(&counts),
             dropped_before: 0,
             failing: false,
-            address: address_of(&target),
+            address: shown_endpoint(&target.url),
             protocol: target.protocol,
             log: log.clone(),
         };
@@ -165,23 +165,10 @@ fn tell_started(target: &Target, log: &Log) {
         OtlpProtocol::Grpc => "grpc",
         OtlpProtocol::HttpProtobuf => "http/protobuf",
     };
-<<<<<<< HEAD
-    log.emit(events::export_started(protocol, &address_of(target)));
-=======
     log.emit(events::export_started(protocol, &shown_endpoint(&target.url)));
->>>>>>> w-t
     for outcome in SpanOutcome::ALL {
         log.emit(events::spans(outcome, 0));
     }
-}
-
-/// As people may see it: user part and query may hold a key.
-fn address_of(target: &Target) -> String {
-    let mut address = target.url.clone();
-    address.set_query(None);
-    // Refused only by addresses that have no user part.
-    let _ = (address.set_username(""), address.set_password(None));
-    address.to_string()
 }
 
 /// What a failure most likely comes from: HTTP/2 fails at its first frame when the other side speaks HTTP/1.

@@ -543,7 +543,10 @@ fn a_broker_that_was_not_tried_for_want_of_a_state_directory_is_not_called_away(
     wait_until("the directory is found unusable", SOON, || {
         status()["checks"]["state_dir"]["status"] == "fail"
     });
-    assert_eq!(status()["checks"]["nats"]["message"], "not tried yet: waiting for worker.state_dir");
+    assert_eq!(
+        status()["checks"]["nats"]["message"],
+        "not tried yet: waiting for worker.state_dir"
+    );
     let said = ask(port, "/explain/any?tenant=acme", &[])
         .json()
         .expect("is JSON");
