@@ -30,6 +30,8 @@ pub struct Facts {
     pub holds_all: bool,
     /// Every slot of every pool is taken.
     pub runs_all: bool,
+    /// The bounded queue of a pool is critical: most likely what comes for it is refused.
+    pub refuses: bool,
 }
 
 /// The first that fits, from what an operator must know first.
@@ -37,7 +39,9 @@ pub fn status_of(facts: Facts) -> WorkerStatus {
     match facts {
         Facts { draining: true, .. } => WorkerStatus::Draining,
         Facts { taking_on: false, .. } | Facts { failing: true, .. } => WorkerStatus::Degraded,
-        Facts { holds_all: true, .. } | Facts { runs_all: true, .. } => WorkerStatus::Busy,
+        Facts { holds_all: true, .. } | Facts { runs_all: true, .. } | Facts { refuses: true, .. } => {
+            WorkerStatus::Busy
+        }
         _ => WorkerStatus::Ready,
     }
 }
@@ -126,6 +130,7 @@ impl Vitals {
                 .pools
                 .iter()
                 .all(|pool| pool.slots.busy() >= pool.slots.count()),
+            refuses: self.pools.iter().any(|pool| pool.places.is_critical()),
         };
         (status_of(facts), reasons)
     }
@@ -203,10 +208,11 @@ mod tests {
         failing: false,
         holds_all: false,
         runs_all: false,
+        refuses: false,
     };
 
     #[test]
-    fn a_worker_that_takes_jobs_on_is_ready_until_it_holds_or_runs_all_it_may() {
+    fn a_worker_that_takes_jobs_on_is_ready_until_it_holds_or_runs_all_it_may_or_a_queue_is_full() {
         assert_eq!(status_of(WELL), WorkerStatus::Ready);
         for full in [
             Facts {
@@ -215,6 +221,10 @@ mod tests {
             },
             Facts {
                 runs_all: true,
+                ..WELL
+            },
+            Facts {
+                refuses: true,
                 ..WELL
             },
         ] {
@@ -238,6 +248,7 @@ mod tests {
                 let facts = Facts {
                     holds_all: full,
                     runs_all: full,
+                    refuses: full,
                     ..ill
                 };
                 assert_eq!(status_of(facts), WorkerStatus::Degraded, "{facts:?}");

@@ -36,7 +36,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Samples that were counted elsewhere than their labels say.
 pub static LIMITED: Metric = Metric {
     name: "worker_series_limited_total",
-    help: "Samples that were counted under the label value other, because a metric has as many series as it may.",
+    help: "Samples that were counted under the label value other, because a metric has as many series as it may; the tenant is kept \
+           as long as there is room for it.",
     labels: &["metric"],
     kind: MetricKind::Counter,
 };
@@ -131,7 +132,8 @@ impl Metrics {
             let ends = |name: &&str| CORRELATION[1..].contains(name);
             family.retain(&self.lines, |labels, idle| {
                 let mut named = metric.labels.iter().zip(labels);
-                let is_lasting = named.all(|(name, value)| !ends(name) || value.is_empty());
+                let is_lasting =
+                    named.all(|(name, value)| !ends(name) || value.is_empty() || value == OVERFLOW);
                 is_lasting || idle < FORGET_AFTER
             });
         }

@@ -192,6 +192,11 @@ impl Places {
         })
     }
 
+    /// Whether its queue has a bound of its own, and is critical.
+    pub fn is_critical(&self) -> bool {
+        self.is_bounded() && self.0.state().status == OverloadStatus::Critical
+    }
+
     /// From intake: row 4 refused a job. What the places refuse may still leave by another row.
     pub fn note_rejected(&self) {
         self.0.state().rejected += 1;

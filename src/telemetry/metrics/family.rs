@@ -16,6 +16,7 @@ use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, TextEncoder,
 };
 
+use super::labels::TENANT;
 use super::window::Window;
 use super::{MAX_LINES, MAX_SERIES, OVERFLOW};
 
@@ -24,14 +25,24 @@ use super::{MAX_LINES, MAX_SERIES, OVERFLOW};
 pub(super) struct Lines(AtomicUsize);
 
 impl Lines {
-    fn take(&self, lines: usize) -> bool {
-        let more = |taken: usize| taken.checked_add(lines).filter(|taken| *taken <= MAX_LINES);
+    fn take(&self, lines: usize, most: usize) -> bool {
+        let more = |taken: usize| taken.checked_add(lines).filter(|taken| *taken <= most);
         self.0.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
     fn give_back(&self, lines: usize) {
         self.0.fetch_sub(lines, Relaxed);
     }
+}
+
+/// Whom a series names. A quarter of the room is kept for those that name nobody but a tenant: the list of tenants bounds them,
+/// and nothing bounds the others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Named {
+    Nobody,
+    Tenant,
+    /// A run, flow or step.
+    Passing,
 }
 
 /// What became of a sample.
@@ -145,22 +156,55 @@ impl Family {
             act(&mut series.cell);
             return Taken::Recorded;
         }
-        let names = self.open.iter().any(|&place| is_name(&labels[place]));
-        let has_room = if names {
-            state.naming < MAX_SERIES && lines.take(self.lines_per_series())
+        let names = self.named(labels);
+        let of_tenant = || self.of_tenant(labels).filter(|_| names == Named::Passing);
+        let (labels, names, taken) = if self.has_room(&state, names, lines) {
+            (labels.to_vec(), names != Named::Nobody, Taken::Recorded)
+        } else if let Some(of_tenant) = of_tenant()
+            && (state.series.contains_key(&of_tenant) || self.has_room(&state, Named::Tenant, lines))
+        {
+            (of_tenant, true, Taken::Limited)
         } else {
-            state.series.len() - state.naming < MAX_SERIES
-        };
-        let (labels, names, taken) = if has_room {
-            (labels.to_vec(), names, Taken::Recorded)
-        } else {
-            (self.shared(labels, names), false, Taken::Limited)
+            let shared = self.shared(labels, names != Named::Nobody);
+            (shared, false, Taken::Limited)
         };
         match state.series_of(self.metric, labels, names) {
             Some(series) => act(&mut series.cell),
             None => return Taken::Misfit,
         }
         taken
+    }
+
+    fn named(&self, labels: &[String]) -> Named {
+        let named = self.open.iter().filter(|&&place| is_name(&labels[place]));
+        named.fold(Named::Nobody, |most, &place| match self.metric.labels[place] {
+            TENANT => most.max(Named::Tenant),
+            _ => Named::Passing,
+        })
+    }
+
+    /// Takes the lines too, where it names somebody.
+    fn has_room(&self, state: &State, names: Named, lines: &Lines) -> bool {
+        let (series, most) = match names {
+            Named::Nobody => return state.series.len() - state.naming < MAX_SERIES,
+            Named::Tenant => (MAX_SERIES, MAX_LINES),
+            Named::Passing => (MAX_SERIES - MAX_SERIES / 4, MAX_LINES - MAX_LINES / 4),
+        };
+        state.naming < series && lines.take(self.lines_per_series(), most)
+    }
+
+    /// The same for its tenant, whatever run, flow and step; nothing when it names no tenant.
+    fn of_tenant(&self, labels: &[String]) -> Option<Vec<String>> {
+        let tenant = self.metric.labels.iter().position(|label| *label == TENANT)?;
+        let passing = |place: &usize| self.open.contains(place) && *place != tenant;
+        let kept = labels.iter().enumerate().map(|(place, value)| {
+            if passing(&place) && !value.is_empty() {
+                OVERFLOW.to_owned()
+            } else {
+                value.clone()
+            }
+        });
+        is_name(&labels[tenant]).then(|| kept.collect())
     }
 
     /// The labels of what there is no room for. Those of closed sets stay as long as it is names that are too many.

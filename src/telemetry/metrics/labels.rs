@@ -14,7 +14,7 @@ use super::OVERFLOW;
 use crate::settings::metrics::{MAX_LABEL_BYTES, MetricsSettings};
 
 /// The label that has a list of its own.
-const TENANT: &str = "tenant_id";
+pub(super) const TENANT: &str = "tenant_id";
 
 /// What the settings say.
 pub(super) struct Shown {

@@ -394,6 +394,34 @@ fn a_hundred_thousand_runs_in_detailed_mode_make_no_more_series_than_the_bound()
 }
 
 #[test]
+fn what_is_beyond_the_bound_in_detailed_mode_still_tells_of_which_listed_tenant_it_is() {
+    let metrics = Arc::new(Metrics::new(&settings(["acme".to_owned()], true)));
+    let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
+    let count = 3_000;
+    for n in 0..count {
+        let tenant = if n % 2 == 0 { "acme" } else { "stranger" };
+        let identity = identity(tenant.to_owned(), &n.to_string());
+        log.emit(steps::ended(&identity, &step(0), Some(Duration::ZERO)));
+    }
+    let shown = series(&metrics, "worker_step_executions_total{");
+    let of = |ids: &str| {
+        let line = shown.iter().find(|line| line.contains(ids));
+        line.map_or(0.0, |line| value_of(line))
+    };
+    let rest = ["acme", "other"].map(|tenant| {
+        of(&format!(
+            "flow_id=\"other\",run_id=\"other\",step_id=\"other\",step_type=\"echo\",tenant_id=\"{tenant}\""
+        ))
+    });
+    let by_tenant = ["acme", "other"].map(|tenant| {
+        let of = |line: &&String| line.contains(&format!("tenant_id=\"{tenant}\""));
+        shown.iter().filter(of).map(|line| value_of(line)).sum::<f64>()
+    });
+    assert_eq!(by_tenant, [1_500.0; 2], "every job is told of its tenant");
+    assert!(rest.iter().all(|jobs| *jobs > 1_000.0), "{rest:?}");
+}
+
+#[test]
 fn by_default_a_hundred_thousand_tenants_make_one_series_and_nothing_is_limited() {
     let metrics = after_many(&settings([], false));
     assert_eq!(series(&metrics, "worker_step_executions_total{").len(), 2);

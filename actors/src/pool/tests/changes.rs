@@ -49,3 +49,16 @@ fn changes_are_told_in_their_order_and_none_is_missed_however_many_take_and_retu
     );
     assert_eq!(places.free(), Some(5));
 }
+
+#[test]
+fn a_bounded_queue_is_critical_while_it_is_full_and_one_without_a_bound_never() {
+    let rules = QueueRules::of(&QueuePolicySettings::default(), 4);
+    let bounded = Places::new(ResourceClass::Io, 1, Some(rules), Arc::default(), Log::discard());
+    let unbounded = Places::unbounded(ResourceClass::Io, 1);
+    let fill = |places: &Places| (0..5).map(|_| places.admit(Instant::now(), None)).collect();
+    let mut taken: Vec<_> = fill(&bounded);
+    let _more: Vec<_> = fill(&unbounded);
+    assert!(bounded.is_critical() && !unbounded.is_critical());
+    taken.truncate(2);
+    assert!(!bounded.is_critical());
+}
