@@ -232,7 +232,7 @@ fn assigned_values(text: &str) -> Vec<Range<usize>> {
         let is_quoted = bare.len() < before.len();
         let is_path = sign == ":" && (after.starts_with(':') || text[..at].ends_with(':'));
         let is_dotted = sign == ":" && !is_quoted && text[..start].ends_with('.');
-        if is_path || is_dotted {
+        if is_path || (is_dotted && !is_one_word(after)) {
             continue;
         }
         let lower = name.to_ascii_lowercase();
@@ -248,6 +248,11 @@ fn assigned_values(text: &str) -> Vec<Range<usize>> {
             .trim_start_matches([' ', '\t', '\u{a0}']);
         // As Rust shows what may be missing.
         let value = value.strip_prefix("Some(").unwrap_or(value);
+        let below = value.trim_start_matches(['\r', '\n']);
+        let value = match below.len() < value.len() && is_one_word(below) {
+            true => below.trim_start_matches([' ', '\t']),
+            false => value,
+        };
         let start = text.len() - value.len();
         let length = value_length(value, is_header);
         if length > 0 {
@@ -275,8 +280,10 @@ fn named_values(text: &str) -> Vec<Range<usize>> {
             && is_sensitive(name)
         {
             let begin = end + begin;
-            let length = value_length(&text[begin..], false);
-            let length = text[begin..begin + length].find('&').unwrap_or(length);
+            let value = &text[begin..];
+            let tag = value.find('<').filter(|_| text[..start].ends_with('<'));
+            let length = tag.filter(|end| value[*end..].starts_with("</"));
+            let length = length.unwrap_or_else(|| value_length(value, false));
             found.extend((length > 0).then(|| begin..begin + length));
         }
         start = end;
@@ -306,6 +313,15 @@ fn value_after(before: &str, name: &str, after: &str) -> Option<usize> {
     }
     let is_quoted = rest.trim_start_matches('\\').starts_with('"');
     (quoted.ends_with('(') && is_quoted).then(|| skipped(rest))
+}
+
+/// Whether nothing but one word stands on the line at the start of `text`, which gives no value to a name itself.
+fn is_one_word(text: &str) -> bool {
+    // No further than to the first sign that decides: the work stays linear in the text.
+    let word = text.trim_start_matches([' ', '\t']);
+    let end = word.find(|c: char| c.is_whitespace() || matches!(c, ':' | '='));
+    let rest = end.map_or("", |end| word[end..].trim_start_matches([' ', '\t']));
+    end != Some(0) && !word.is_empty() && (rest.is_empty() || rest.starts_with(['\r', '\n']))
 }
 
 /// Length of the value at the start of `text`: a quoted one runs to its closing quote, a list or object to its closing
@@ -547,7 +563,13 @@ mod tests {
                 "AccountName=n;AccountKey=k==;b",
                 "AccountName=n;AccountKey=[REDACTED];b",
             ),
-            ("<a><password>x</password>", "<a><password>[REDACTED]</password>"),
+            (
+                "<a><password>x y</password>",
+                "<a><password>[REDACTED]</password>",
+            ),
+            ("run --password \"a&b\" c", "run --password [REDACTED] c"),
+            ("password:\n  x\nuser: u", "password:\n  [REDACTED]\nuser: u"),
+            ("nats.password: x", "nats.password: [REDACTED]"),
             (
                 "AKIAIOSFODNN7EXAMPLE and hvs.CAESIJ0123456789abcd",
                 "[REDACTED] and [REDACTED]",
@@ -602,6 +624,7 @@ mod tests {
             ),
         ] {
             assert_eq!(mask_text(text), masked);
+            assert_eq!(mask_text(masked), masked);
         }
     }
 
@@ -628,6 +651,7 @@ mod tests {
             "the password is wrong, token (\"x\") expired",
             "the keys \"password\", \"token\" are unknown",
             "expected <token>, found x",
+            "secret:\n  name: x",
         ] {
             assert!(matches!(mask_text(text), Cow::Borrowed(_)), "{text:?}");
         }
@@ -659,6 +683,10 @@ mod tests {
             "token=Some(",
             "authorization=",
             "token%3D[",
+            "token%3D[&",
+            "token:\n",
+            "a.token:",
+            "<token>x",
         ] {
             assert!(mask_text(&name.repeat(100_000)).len() < 5_000_000, "{name}");
         }
