@@ -32,9 +32,12 @@ const SENSITIVE: [&str; 14] = [
     "x-auth-token",
 ];
 /// The same for keys without their dashes, underscores, dots and spaces: other spellings, and other names of the same things.
-const SENSITIVE_SQUASHED: [&str; 9] = [
+const SENSITIVE_SQUASHED: [&str; 12] = [
     "apikey",
     "accesskey",
+    "accountkey",
+    "credential",
+    "xamzsignature",
     "privatekey",
     "creditcard",
     "cardnumber",
@@ -46,7 +49,16 @@ const SENSITIVE_SQUASHED: [&str; 9] = [
 /// Headers whose value runs to the end of the line.
 const HEADERS: [&str; 4] = ["authorization", "api-key", "auth-token", "cookie"];
 /// How keys of known services begin, and how long they are at least.
-const KEY_PREFIXES: [(&str, usize); 6] = [
+const KEY_PREFIXES: [(&str, usize); 15] = [
+    ("AKIA", 20),
+    ("ASIA", 20),
+    ("AIza", 35),
+    ("sk_live_", 20),
+    ("sk_test_", 20),
+    ("rk_live_", 20),
+    ("npm_", 36),
+    ("hvs.", 20),
+    ("gho_", 30),
     ("sk-", 20),
     ("ghp_", 30),
     ("github_pat_", 30),
@@ -67,7 +79,9 @@ pub fn is_sensitive(key: &str) -> bool {
         .chars()
         .filter(|c| !matches!(c, '-' | '_' | ' ' | '.'))
         .collect();
-    let is_short = key.split(['-', '_', '.', ' ']).any(|word| word == "pw");
+    let is_short = key
+        .split(['-', '_', '.', ' '])
+        .any(|word| matches!(word, "pw" | "sig"));
     is_short || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
 }
 
@@ -109,6 +123,7 @@ pub fn mask_text(text: &str) -> Cow<'_, str> {
     secrets.extend(after_word(text, b"bearer", |value| !value.is_empty()));
     secrets.extend(after_word(text, b"basic", is_basic));
     secrets.extend(assigned_values(text));
+    secrets.extend(named_values(text));
     secrets.extend(tell_tale_words(text));
     secrets.extend(private_keys(text));
     // What is hidden already stays as it is, so that a second look changes nothing.
@@ -205,7 +220,7 @@ fn assigned_values(text: &str) -> Vec<Range<usize>> {
         if found.last().is_some_and(|hidden| at < hidden.end) {
             continue;
         }
-        let before = text[..at].trim_end_matches(' ');
+        let before = text[..at].trim_end_matches([' ', '\u{a0}']);
         let bare = before.trim_end_matches(['"', '\'', '\\']);
         let start = bare.rfind(|c: char| !is_name(c)).map_or(0, |last| {
             last + bare[last..].chars().next().map_or(1, char::len_utf8)
@@ -218,12 +233,27 @@ fn assigned_values(text: &str) -> Vec<Range<usize>> {
         let is_quoted = bare.len() < before.len();
         let is_path = sign == ":" && (after.starts_with(':') || text[..at].ends_with(':'));
         let is_dotted = sign == ":" && !is_quoted && text[..start].ends_with('.');
-        if is_path || is_dotted {
+        if is_path || (is_dotted && !is_one_word(after)) {
             continue;
         }
         let lower = name.to_ascii_lowercase();
-        let is_header = sign == ":" && HEADERS.iter().any(|header| lower.ends_with(header));
-        let value = after.trim_start_matches('>').trim_start_matches(' ');
+        // `Authorization=Token x` and `cookie=a=1; b=2` are headers that somebody wrote so.
+        let is_bare_header = matches!(
+            &*lower,
+            "authorization" | "proxy-authorization" | "cookie" | "set-cookie"
+        );
+        let is_header =
+            (sign == ":" || is_bare_header) && HEADERS.iter().any(|header| lower.ends_with(header));
+        let value = after
+            .trim_start_matches('>')
+            .trim_start_matches([' ', '\t', '\u{a0}']);
+        // As Rust shows what may be missing.
+        let value = value.strip_prefix("Some(").unwrap_or(value);
+        let below = value.trim_start_matches(['\r', '\n']);
+        let value = match below.len() < value.len() && is_one_word(below) {
+            true => below.trim_start_matches([' ', '\t']),
+            false => value,
+        };
         let start = text.len() - value.len();
         let length = value_length(value, is_header);
         if length > 0 {
@@ -231,6 +261,68 @@ fn assigned_values(text: &str) -> Vec<Range<usize>> {
         }
     }
     found
+}
+
+/// Values that no `=` or `:` gives to their name: `--password x`, `password%3Dx`, `<password>x</password>`,
+/// `("authorization", "x")` and `name: "authorization", value: "x"`.
+fn named_values(text: &str) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    let bytes = text.as_bytes();
+    let mut start = 0;
+    while let Some(offset) = bytes[start..].iter().position(|b| is_name(char::from(*b))) {
+        start += offset;
+        let rest = &bytes[start..];
+        let length = rest.iter().position(|b| !is_name(char::from(*b)));
+        let end = start + length.unwrap_or(rest.len());
+        let name = &text[start..end];
+        let is_hidden = found.last().is_some_and(|hidden| start < hidden.end);
+        if !is_hidden
+            && let Some(begin) = value_after(&text[..start], name, &text[end..])
+            && is_sensitive(name)
+        {
+            let begin = end + begin;
+            let value = &text[begin..];
+            let tag = value.find('<').filter(|_| text[..start].ends_with('<'));
+            let length = tag.filter(|end| value[*end..].starts_with("</"));
+            let length = length.unwrap_or_else(|| value_length(value, false));
+            found.extend((length > 0).then(|| begin..begin + length));
+        }
+        start = end;
+    }
+    found
+}
+
+/// Where in what follows a name its value begins.
+fn value_after(before: &str, name: &str, after: &str) -> Option<usize> {
+    let skipped = |rest: &str| after.len() - rest.len();
+    if let Some(rest) = after.strip_prefix("%3D").or_else(|| after.strip_prefix("%3d")) {
+        return Some(skipped(rest));
+    }
+    if name.starts_with("--") {
+        let rest = after.strip_prefix(' ')?;
+        return (!rest.starts_with('-')).then(|| skipped(rest));
+    }
+    if before.ends_with('<') {
+        return after.strip_prefix('>').map(skipped);
+    }
+    let quoted = before.strip_suffix('"')?.trim_end_matches(['\\', ' ']);
+    let rest = after.trim_start_matches('\\').strip_prefix('"')?;
+    let rest = rest.strip_prefix(',')?.trim_start_matches(' ');
+    if quoted.ends_with("name:") {
+        let rest = rest.strip_prefix("value:")?.trim_start_matches(' ');
+        return Some(skipped(rest));
+    }
+    let is_quoted = rest.trim_start_matches('\\').starts_with('"');
+    (quoted.ends_with('(') && is_quoted).then(|| skipped(rest))
+}
+
+/// Whether nothing but one word stands on the line at the start of `text`, which gives no value to a name itself.
+fn is_one_word(text: &str) -> bool {
+    // No further than to the first sign that decides: the work stays linear in the text.
+    let word = text.trim_start_matches([' ', '\t']);
+    let end = word.find(|c: char| c.is_whitespace() || matches!(c, ':' | '='));
+    let rest = end.map_or("", |end| word[end..].trim_start_matches([' ', '\t']));
+    end != Some(0) && !word.is_empty() && (rest.is_empty() || rest.starts_with(['\r', '\n']))
 }
 
 /// Length of the value at the start of `text`: a quoted one runs to its closing quote, a list or object to its closing
@@ -321,7 +413,8 @@ fn tell_tale_words(text: &str) -> Vec<Range<usize>> {
 }
 
 fn is_jwt(word: &str) -> bool {
-    word.starts_with("eyJ") && word.len() > 30 && word.split('.').count() == 3
+    // Signed, or encrypted.
+    word.starts_with("eyJ") && word.len() > 30 && matches!(word.split('.').count(), 3 | 5)
 }
 
 fn is_seed(word: &str) -> bool {
@@ -445,6 +538,51 @@ mod tests {
                 "host=h password=hunter2 user=u",
                 "host=h password=[REDACTED] user=u",
             ),
+            (
+                r#"Url { username: "u", password: Some("zq0MARK"), host: 1 }"#,
+                r#"Url { username: "u", password: Some([REDACTED]), host: 1 }"#,
+            ),
+            (
+                r#"[("authorization", "x y"), ("a", "b")]"#,
+                r#"[("authorization", [REDACTED]), ("a", "b")]"#,
+            ),
+            (
+                r#"Header { name: "authorization", value: "x" }"#,
+                r#"Header { name: "authorization", value: [REDACTED] }"#,
+            ),
+            (
+                "Authorization: Digest username=a, response=b",
+                "Authorization: [REDACTED]",
+            ),
+            ("Authorization=Token x", "Authorization=[REDACTED]"),
+            ("cookie=a=1; b=2", "cookie=[REDACTED]"),
+            ("password:\u{a0}x y", "password:\u{a0}[REDACTED] y"),
+            ("q=password%3Dx&b=2", "q=password%3D[REDACTED]&b=2"),
+            ("run --password x --fast", "run --password [REDACTED] --fast"),
+            (
+                "credentials=x sig=y pw=z",
+                "credentials=[REDACTED] sig=[REDACTED] pw=[REDACTED]",
+            ),
+            ("?X-Amz-Signature=x&a=1", "?X-Amz-Signature=[REDACTED]&a=1"),
+            (
+                "AccountName=n;AccountKey=k==;b",
+                "AccountName=n;AccountKey=[REDACTED];b",
+            ),
+            (
+                "<a><password>x y</password>",
+                "<a><password>[REDACTED]</password>",
+            ),
+            ("run --password \"a&b\" c", "run --password [REDACTED] c"),
+            ("password:\n  x\nuser: u", "password:\n  [REDACTED]\nuser: u"),
+            ("nats.password: x", "nats.password: [REDACTED]"),
+            (
+                "AKIAIOSFODNN7EXAMPLE and hvs.CAESIJ0123456789abcd",
+                "[REDACTED] and [REDACTED]",
+            ),
+            (
+                "jwe eyJhbGciOiJSU0EtT0FFUCJ9.a0.b1.c2.d3012345 x",
+                "jwe [REDACTED] x",
+            ),
             ("password = 'a b' x", "password = [REDACTED] x"),
             ("GET /x?a=1&api_key=k&b=2", "GET /x?a=1&api_key=[REDACTED]&b=2"),
             (
@@ -491,6 +629,7 @@ mod tests {
             ),
         ] {
             assert_eq!(mask_text(text), masked);
+            assert_eq!(mask_text(masked), masked);
         }
     }
 
@@ -511,6 +650,13 @@ mod tests {
             "basic arithmetic",
             "eyJ.not.one",
             "-----BEGIN CERTIFICATE-----",
+            "--password",
+            "--password --fast",
+            "signature=valid design: x signals=3",
+            "the password is wrong, token (\"x\") expired",
+            "the keys \"password\", \"token\" are unknown",
+            "expected <token>, found x",
+            "secret:\n  name: x",
         ] {
             assert!(matches!(mask_text(text), Cow::Borrowed(_)), "{text:?}");
         }
@@ -533,6 +679,19 @@ mod tests {
             "-----BEGIN ",
             "-----BEGIN PRIVATE KEY-----",
             "eyJ.",
+            "--token ",
+            "token%3D",
+            "<token>",
+            "(\"token\",",
+            "(\"token\", \"",
+            "name: \"token\", value: {",
+            "token=Some(",
+            "authorization=",
+            "token%3D[",
+            "token%3D[&",
+            "token:\n",
+            "a.token:",
+            "<token>x",
         ] {
             assert!(mask_text(&name.repeat(100_000)).len() < 5_000_000, "{name}");
         }
