@@ -171,9 +171,10 @@ fn tell_started(target: &Target, log: &Log) {
     }
 }
 
-/// What a failure most likely comes from: HTTP/2 fails at its first frame when the other side speaks HTTP/1.
+/// What a failure most likely comes from: HTTP/2 breaks off at its first frame when the other side speaks HTTP/1.
 fn hint(protocol: OtlpProtocol, reason: &str) -> Option<&'static str> {
-    let is_other = protocol == OtlpProtocol::Grpc && (reason.contains("frame") || reason.contains("http2"));
+    let is_other =
+        protocol == OtlpProtocol::Grpc && (reason.contains("frame") || reason.contains("connection error"));
     is_other.then_some("does the collector speak HTTP there? worker.tracing.protocol is grpc; the other one is http/protobuf")
 }
 
@@ -315,5 +316,21 @@ impl Exporter {
             (None, false) => return,
         }
         self.failing = !self.failing;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_that_speaks_http_is_hinted_at_and_one_that_is_away_is_not() {
+        let broken = "client error (SendRequest): connection error: stream closed because of a broken pipe";
+        for reason in [broken, "http2 error: frame with invalid size"] {
+            assert!(hint(OtlpProtocol::Grpc, reason).is_some(), "{reason}");
+            assert_eq!(hint(OtlpProtocol::HttpProtobuf, reason), None);
+        }
+        let away = "client error (Connect): tcp connect error: Connection refused";
+        assert_eq!(hint(OtlpProtocol::Grpc, away), None);
     }
 }
