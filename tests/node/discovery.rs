@@ -237,6 +237,10 @@ fn every_subject_header_and_field_that_a_worker_sends_is_in_the_document() {
         let subject = message.subject.as_str();
         // What the broker itself says, to others too.
         let is_event = subject.starts_with("$JS.EVENT.");
+        // What this test has stored, as the broker hands it out.
+        if subject.starts_with("$O.inputs.") {
+            continue;
+        }
         let Some(channel) = document.channel_of(subject) else {
             assert!(
                 is_event || document.is_brokers(subject),
