@@ -1,27 +1,26 @@
 //! Ports that answer HTTP: each has pages of its own, and anything else is 404.
 //!
-//! Neighbours: `serve` and `exec` open them and close them at the end; [`health`], [`metrics`] and [`admin`] are the pages, and [`guard`]
-//! says who may ask the last.
+//! Neighbours: `serve` and `exec` open them and close them at the end; [`health`], [`metrics`] and [`admin`] are the pages,
+//! [`guard`] says who may ask the last, and `connection` limits what a connection may bring and how long it lives.
 //! Knows nothing of what is on them. Whoever connects may be hostile: one request for each connection, which is over after
 //! its time whatever the other side does, and no more of them than what they cost allows.
 
-use std::any::Any;
-use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use actix_http::error::DispatchError;
+use actix_http::{HttpService, KeepAlive};
 use actix_rt::net::TcpStream;
-use actix_web::body::MessageBody;
-use actix_web::dev::{Extensions, ServerHandle, ServiceRequest, ServiceResponse};
-use actix_web::http::KeepAlive;
-use actix_web::middleware::{Next, from_fn};
-use actix_web::{App, Error, HttpResponse, HttpServer, web};
-use rustix::fd::AsFd;
+use actix_server::{Server, ServerHandle};
+use actix_service::{ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::dev::AppConfig;
+use actix_web::{App, HttpResponse, web};
 use rustix::net::sockopt::set_tcp_user_timeout;
-use rustix::net::{Shutdown, shutdown};
-use tokio::task::JoinHandle;
+
+use self::connection::{OneRequest, STALL_LIMIT};
 
 pub mod admin;
+mod connection;
 pub mod guard;
 pub mod health;
 pub mod metrics;
@@ -29,10 +28,8 @@ pub mod view;
 
 /// How long a request may take to arrive.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
-/// Milliseconds after which the system ends a connection whose other side takes nothing.
-const STALL_LIMIT_MS: u32 = 5_000;
-/// Longest life of a connection: enough for the largest page over a slow line.
-const LIFE_LIMIT: Duration = Duration::from_secs(20);
+/// How long whoever sends more than was answered may take to end it.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// An open port.
 pub struct Port {
@@ -52,22 +49,27 @@ impl Port {
         connections: usize,
         pages: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
     ) -> std::io::Result<Self> {
-        let server = HttpServer::new(move || {
-            App::new()
-                .wrap(from_fn(only_one))
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
+        let answer = move || {
+            let app = App::new()
                 .configure(pages.clone())
-                .default_service(web::to(nothing_here))
-        })
-        .disable_signals()
-        .workers(1)
-        .max_connections(connections)
-        .keep_alive(KeepAlive::Disabled)
-        .client_request_timeout(REQUEST_LIMIT)
-        .on_connect(limit_life)
-        .shutdown_timeout(1)
-        .bind(address)?;
-        let address = server.addrs().first().copied().unwrap_or(address);
-        let server = server.run();
+                .default_service(web::to(nothing_here));
+            let http = HttpService::build()
+                .keep_alive(KeepAlive::Disabled)
+                .client_request_timeout(REQUEST_LIMIT)
+                .client_disconnect_timeout(END_LIMIT)
+                .local_addr(address)
+                .h1(map_config(app, |()| AppConfig::default()));
+            fn_service(async |stream: TcpStream| Ok::<_, DispatchError>(limited(stream))).and_then(http)
+        };
+        let server = Server::build()
+            .disable_signals()
+            .workers(1)
+            .max_concurrent_connections(connections)
+            .shutdown_timeout(1)
+            .listen("http", listener, answer)?
+            .run();
         let handle = server.handle();
         actix_rt::spawn(server);
         Ok(Self {
@@ -82,50 +84,13 @@ impl Port {
     }
 }
 
-/// What is kept beside a connection, and gone with it.
-struct Connection {
-    /// Whether a request came on it.
-    was_asked: Cell<bool>,
-    /// Ends it when its time is over.
-    end: JoinHandle<()>,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.end.abort();
-    }
-}
-
-/// A second request on a connection is never answered. The server below would answer one after the other into memory, as
-/// fast as they come, for whoever does not read.
-async fn only_one(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let connection = request.conn_data::<Connection>();
-    if connection.is_some_and(|connection| connection.was_asked.replace(true)) {
-        return std::future::pending().await;
-    }
-    next.call(request).await
-}
-
-fn limit_life(connection: &dyn Any, kept: &mut Extensions) {
-    let Some(stream) = connection.downcast_ref::<TcpStream>() else {
-        return;
-    };
-    // Where the system knows no such limit, the other one holds.
-    let _ = set_tcp_user_timeout(stream, STALL_LIMIT_MS);
-    let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
-        return;
-    };
-    let end = actix_rt::spawn(async move {
-        tokio::time::sleep(LIFE_LIMIT).await;
-        let _ = shutdown(socket, Shutdown::Both);
-    });
-    kept.insert(Connection {
-        was_asked: Cell::new(false),
-        end,
-    });
+/// A connection with its limits, and who is on the other side.
+fn limited(stream: TcpStream) -> (OneRequest<TcpStream>, Option<SocketAddr>) {
+    // For what is still unsent when the connection is closed here. A system that knows no such limit has one of its own.
+    let stall_ms = u32::try_from(STALL_LIMIT.as_millis()).unwrap_or(u32::MAX);
+    let _ = set_tcp_user_timeout(&stream, stall_ms);
+    let peer = stream.peer_addr().ok();
+    (OneRequest::new(stream), peer)
 }
 
 async fn nothing_here() -> HttpResponse {

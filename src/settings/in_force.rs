@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use caf_actors::block_worker::retry::RetryRules;
 use caf_actors::pool::policy::Policy;
+use caf_actors::settings::PoolsSettings;
 use caf_actors::settings::policies::{
     QueuePolicySettings, RejectionPolicy, RetryPolicySettings, TimeoutPolicySettings,
 };
@@ -236,7 +237,11 @@ impl Chosen {
             slots: strongest(said, &slots).unwrap_or((pool.max_concurrency, own_slots.1.clone())),
             queue: strongest(said, &queue),
         };
-        warnings.extend(in_vain(said, &own_slots, Some(&chosen.slots)));
+        // The shipped file gives every pool its default: nobody asked for that.
+        let is_default = pool.max_concurrency == PoolsSettings::default().get(class).max_concurrency;
+        if !is_default {
+            warnings.extend(in_vain(said, &own_slots, Some(&chosen.slots)));
+        }
         warnings.extend(in_vain(said, &own_queue, chosen.queue.as_ref()));
         chosen
     }
