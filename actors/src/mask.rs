@@ -32,11 +32,10 @@ const SENSITIVE: [&str; 14] = [
     "x-auth-token",
 ];
 /// The same for keys without their dashes, underscores, dots and spaces: other spellings, and other names of the same things.
-const SENSITIVE_SQUASHED: [&str; 12] = [
+const SENSITIVE_SQUASHED: [&str; 11] = [
     "apikey",
     "accesskey",
     "accountkey",
-    "credential",
     "xamzsignature",
     "privatekey",
     "creditcard",
@@ -79,10 +78,14 @@ pub fn is_sensitive(key: &str) -> bool {
         .chars()
         .filter(|c| !matches!(c, '-' | '_' | ' ' | '.'))
         .collect();
-    let is_short = key
-        .split(['-', '_', '.', ' '])
-        .any(|word| matches!(word, "pw" | "sig"));
-    is_short || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part)) || squashed.ends_with("pwd")
+    let mut words = key.split(['-', '_', '.', ' ']);
+    let is_short = words.any(|word| matches!(word, "pw" | "sig"));
+    // A file of them is none: where it lies is no secret.
+    let is_whole = matches!(&*squashed, "credential" | "credentials");
+    is_short
+        || is_whole
+        || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part))
+        || squashed.ends_with("pwd")
 }
 
 /// Hides the values of sensitive keys at every depth, whatever their type, and secrets inside all other strings, keys

@@ -102,7 +102,7 @@ fn a_person_sees_pools_failures_and_jobs_and_can_ask_what_became_of_one() {
             .expect("is evaluated");
         browser.evaluate(&click).expect("is there");
         browser
-            .wait_for("document.getElementById('answer').innerText.includes('row 2')")
+            .wait_for("document.getElementById('answer').innerText.includes('No block runs this job type')")
             .expect(id);
     }
     let ask = "document.getElementById('ask-id').value = 'held-4'; document.getElementById('ask-tenant').value = ''; \
