@@ -22,7 +22,7 @@ use crate::settings::reloadable::{self, is_reloadable};
 use crate::telemetry::LogControl;
 use crate::telemetry::metrics::Metrics;
 
-/// Where the values of reloadable keys are used. Who adds a key adds it here, in [`Live::apply`] and in [`reloadable`].
+/// Where the values of reloadable keys are used. Who adds a key adds it here, in `Live::apply` and in [`reloadable`].
 pub struct Live {
     /// Levels of the log.
     pub log: LogControl,

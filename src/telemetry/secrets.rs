@@ -1,6 +1,6 @@
 //! Hides the node's own secrets wherever their text stands in a line, by whatever name or none.
 //!
-//! Neighbours: the settings say which they are, [`super::line`] and [`super::dependencies`] hide them before anything is
+//! Neighbours: the settings say which they are, [`super::line`] and `dependencies` hide them before anything is
 //! cut. What is a secret by its looks is [`caf_actors::mask`]'s business. Pure; keys are left alone.
 
 use std::sync::Arc;
