@@ -37,7 +37,7 @@ const FIRST: [&str; 8] = [
 ];
 const ROWS: [&str; 5] = ["Flow", "Pools", "Blocks", "Delivery", "Process"];
 /// What may be at 0 under load: what only faults bring, and what is over too soon to be seen for certain.
-const QUIET: [&str; 11] = [
+const QUIET: [&str; 12] = [
     "worker_log_lines_dropped_total",
     "worker_leases_lapsed_total",
     "worker_results_suppressed_total",
@@ -49,6 +49,7 @@ const QUIET: [&str; 11] = [
     "worker_stray_threads",
     "worker_series_limited_total",
     "worker_lease_oldest_age_seconds",
+    "worker_event_loop_blocked_seconds",
 ];
 /// Alerts that must not even be pending while all is well, however busy the machine is.
 const SILENT: [&str; 7] = [
