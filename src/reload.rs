@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use caf_actors::events::Log;
 use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
+use caf_actors::tenants::Tenants;
 use caf_blocks::AllowedTargets;
-use caf_protocol::live;
 use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
@@ -26,8 +26,8 @@ use crate::telemetry::metrics::Metrics;
 pub struct Live {
     /// Levels of the log.
     pub log: LogControl,
-    /// Tenants that may send jobs.
-    pub tenants: live::Live<Vec<String>>,
+    /// Who may send jobs, and how much each may use.
+    pub tenants: Tenants,
     /// Targets beside the public ones that jobs may reach.
     pub http_targets: AllowedTargets,
     /// Tenants that metrics name, where anything is measured.
@@ -41,7 +41,7 @@ impl Live {
         self.http_targets
             .replace(&settings.blocks.http.allow_targets)
             .map_err(|error| error.to_string())?;
-        self.tenants.set(settings.tenants.allowed.clone());
+        self.tenants.replace(settings.tenants.clone());
         self.log.set_levels(settings.log.rules());
         if let Some(metrics) = &self.metrics {
             metrics.allow_tenants(settings.worker.metrics.tenant_label_allowlist.iter().cloned());

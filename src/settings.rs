@@ -8,6 +8,7 @@
 //! of each other, [`feature`] lists what is off by default, [`in_force`] says what of it follows, [`flags`] reports that,
 //! [`show`] prints all, [`reloadable`] lists what may change at run time, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
 
+pub mod cancellation;
 pub mod catalogue;
 pub mod environment;
 pub mod feature;
@@ -32,6 +33,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use caf_actors::mask;
+use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
 use caf_actors::settings::{
     DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings,
@@ -40,6 +42,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::cancellation::CancellationSettings;
 use self::tracing::TracingSettings;
 use caf_blocks::settings::BlockSettings;
 
@@ -116,6 +119,10 @@ pub struct WorkerSettings {
     pub metrics: MetricsSettings,
     /// Traces.
     pub tracing: TracingSettings,
+    /// Requests to cancel.
+    pub cancellation: CancellationSettings,
+    /// What keeps failing is not called.
+    pub circuit_breaker: CircuitBreakerSettings,
 }
 
 impl Default for WorkerSettings {
@@ -131,6 +138,8 @@ impl Default for WorkerSettings {
             queue: WorkerQueueSettings::default(),
             metrics: MetricsSettings::default(),
             tracing: TracingSettings::default(),
+            cancellation: CancellationSettings::default(),
+            circuit_breaker: CircuitBreakerSettings::default(),
         }
     }
 }

@@ -234,7 +234,7 @@ pub async fn build(
         claims: claims.clone(),
         status: status.clone(),
         answers,
-        allowed_tenants: in_force.tenants.clone(),
+        tenants: in_force.tenants.clone(),
         quarantine: QuarantineRule {
             max_deaths: settings.worker.supervision.max_deaths,
             max_attempts: settings.nats.max_deliver,

@@ -15,7 +15,6 @@ use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Identity, Reading, Refusal, read};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
-use caf_protocol::live::Live;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use caf_protocol::trace_context::RemoteTrace;
 use tokio::sync::oneshot;
@@ -37,6 +36,7 @@ use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, T
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
+use crate::tenants::Tenants;
 use crate::trace::{Span, Tracer};
 
 /// How long a message stays away that another worker is busy with, in milliseconds: it is asked about no more often than
@@ -64,8 +64,8 @@ pub struct IntakeParts {
     pub status: NodeStatus,
     /// Writes acknowledgements.
     pub answers: Answers,
-    /// Tenants that may send jobs; empty lets all.
-    pub allowed_tenants: Live<Vec<String>>,
+    /// Who may send jobs, and how much of the worker each may use.
+    pub tenants: Tenants,
     /// What becomes of assignments that end their workers.
     pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
@@ -179,7 +179,7 @@ impl Intake {
 
     /// The row, and what the pool said to a job that would run: its place, or why there is none.
     fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
-        let (allowed, now) = (self.parts.allowed_tenants.get(), Instant::now());
+        let now = Instant::now();
         let facts = Facts {
             unanswerable: false,
             standing: StandingFact::of(
@@ -191,7 +191,7 @@ impl Intake {
             draining: self.parts.status.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
-            tenant_allowed: allowed.is_empty() || allowed.contains(&case.identity.tenant_id),
+            tenant_allowed: self.parts.tenants.is_allowed(&case.identity.tenant_id),
             expired: case
                 .prepared
                 .as_ref()

@@ -36,5 +36,6 @@ pub mod spill;
 pub mod state_dir;
 pub mod status;
 pub mod supervisor;
+pub mod tenants;
 pub mod trace;
 pub mod vitals;

@@ -4,6 +4,7 @@
 //! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct. Rules that the types
 //! cannot express are in the `validate` functions (`validate.rs`), which report to [`rules`].
 
+pub mod circuit_breaker;
 pub mod policies;
 pub mod rules;
 
@@ -409,12 +410,34 @@ impl Default for DlqSettings {
     }
 }
 
-/// Who may send jobs.
+/// Who may send jobs, and how much each may use of this worker.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantSettings {
     /// Tenants that may; empty lets all.
     pub allowed: Vec<String>,
+    /// What each tenant may use that has no entry in `overrides`.
+    pub default: TenantPolicy,
+}
+
+/// How much one tenant may use of this worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantPolicy {
+    /// Its share of the slots beside other tenants that wait for the same pool: a tenant of weight 2 gets twice as many
+    /// turns as one of weight 1.
+    pub weight: u32,
+    /// Most of its jobs that run at once, in all pools together; nothing is no limit.
+    pub max_running: Option<usize>,
+}
+
+impl Default for TenantPolicy {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            max_running: None,
+        }
+    }
 }
 
 /// Results that are stored and not published yet.

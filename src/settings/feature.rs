@@ -20,16 +20,22 @@ pub enum Feature {
     Metrics,
     /// Spans of each assignment, sent to a collector.
     Tracing,
+    /// Requests to cancel assignments are read and obeyed.
+    Cancellation,
+    /// Nothing is called that keeps failing.
+    CircuitBreaker,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Retry,
         Self::Timeouts,
         Self::Queue,
         Self::Metrics,
         Self::Tracing,
+        Self::Cancellation,
+        Self::CircuitBreaker,
     ];
 
     /// Those that need a policy to be in force, in the order in which their files are read.
@@ -43,6 +49,8 @@ impl Feature {
             Self::Queue => "queue",
             Self::Metrics => "metrics",
             Self::Tracing => "tracing",
+            Self::Cancellation => "cancellation",
+            Self::CircuitBreaker => "circuit breaker",
         }
     }
 
@@ -54,6 +62,8 @@ impl Feature {
             Self::Queue => "worker.queue.v2",
             Self::Metrics => "worker.metrics",
             Self::Tracing => "worker.tracing",
+            Self::Cancellation => "worker.cancellation",
+            Self::CircuitBreaker => "worker.circuit_breaker",
         }
     }
 
@@ -70,6 +80,8 @@ impl Feature {
             Self::Queue => &["CP2_QUEUE_MANAGEMENT_ENABLED", "WORKER_QUEUE_V2_ENABLED"],
             Self::Metrics => &["CP2_OBSERVABILITY_METRICS_ENABLED", "BEAMLINE_METRICS_ENABLED"],
             Self::Tracing => &["CP2_OBSERVABILITY_TRACING_ENABLED", "BEAMLINE_TRACING_ENABLED"],
+            Self::Cancellation => &["CP2_CANCELLATION_ENABLED"],
+            Self::CircuitBreaker => &["CP2_CIRCUIT_BREAKER_ENABLED"],
         }
     }
 
@@ -80,7 +92,7 @@ impl Feature {
             Self::Retry => Some("config/worker/retry_policy.json"),
             Self::Timeouts => Some("config/worker/timeout_policy.json"),
             Self::Queue => Some("config/worker/queue_policy.json"),
-            Self::Metrics | Self::Tracing => None,
+            Self::Metrics | Self::Tracing | Self::Cancellation | Self::CircuitBreaker => None,
         }
     }
 
@@ -103,7 +115,7 @@ impl Feature {
                 "retry_budget.total_timeout_ms",
             ],
             Self::Queue => &["enabled", "max_queue_size", "rejection_policy"],
-            Self::Metrics | Self::Tracing => &[],
+            Self::Metrics | Self::Tracing | Self::Cancellation | Self::CircuitBreaker => &[],
         };
         let key = |name: &&str| split(&format!("{}.{name}", self.section()));
         below.iter().map(key).collect()

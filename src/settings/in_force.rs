@@ -9,11 +9,12 @@ use std::sync::Arc;
 use caf_actors::block_worker::retry::RetryRules;
 use caf_actors::pool::policy::Policy;
 use caf_actors::settings::PoolsSettings;
+use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::{
     QueuePolicySettings, RejectionPolicy, RetryPolicySettings, TimeoutPolicySettings,
 };
+use caf_actors::tenants::Tenants;
 use caf_protocol::block::ResourceClass;
-use caf_protocol::live::Live;
 
 use super::environment::split;
 use super::feature::Feature;
@@ -36,14 +37,18 @@ pub struct InForce {
     pub metrics: bool,
     /// Whether spans are sent to a collector.
     pub tracing: bool,
+    /// Whether requests to cancel are read and obeyed.
+    pub cancellation: bool,
+    /// When nothing is called any more that keeps failing; nothing is never.
+    pub circuit_breaker: Option<CircuitBreakerSettings>,
     /// Slots and queue of each pool, in the order of [`ResourceClass::ALL`].
     pools: [PoolSize; 3],
     /// The keys that the slots of each pool come from, in the same order.
     slots_keys: [String; 3],
     /// What happens while pools are full.
     pub admission: Admission,
-    /// Tenants that may send jobs; empty lets all. May change while the node runs.
-    pub tenants: Live<Vec<String>>,
+    /// Who may send jobs, and how much each may use. May change while the node runs.
+    pub tenants: Tenants,
     /// Flags that are on, and parts of policies, that have no effect: each with a sentence for the operator.
     pub warnings: Vec<String>,
 }
@@ -85,6 +90,9 @@ impl InForce {
         let mut queue = gate(Feature::Queue, worker.queue.v2.enabled).then(|| worker.queue.v2.clone());
         let metrics = gate(Feature::Metrics, worker.metrics.enabled);
         let tracing = gate(Feature::Tracing, worker.tracing.enabled);
+        let cancellation = gate(Feature::Cancellation, worker.cancellation.enabled);
+        let circuit_breaker = gate(Feature::CircuitBreaker, worker.circuit_breaker.enabled)
+            .then(|| worker.circuit_breaker.clone());
         warnings.extend(retry.iter().flat_map(advice::of_retry));
         warnings.extend(queue.iter().flat_map(advice::of_queue));
         let admission = settings.queue.admission.unwrap_or(match queue {
@@ -109,8 +117,10 @@ impl InForce {
             queue,
             metrics,
             tracing,
+            cancellation,
+            circuit_breaker,
             admission,
-            tenants: Live::new(settings.tenants.allowed.clone()),
+            tenants: Tenants::new(settings.tenants.clone()),
             warnings,
         }
     }
@@ -123,6 +133,8 @@ impl InForce {
             Feature::Queue => self.queue.is_some(),
             Feature::Metrics => self.metrics,
             Feature::Tracing => self.tracing,
+            Feature::Cancellation => self.cancellation,
+            Feature::CircuitBreaker => self.circuit_breaker.is_some(),
         }
     }
 

@@ -37,13 +37,16 @@ fn the_log_of_a_node_that_starts_says_which_features_are_in_force_and_why() -> R
     assert_eq!(
         place.features(&[])?,
         json!({
-            "retry": "cp1", "timeouts": "cp1", "queue": "cp1", "metrics": "cp1", "tracing": "cp1", "admission": "wait",
+            "retry": "cp1", "timeouts": "cp1", "queue": "cp1", "metrics": "cp1", "tracing": "cp1",
+            "cancellation": "cp1", "circuit breaker": "cp1", "admission": "wait",
             "sources": {
                 "retry": "file config/worker/retry_policy.json",
                 "timeouts": "file config/worker/timeout_policy.json",
                 "queue": "file config/worker/queue_policy.json",
                 "metrics": "default",
                 "tracing": "default",
+                "cancellation": "default",
+                "circuit breaker": "default",
             },
         })
     );
@@ -56,7 +59,8 @@ fn the_log_of_a_node_that_starts_says_which_features_are_in_force_and_why() -> R
     assert_eq!(
         on,
         json!({
-            "retry": "cp2", "timeouts": "cp1", "queue": "cp2", "metrics": "cp2", "tracing": "cp1", "admission": "refuse",
+            "retry": "cp2", "timeouts": "cp1", "queue": "cp2", "metrics": "cp2", "tracing": "cp1",
+            "cancellation": "cp1", "circuit breaker": "cp1", "admission": "refuse",
             "rejection_policy": "defer",
             "sources": {
                 "retry": "env CP2_ADVANCED_RETRY_ENABLED",
@@ -64,6 +68,8 @@ fn the_log_of_a_node_that_starts_says_which_features_are_in_force_and_why() -> R
                 "queue": "env WORKER_QUEUE_V2_ENABLED",
                 "metrics": "env BEAMLINE_METRICS_ENABLED",
                 "tracing": "default",
+                "cancellation": "default",
+                "circuit breaker": "default",
             },
         })
     );
@@ -81,7 +87,6 @@ fn what_is_said_of_flags_in_vain_is_said_by_every_command_that_looks_at_them() -
     let place = with_policies()?;
     let variables = [
         ("CP2_ADVANCED_RETRIES_ENABLED", "true"),
-        ("CP2_CANCELLATION_ENABLED", "true"),
         ("CP2_QUEUE_MANAGEMENT_ENABLED", "false"),
         ("WORKER_QUEUE_V2_ENABLED", "true"),
         ("WORKER__WORKER__QUEUE__V2__POLICIES__DEFER__ENABLED", "true"),
@@ -89,7 +94,6 @@ fn what_is_said_of_flags_in_vain_is_said_by_every_command_that_looks_at_them() -
     let starts = [
         "WORKER_QUEUE_V2_ENABLED says true and CP2_QUEUE_MANAGEMENT_ENABLED false",
         "CP2_ADVANCED_RETRIES_ENABLED is no flag",
-        "CP2_CANCELLATION_ENABLED has no effect",
         "worker.queue.v2.policies.defer is enabled and has no effect",
     ];
     let script = place.script("worker/validate_feature_flags.sh", &[], &variables)?;

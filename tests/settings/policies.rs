@@ -585,6 +585,8 @@ fn verdicts_on_policy_files_and_flags_can_be_had_as_json() -> Result<()> {
             flag("queue", true, "CP1 baseline"),
             flag("metrics", false, "CP1 baseline"),
             flag("tracing", false, "CP1 baseline"),
+            flag("cancellation", false, "CP1 baseline"),
+            flag("circuit breaker", false, "CP1 baseline"),
         ]
     );
     assert_eq!(report["flags"][0]["source"], "env CP2_ADVANCED_RETRY_ENABLED");

@@ -9,12 +9,6 @@ use crate::settings::feature::Feature;
 use crate::settings::origin::Origin;
 use crate::settings::sources::{Entry, Reader};
 
-/// Flags of the contract whose features this version does not have.
-const OF_LATER_VERSIONS: [(&str, &str); 2] = [
-    ("CP2_CANCELLATION_ENABLED", "cancellation"),
-    ("CP2_CIRCUIT_BREAKER_ENABLED", "circuit breaker"),
-];
-
 /// How names of flags begin and end.
 const SHAPES: [(&str, &str); 3] = [
     ("CP2_", "_ENABLED"),
@@ -48,7 +42,7 @@ pub(super) fn warnings(variables: &Variables) -> Vec<String> {
     let others = variables
         .iter()
         .filter(|(name, _)| looks_like_one(name) && !is_name(name));
-    let in_vain = others.filter_map(|(name, text)| without_effect(name, text));
+    let in_vain = others.filter_map(|(name, _)| without_effect(name));
     disagreeing.chain(in_vain).collect()
 }
 
@@ -112,12 +106,7 @@ fn disagreement(variables: &Variables, feature: Feature) -> Vec<String> {
 }
 
 /// What to say of a variable that looks like a flag and is none.
-fn without_effect(name: &str, text: &str) -> Option<String> {
-    if let Some((_, feature)) = OF_LATER_VERSIONS.iter().find(|(later, _)| *later == name) {
-        let is_on = parse_flag(text).unwrap_or_default();
-        return is_on
-            .then(|| format!("{name} has no effect: this version has no {feature} that a flag switches on"));
-    }
+fn without_effect(name: &str) -> Option<String> {
     let nearest = names().min_by_key(|known| distance(name, known))?;
     Some(format!(
         "{name} is no flag and has no effect; the nearest known one is {nearest}"

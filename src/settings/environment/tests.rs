@@ -249,18 +249,6 @@ fn a_variable_that_looks_like_a_flag_and_is_none_is_told_the_nearest_flag() {
 }
 
 #[test]
-fn a_flag_of_a_later_version_is_said_to_do_nothing_while_it_is_on() {
-    for (name, feature) in [
-        ("CP2_CANCELLATION_ENABLED", "cancellation"),
-        ("CP2_CIRCUIT_BREAKER_ENABLED", "circuit breaker"),
-    ] {
-        let said = format!("{name} has no effect: this version has no {feature} that a flag switches on");
-        assert_eq!(flag_warnings_of(&[(name, "Yes")]), [said]);
-        assert_eq!(flag_warnings_of(&[(name, "false")]), Vec::<String>::new());
-    }
-}
-
-#[test]
 fn names_of_one_flag_that_disagree_are_said_with_the_one_that_counts() {
     let (first, second) = ("CP2_ADVANCED_RETRY_ENABLED", "WORKER_RETRIES_V2_ENABLED");
     let prefixed = "WORKER__WORKER__RETRIES__V2__ENABLED";

@@ -153,6 +153,7 @@ fn numbers_outside_their_range_are_named() {
 fn tenants_and_stream_names_must_be_usable() {
     let tenants = TenantSettings {
         allowed: vec!["acme".into(), String::new()],
+        ..TenantSettings::default()
     };
     assert_eq!(broken(|rules| tenants.validate(rules)), ["allowed"]);
     for bad in ["", "a.b", "a b", "a/b", "*", &"x".repeat(256)] {
