@@ -168,12 +168,25 @@ pub struct WorkerQueueSettings {
     pub v2: QueuePolicySettings,
 }
 
-/// Admission to the pools.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Admission to the pools, and the order in which they start jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueSettings {
     /// What happens while pools are full; without it `refuse` with the queue flag. Without the flag pools are never full.
     pub admission: Option<Admission>,
+    /// A waiting job gains one point of `options.priority` in so many milliseconds: one of priority 0 starts before all of
+    /// its tenant that come more than a hundred times as much later. With 0 priorities mean nothing.
+    pub ageing_ms_per_point: u64,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            admission: None,
+            // The widest lead, of priority 100 over 0, is 10 s: a job gets its turn well within the default deadline.
+            ageing_ms_per_point: 100,
+        }
+    }
 }
 
 /// What happens to assignments while pools are full.

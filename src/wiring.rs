@@ -21,9 +21,13 @@ use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
 use caf_actors::outbox::Outbox;
 use caf_actors::pool::auditor::audit;
+use caf_actors::pool::line::Ageing;
 use caf_actors::pool::policy::QueueRules;
 use caf_actors::pool::room::{self, Room};
-use caf_actors::pool::{Deferrals, EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
+use caf_actors::pool::running::RunningJobs;
+use caf_actors::pool::{
+    Deferrals, EmptyLine, LookAtPool, LookInLine, Places, Pool, PoolDoor, PoolDoors, Shares, Slots,
+};
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
 use caf_actors::sink::Sink;
@@ -85,6 +89,8 @@ pub struct PoolHandle {
     pub empty: Route<EmptyLine>,
     /// The health page looks at it.
     pub look: Route<LookAtPool>,
+    /// Who explains an assignment looks for it in its line.
+    pub look_in_line: Route<LookInLine>,
     /// Its slots.
     pub slots: Arc<Slots>,
     /// Its places.
@@ -198,6 +204,11 @@ pub async fn build(
         log.clone(),
     )
     .telling_timeouts(in_force.timeouts.is_some());
+    let shares = Shares {
+        tenants: in_force.tenants.clone(),
+        running: RunningJobs::default(),
+        ageing: Ageing(Duration::from_millis(settings.queue.ageing_ms_per_point)),
+    };
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
@@ -207,7 +218,7 @@ pub async fn build(
         let places = Places::new(class, size.slots, rules, status.held().returned(), log.clone());
         let (handle, door) = start_pool(
             class,
-            (size.slots, places),
+            (size.slots, places, shares.clone()),
             &supervisor,
             &loops,
             (&publisher, &workers),
@@ -336,7 +347,7 @@ fn publisher_child(
 
 async fn start_pool(
     class: ResourceClass,
-    (count, places): (usize, Places),
+    (count, places, shares): (usize, Places, Shares),
     supervisor: &Addr<Supervisor>,
     loops: &EventLoops,
     (publisher, blueprint): (&PublisherRoutes, &BlockWorker),
@@ -359,6 +370,7 @@ async fn start_pool(
         class,
         empty: Route::default(),
         look: Route::default(),
+        look_in_line: Route::default(),
         slots: Arc::clone(&slots),
         places: door.places.clone(),
     };
@@ -367,6 +379,7 @@ async fn start_pool(
     let tells_timeouts = blueprint.tells_timeouts();
     let places = door.places.clone();
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
+    let look_in_line = handle.look_in_line.clone();
     let child = Child {
         name: format!("pool.{}", class.as_str()),
         may_finish: false,
@@ -376,9 +389,11 @@ async fn start_pool(
             let (publisher, log) = (publisher.clone(), log.clone());
             let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
             let slots_returned = slots_returned.clone();
+            let (shares, look_in_line) = (shares.clone(), look_in_line.clone());
             async move {
+                let room_for_tenant = shares.running.door(class).clone();
                 let make = move || {
-                    let pool = Pool::new(class, places, slots, workers, publisher, log);
+                    let pool = Pool::new(class, places, slots, workers, publisher, shares, log);
                     pool.telling_timeouts(tells_timeouts)
                 };
                 let connect = move |address: &Addr<Pool>| {
@@ -386,6 +401,8 @@ async fn start_pool(
                     slots_returned.connect(address);
                     empty.connect(address);
                     look.connect(address);
+                    look_in_line.connect(address);
+                    room_for_tenant.connect(address);
                 };
                 spawn_actor(&on, make, connect, ended).await;
             }

@@ -463,6 +463,7 @@ impl Intake {
             identity: case.identity,
             work: runnable.work,
             class: runnable.class,
+            priority: runnable.priority,
             repeatable: runnable.repeatable,
             started: case.first_start,
             began: None,

@@ -161,6 +161,8 @@ pub struct Job {
     pub work: Work,
     /// Pool it runs in.
     pub class: ResourceClass,
+    /// How urgent it is among the jobs of its tenant.
+    pub priority: u8,
     /// Whether running it twice is harmless.
     pub repeatable: bool,
     /// First start of handling by a worker: deadline and latency count from here.

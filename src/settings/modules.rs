@@ -10,7 +10,7 @@ use super::origin::Origin;
 /// Every file and folder of the sources of the worker, and its crates.
 const MODULES: &str = "\
     abandoned ack actors address admin admission advice answers ask assignment assignments asyncapi \
-    attention audit auditor background backoff bench block block_worker blocks body book buckets budget \
+    attention audit auditor background backoff bench block block_worker blocks body book bounds buckets budget \
     cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
     config connection consumption contract counts course database dead_letter dead_letters decision decode \
     deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \

@@ -14,6 +14,8 @@ use super::{HttpSettings, Settings, WorkerSettings, worker_id};
 
 /// Longest time between heartbeats: longer than the longest deadline would mean nothing.
 const MAX_LIMIT_MS: u64 = 3_600_000;
+/// Slowest ageing: at this one, a lead of 60 points lasts as long as the longest deadline.
+const MAX_AGEING_MS: u64 = 60_000;
 
 impl Settings {
     /// Checks every rule that types cannot express; reports all that are broken.
@@ -25,6 +27,13 @@ impl Settings {
         rules.section("idempotency", |rules| self.idempotency.validate(rules));
         rules.section("retry", |rules| self.retry.validate(rules));
         rules.section("tenants", |rules| self.tenants.validate(rules));
+        rules.section("queue", |rules| {
+            rules.range(
+                "ageing_ms_per_point",
+                self.queue.ageing_ms_per_point,
+                0..=MAX_AGEING_MS,
+            );
+        });
         rules.section("drain", |rules| self.drain.validate(rules));
         rules.section("http", |rules| check_http(&self.http, rules));
         rules.section("outbox", |rules| self.outbox.validate(rules));

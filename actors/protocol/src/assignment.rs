@@ -24,8 +24,10 @@ pub const DEFAULT_DEADLINE_MS: u64 = 30_000;
 pub const MAX_DEADLINE_MS: u64 = 3_600_000;
 /// Most calls that an assignment may ask for; more would only outlive the longest deadline.
 pub const MAX_ATTEMPTS: u32 = 100;
-/// Priority of a job that names none; the router's default.
-pub const DEFAULT_PRIORITY: u64 = 50;
+/// Priority of a job that names none, or no number; the router's default.
+pub const DEFAULT_PRIORITY: u8 = 50;
+/// The highest priority: what is beyond counts as this.
+pub const MAX_PRIORITY: u8 = 100;
 /// Longest correlation id that is carried along, valid or not, in bytes.
 const MAX_RAW_ID_BYTES: usize = 128;
 
@@ -75,6 +77,8 @@ pub struct Assignment {
     pub backoff_ms: Option<u64>,
     /// Pool that the assignment asks for. Absent: the block's own class.
     pub resource_class: Option<ResourceClass>,
+    /// How urgent it is among the jobs of its tenant: 0..100, the higher the sooner.
+    pub priority: u8,
 }
 
 /// What a job is given.
@@ -347,6 +351,7 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
         max_attempts: read_max_attempts(shape),
         backoff_ms: read_backoff_ms(shape),
         resource_class: read_resource_class(shape),
+        priority: read_priority(shape),
     })
 }
 
@@ -495,6 +500,25 @@ fn read_resource_class(shape: &Shape<'_>) -> Option<ResourceClass> {
     [shape.root, shape.job]
         .into_iter()
         .find_map(|place| text(object(place, "resources"), "class").and_then(ResourceClass::from_name))
+}
+
+/// What is no number is taken for none; what is out of range, for the nearest that is in it.
+fn read_priority(shape: &Shape<'_>) -> u8 {
+    let number = match shape.options.get("priority") {
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(text)) => text.trim().parse().ok(),
+        _ => None,
+    };
+    let Some(number) = number.filter(|number: &f64| !number.is_nan()) else {
+        return DEFAULT_PRIORITY;
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range is that of the type"
+    )]
+    let priority = number.clamp(0.0, f64::from(MAX_PRIORITY)) as u8;
+    priority
 }
 
 #[cfg(test)]

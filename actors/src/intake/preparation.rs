@@ -35,6 +35,8 @@ pub struct Runnable {
     pub work: Work,
     /// Pool it runs in.
     pub class: ResourceClass,
+    /// How urgent it is among the jobs of its tenant.
+    pub priority: u8,
     /// Whether running it twice is harmless.
     pub repeatable: bool,
     /// How long it may take from the first start.
@@ -73,6 +75,7 @@ impl Preparation {
         Ok(Runnable {
             work,
             class: assignment.resource_class.unwrap_or(block.spec().class),
+            priority: assignment.priority,
             repeatable: block.spec().repeatable,
             time_limit: Duration::from_millis(assignment.deadline_ms),
             retry: self.retry.plan(&assignment.job_type, asked),

@@ -229,6 +229,7 @@ impl Bench {
             },
             work: Work::Ready(task),
             class: ResourceClass::Cpu,
+            priority: 50,
             repeatable: false,
             started: received,
             began: None,
