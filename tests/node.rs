@@ -20,6 +20,8 @@ mod dead_letters;
 mod deploy;
 #[path = "node/discovery.rs"]
 mod discovery;
+#[path = "node/fairness.rs"]
+mod fairness;
 #[path = "node/gates.rs"]
 mod gates;
 #[path = "node/kubernetes.rs"]

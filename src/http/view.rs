@@ -12,11 +12,12 @@ use caf_actors::claims::{Claims, ClaimsSnapshot};
 use caf_actors::consumption::ConsumptionView;
 use caf_actors::lease::{LeaseSnapshot, LeaseTable};
 use caf_actors::outbox::{Outbox, OutboxSnapshot};
-use caf_actors::pool::{LookAtPool, PoolSnapshot, Slots};
+use caf_actors::pool::{InLine, LookAtPool, LookInLine, PoolSnapshot, Slots};
 use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Route;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::Budget;
+use caf_protocol::ids::AssignmentKey;
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
@@ -109,6 +110,7 @@ pub struct PoolView {
 /// What is looked at, once the tree is built.
 pub(super) struct Parts {
     pools: Vec<(&'static str, Route<LookAtPool>, Arc<Slots>)>,
+    lines: Vec<(&'static str, Route<LookInLine>)>,
     publisher: Route<LookAtPublisher>,
     threads: Threads,
     pub(super) claims: Claims,
@@ -123,8 +125,12 @@ impl Parts {
             .pools
             .iter()
             .map(|pool| (pool.class.as_str(), pool.look.clone(), Arc::clone(&pool.slots)));
+        let lines = tree.pools.iter();
         Self {
             pools: pools.collect(),
+            lines: lines
+                .map(|pool| (pool.class.as_str(), pool.look_in_line.clone()))
+                .collect(),
             publisher: tree.publisher.clone(),
             threads: tree.threads.clone(),
             claims: tree.claims.clone(),
@@ -132,6 +138,17 @@ impl Parts {
             leases: tree.leases.clone(),
             restarts: tree.restarts.clone(),
         }
+    }
+
+    /// Where this assignment of this tenant stands in the line of a pool, if it does.
+    pub(super) async fn find_in_line(
+        &self,
+        pool: &str,
+        (key, tenant_id): (AssignmentKey, &str),
+        limit: Duration,
+    ) -> Option<InLine> {
+        let (_, route) = self.lines.iter().find(|(class, _)| *class == pool)?;
+        route.ask(LookInLine(key, tenant_id.to_owned()), limit).await?
     }
 
     pub(super) async fn look(&self, limit: Duration) -> PartsView {

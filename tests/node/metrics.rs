@@ -103,6 +103,8 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_pool_slots", "gauge", "resource_pool", ""),
     ("worker_pool_slots_used", "gauge", "resource_pool", ""),
     ("worker_pool_slots_available", "gauge", "resource_pool", ""),
+    ("worker_tenants_waiting", "gauge", "resource_pool", ""),
+    ("worker_tenants_at_limit", "gauge", "resource_pool", ""),
     ("worker_wait_seconds", "histogram", "cause", ""),
     ("worker_publish_to_result_seconds", "histogram", "", ""),
     ("worker_publish_seconds", "histogram", "kind", ""),

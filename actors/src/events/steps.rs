@@ -32,7 +32,7 @@ const STEP_LABELS: &[&str] = &[
 /// Statuses of executions.
 pub const STATUSES: &[&str] = &["success", "error", "timeout", "cancelled"];
 /// What a job may wait for.
-pub const CAUSES: &[&str] = &["permit", "queue", "retry"];
+pub const CAUSES: &[&str] = &["permit", "queue", "retry", "tenant_limit"];
 
 /// Jobs that ended, under the name of CP1.
 pub static TASKS: Metric = Metric {

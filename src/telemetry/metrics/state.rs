@@ -41,6 +41,11 @@ states! {
     POOL_SLOTS_USED = "worker_pool_slots_used" ["resource_pool"] Gauge: "Slots that are not free.";
     /// Free slots.
     POOL_SLOTS_AVAILABLE = "worker_pool_slots_available" ["resource_pool"] Gauge: "Slots that are free.";
+    /// Tenants that wait.
+    TENANTS_WAITING = "worker_tenants_waiting" ["resource_pool"] Gauge: "Tenants that have jobs waiting for a slot.";
+    /// Tenants whose jobs wait for their own limit.
+    TENANTS_AT_LIMIT = "worker_tenants_at_limit" ["resource_pool"] Gauge:
+        "Those of them that run as many jobs as they may (max_running).";
     /// The checks of the health page.
     HEALTH_STATUS = "worker_health_status" ["check"] Gauge: "Checks of the health page: 1 ok, 0 failed.";
     /// Answers on disk.
@@ -180,6 +185,8 @@ fn of_pool(pool: &PoolView, samples: &mut Vec<Sample>) {
         let queued = number(snapshot.queued);
         samples.push(QUEUE_DEPTH.sample(&class, queued));
         samples.push(POOL_QUEUE_DEPTH.sample(&class, queued));
+        samples.push(TENANTS_WAITING.sample(&class, number(snapshot.tenants_waiting)));
+        samples.push(TENANTS_AT_LIMIT.sample(&class, number(snapshot.tenants_at_limit)));
     }
 }
 
