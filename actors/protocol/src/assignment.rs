@@ -75,6 +75,17 @@ pub struct Assignment {
     pub backoff_ms: Option<u64>,
     /// Pool that the assignment asks for. Absent: the block's own class.
     pub resource_class: Option<ResourceClass>,
+    /// What it says that it will need.
+    pub estimate: Estimate,
+}
+
+/// What a job says that it will need: 0 where it says nothing. Believed, and only held against the quotas of its tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Processor time, in milliseconds.
+    pub cpu_time_ms: u64,
 }
 
 /// What a job is given.
@@ -347,6 +358,7 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
         max_attempts: read_max_attempts(shape),
         backoff_ms: read_backoff_ms(shape),
         resource_class: read_resource_class(shape),
+        estimate: read_estimate(shape),
     })
 }
 
@@ -495,6 +507,20 @@ fn read_resource_class(shape: &Shape<'_>) -> Option<ResourceClass> {
     [shape.root, shape.job]
         .into_iter()
         .find_map(|place| text(object(place, "resources"), "class").and_then(ResourceClass::from_name))
+}
+
+/// Where `resources` stands is read in the order of the class; a value that is no number counts as absent.
+fn read_estimate(shape: &Shape<'_>) -> Estimate {
+    let read = |key: &str| {
+        [shape.root, shape.job]
+            .into_iter()
+            .find_map(|place| lenient_u64(object(place, "resources").get(key)?))
+            .unwrap_or_default()
+    };
+    Estimate {
+        memory_bytes: read("memory_bytes"),
+        cpu_time_ms: read("cpu_time_ms"),
+    }
 }
 
 #[cfg(test)]
