@@ -124,6 +124,20 @@ mutant pools-have-no-bound actors/src/pool/policy.rs \
 mutant debts-stay actors/src/pool/places.rs \
     '            self.owes = true;' \
     '            self.owes = false;'
+# What was taken on once is not refused by a quota.
+mutant quotas-refuse-what-was-taken-on actors/src/tenants/accounts.rs \
+    'if !ask.taken_on_before {' \
+    'if !ask.taken_on_before || policy.max_queued.is_some() {'
+# A job that ends gives its share back.
+mutant shares-stay actors/src/tenants/accounts.rs \
+    'account.used.remove(used);
+        if refund {' \
+    'account.used.remove(Used::default());
+        if refund {'
+# What was refused by a quota stays refused, whoever takes it over.
+mutant quota-refusals-are-forgotten actors/src/claims/record.rs \
+    'let ack = self.ack.as_ref().filter(|_| self.refused);' \
+    'let ack = self.ack.as_ref().filter(|_| self.refused && self.attempt == 0);'
 # A deferral is nobody's attempt.
 mutant deferrals-are-attempts actors/src/claims/record.rs \
     '    pub fn defer(&mut self) {

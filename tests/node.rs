@@ -58,5 +58,7 @@ mod status;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
+#[path = "node/tenants.rs"]
+mod tenants;
 #[path = "node/tracing.rs"]
 mod tracing;

@@ -148,6 +148,7 @@ impl BlockWorker {
 async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
     let running = slot.occupy();
     job.began = Some(Instant::now());
+    job.holdings.share.begin();
     let ended = on_the_floor(&mut job, &worker).await;
     drop(running);
     if let Ended::Outcome(outcome, _) = &ended {

@@ -13,6 +13,7 @@ pub mod queue;
 pub mod retry;
 pub mod running;
 pub mod steps;
+pub mod tenants;
 pub mod timeouts;
 pub mod tracing;
 

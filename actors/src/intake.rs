@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::decision::{
-    Facts, PoolFact, Row, StandingFact, decide_with_place, give_up_number, rejection_number,
+    Facts, PoolFact, QuotaFact, Row, StandingFact, decide_with_place, give_up_number, rejection_number,
 };
 use self::preparation::{Preparation, Runnable};
 use crate::answers::Answers;
@@ -36,7 +36,7 @@ use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, T
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
-use crate::tenants::Tenants;
+use crate::tenants::{Ask, Share, Tenants};
 use crate::trace::{Span, Tracer};
 
 /// How long a message stays away that another worker is busy with, in milliseconds: it is asked about no more often than
@@ -177,8 +177,9 @@ impl Intake {
         }
     }
 
-    /// The row, and what the pool said to a job that would run: its place, or why there is none.
-    fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
+    /// The row, and what the pool said to a job that would run: its place, or why there is none. Its share of the quotas
+    /// is among its holdings then.
+    fn choose_row(&self, case: &mut Case) -> (Row, Option<Admitted>) {
         let now = Instant::now();
         let facts = Facts {
             unanswerable: false,
@@ -196,10 +197,15 @@ impl Intake {
                 .prepared
                 .as_ref()
                 .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            quota: QuotaFact::Within,
             pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.record.as_ref(), &self.parts.quarantine);
-        decide_with_place(facts, || {
+        let ask_quotas = || {
+            let ask = self.ask_of(case);
+            self.parts.tenants.admit(&case.identity.tenant_id, &ask, now)
+        };
+        let (row, admitted, share) = decide_with_place(facts, ask_quotas, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
             let deferrable = case.holdings.lease.as_ref().map(|lease| Deferrable {
@@ -209,7 +215,20 @@ impl Intake {
                 deferrals: self.parts.status.deferrals(),
             });
             Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
-        })
+        });
+        case.holdings.share = share;
+        (row, admitted)
+    }
+
+    /// What a job asks of the quotas of its tenant. One whose acknowledgement is fixed was taken on before.
+    fn ask_of(&self, case: &Case) -> Ask {
+        let job = case.prepared.as_ref().ok();
+        Ask {
+            bytes: case.arrival.payload.len() as u64,
+            estimate: job.map(|job| job.estimate).unwrap_or_default(),
+            has_slot: job.is_some_and(|job| self.parts.pools.get(job.class).places.has_slot()),
+            taken_on_before: case.sent_ack.is_some(),
+        }
     }
 
     // ---- Effects ----
@@ -226,12 +245,13 @@ impl Intake {
             lease,
             permit,
             given_up,
+            share: Share::default(),
             span: Span::default(),
         };
         let Some(mut case) = self.open(arrival, holdings) else {
             return;
         };
-        let (row, admitted) = self.choose_row(&case);
+        let (row, admitted) = self.choose_row(&mut case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings);
         }
@@ -336,7 +356,7 @@ impl Intake {
         self.settle(case.holdings, row.verdict_without_answer());
     }
 
-    /// Rows 2, 3 and 4. `refused`: what the pool says.
+    /// Rows 2, 3, 4 and 4b. `refused`: what the pool says.
     fn reject(
         &self,
         case: Case,
@@ -347,6 +367,10 @@ impl Intake {
     ) {
         match (reason, &case.prepared) {
             (RejectReason::QueueFull, Ok(job)) => self.log_no_place(&case.identity, job.class, refused),
+            (RejectReason::QuotaExceeded, _) => {
+                let line = events::tenants::over_quota(&case.identity, &failure);
+                self.parts.log.emit(line);
+            }
             _ => self
                 .parts
                 .log
@@ -437,6 +461,7 @@ impl Intake {
     fn accept(&self, mut case: Case, taken: TakenPlace) {
         let TakenPlace { place, load, terms } = taken;
         case.holdings.permit.placed();
+        case.holdings.share = std::mem::take(&mut case.holdings.share).kept();
         let message = self.ack(&case, None, load);
         let record = case.known.record.as_ref();
         let alone = record.is_some_and(|record| self.parts.quarantine.runs_alone(record));

@@ -25,6 +25,7 @@ use crate::lease::Lease;
 use crate::pool::Place;
 use crate::pool::policy::Level;
 use crate::sink::Outgoing;
+use crate::tenants::Share;
 use crate::trace::Span;
 
 /// A message as it arrived, byte for byte. Cheap to clone.
@@ -85,6 +86,8 @@ pub struct Holdings {
     pub permit: HeldPermit,
     /// In place of a lease, when the broker has given the message up.
     pub given_up: Option<GivenUp>,
+    /// What it takes of the quotas of its tenant: waiting and running until it has an outcome.
+    pub share: Share,
     /// The span of the delivery: over when everything else is let go. Empty while traces are off.
     pub span: Span,
 }

@@ -186,7 +186,8 @@ impl Conclude {
     }
 
     /// [`Conclude::of_job`] for a job that leaves by another row.
-    pub fn of_job_by(row: &'static str, job: Job, step: StepResult) -> Self {
+    pub fn of_job_by(row: &'static str, mut job: Job, step: StepResult) -> Self {
+        job.holdings.share.end();
         let answer = Answer {
             ack: AckState::Sent(job.ack),
             dead_letter: dead_letter_of(&step.outcome),

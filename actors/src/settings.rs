@@ -7,6 +7,7 @@
 pub mod circuit_breaker;
 pub mod policies;
 pub mod rules;
+pub mod tenants;
 
 mod validate;
 
@@ -18,6 +19,7 @@ use caf_protocol::block::ResourceClass;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::tenants::{PolicyStoreSettings, TenantOverride, TenantPolicy, TenantSettings};
 use crate::mask;
 
 /// How assignments arrive.
@@ -406,36 +408,6 @@ impl Default for DlqSettings {
     fn default() -> Self {
         Self {
             payload: LetterPayload::Include,
-        }
-    }
-}
-
-/// Who may send jobs, and how much each may use of this worker.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TenantSettings {
-    /// Tenants that may; empty lets all.
-    pub allowed: Vec<String>,
-    /// What each tenant may use that has no entry in `overrides`.
-    pub default: TenantPolicy,
-}
-
-/// How much one tenant may use of this worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TenantPolicy {
-    /// Its share of the slots beside other tenants that wait for the same pool: a tenant of weight 2 gets twice as many
-    /// turns as one of weight 1.
-    pub weight: u32,
-    /// Most of its jobs that run at once, in all pools together; nothing is no limit.
-    pub max_running: Option<usize>,
-}
-
-impl Default for TenantPolicy {
-    fn default() -> Self {
-        Self {
-            weight: 1,
-            max_running: None,
         }
     }
 }

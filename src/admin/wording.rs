@@ -460,6 +460,7 @@ fn row_of(status: &str, reason: Option<&str>, dropped: bool, accepted: bool) -> 
         ("cancelled", _) => "9",
         (_, Some("queue_full")) => "4",
         (_, Some("tenant_not_allowed")) => "3",
+        (_, Some("quota_exceeded")) => "4b",
         (_, Some("quarantined")) => "14",
         (_, Some("attempts_exhausted")) => "17",
         _ => "2",

@@ -8,11 +8,12 @@ use std::io::Write;
 use caf_actors::block_worker::retry::numbers::family;
 use caf_actors::block_worker::retry::preview::Preview;
 use caf_actors::clock::whole_ms;
-use caf_actors::intake::decision::{Facts, Row, decide};
+use caf_actors::intake::decision::{Facts, QuotaFact, Row, decide};
 use caf_actors::intake::preparation::{Preparation, Runnable};
 use caf_actors::job::Work;
 use caf_actors::pool::policy::Policy;
 use caf_actors::settings::policies::TotalLimit;
+use caf_actors::tenants::Ask;
 use caf_blocks::Blocks;
 use caf_protocol::assignment::{Identity, Reading, read};
 use caf_protocol::block::ResourceClass;
@@ -154,7 +155,11 @@ impl DryRun<'_> {
         let prepared = assignment.and_then(|assignment| self.preparation.prepare(assignment));
         let allowed = &self.settings.tenants.allowed;
         let tenant_allowed = allowed.is_empty() || allowed.contains(&identity.tenant_id);
-        let verdict = match decide(&Facts::of_new(prepared.as_ref().err(), tenant_allowed)) {
+        let mut facts = Facts::of_new(prepared.as_ref().err(), tenant_allowed);
+        if let (true, Ok(job)) = (tenant_allowed, &prepared) {
+            facts.quota = self.quota(&identity, payload, job);
+        }
+        let verdict = match decide(&facts) {
             Row::Reject { reason, failure, .. } | Row::GiveUp { reason, failure } => {
                 rejected(reason.as_str(), failure)
             }
@@ -165,6 +170,19 @@ impl DryRun<'_> {
         let job = prepared.ok().filter(|_| runs);
         let job = job.map(|job| self.planned(identity.job_type.as_deref().unwrap_or_default(), &job));
         (runs, self.written(&identity, verdict, job))
+    }
+
+    /// What the quotas of the tenant say, as if nothing else of it were under way: nothing is taken of them.
+    fn quota(&self, identity: &Identity, payload: &[u8], job: &Runnable) -> QuotaFact {
+        let ask = Ask {
+            bytes: payload.len() as u64,
+            estimate: job.estimate,
+            has_slot: true,
+            taken_on_before: false,
+        };
+        let tenants = &self.in_force.tenants;
+        let answer = tenants.admit(&identity.tenant_id, &ask, Instant::now());
+        answer.map_or_else(QuotaFact::Exceeded, |_| QuotaFact::Within)
     }
 
     fn written(&self, identity: &Identity, verdict: Verdict, job: Option<PlannedJob>) -> String {

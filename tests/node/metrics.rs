@@ -125,6 +125,7 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_drain_seconds", "gauge", "", ""),
     ("worker_pull_rebuilds_total", "counter", "", ""),
     ("worker_restarts_total", "counter", "actor", ""),
+    ("worker_quota_rejections_total", "counter", "quota tenant_id", ""),
     ("worker_restart_budget_used", "gauge", "", ""),
     ("worker_stray_threads", "gauge", "", ""),
     ("worker_duplicates_total", "counter", "kind", ""),

@@ -79,6 +79,17 @@ pub struct Assignment {
     pub resource_class: Option<ResourceClass>,
     /// How urgent it is among the jobs of its tenant: 0..100, the higher the sooner.
     pub priority: u8,
+    /// What it says that it will need.
+    pub estimate: Estimate,
+}
+
+/// What a job says that it will need: 0 where it says nothing. Believed, and only held against the quotas of its tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Processor time, in milliseconds.
+    pub cpu_time_ms: u64,
 }
 
 /// What a job is given.
@@ -352,6 +363,7 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
         backoff_ms: read_backoff_ms(shape),
         resource_class: read_resource_class(shape),
         priority: read_priority(shape),
+        estimate: read_estimate(shape),
     })
 }
 
@@ -519,6 +531,20 @@ fn read_priority(shape: &Shape<'_>) -> u8 {
     )]
     let priority = number.clamp(0.0, f64::from(MAX_PRIORITY)) as u8;
     priority
+}
+
+/// Where `resources` stands is read in the order of the class; a value that is no number counts as absent.
+fn read_estimate(shape: &Shape<'_>) -> Estimate {
+    let read = |key: &str| {
+        [shape.root, shape.job]
+            .into_iter()
+            .find_map(|place| lenient_u64(object(place, "resources").get(key)?))
+            .unwrap_or_default()
+    };
+    Estimate {
+        memory_bytes: read("memory_bytes"),
+        cpu_time_ms: read("cpu_time_ms"),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::ack::RejectReason;
-use caf_protocol::assignment::{Assignment, Payload, Refusal};
+use caf_protocol::assignment::{Assignment, Estimate, Payload, Refusal};
 use caf_protocol::block::{Block, Inputs, Registry, ResourceClass, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
@@ -43,6 +43,8 @@ pub struct Runnable {
     pub time_limit: Duration,
     /// Whether, how often and when a failed attempt is followed by another.
     pub retry: RetryPlan,
+    /// What it says that it will need.
+    pub estimate: Estimate,
 }
 
 impl Preparation {
@@ -79,6 +81,7 @@ impl Preparation {
             repeatable: block.spec().repeatable,
             time_limit: Duration::from_millis(assignment.deadline_ms),
             retry: self.retry.plan(&assignment.job_type, asked),
+            estimate: assignment.estimate,
         })
     }
 

@@ -21,6 +21,8 @@ use super::kernel::{Micros, SECOND};
 use super::scenario::{Kind, Scenario, Spec};
 use super::world::World;
 
+/// Token of acknowledgements by row 4b.
+const QUOTA_EXCEEDED: &[u8] = b"quota_exceeded";
 /// Longest time that a worker may take from its first question to an owner until it has written its claim.
 const TAKE_OVER_TAKES: Micros = 20 * SECOND;
 
@@ -484,6 +486,10 @@ impl World {
                     node.id
                 ));
             }
+            let held = node.tenants.held("acme");
+            if held > 0 {
+                self.fail(format!("process {} has lost {held} shares of its tenant", node.id));
+            }
             if !node.leases.renewable(self.instant()).is_empty() || !node.claims.held_in_fleet().is_empty() {
                 self.fail(format!("process {} still holds leases or claims", node.id));
             }
@@ -524,6 +530,8 @@ impl World {
                 }
                 None => false,
             },
+            // What was taken on once is never refused.
+            "row 4b" => self.scenario.max_queued.is_some() && ledger.acks.iter().all(says_over_quota),
             "row 16" => {
                 matches!(&self.scenario.queue, Some(queue) if matches!(queue.policy, Policy::DropOldest { .. }))
             }
@@ -542,6 +550,9 @@ impl World {
                 spec.kind, ledger.deaths, ledger.deaths_alone
             ));
         }
+        if row != "row 4b" && !matches!(row, "row 14" | "row 17") && ledger.acks.iter().any(says_over_quota) {
+            return Err(format!("was refused by a quota, and left by {row}"));
+        }
         if ledger.acks.is_empty() {
             if matches!(row, "row 14" | "row 17") {
                 self.audit
@@ -558,4 +569,8 @@ impl World {
         self.audit.count("assignments");
         Ok(())
     }
+}
+
+fn says_over_quota(ack: &Bytes) -> bool {
+    ack.windows(QUOTA_EXCEEDED.len()).any(|part| part == QUOTA_EXCEEDED)
 }

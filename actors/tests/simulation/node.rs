@@ -26,8 +26,9 @@ use caf_actors::job::Holdings;
 use caf_actors::lease::LeaseTable;
 use caf_actors::pool::room::Room;
 use caf_actors::pool::{Debt, Deferrals, Places};
-use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings};
+use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings, TenantSettings};
 use caf_actors::sink::{Outgoing, Verdict};
+use caf_actors::tenants::{Share, TenantPolicy, Tenants};
 use caf_actors::trace::Span;
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use tokio::sync::{RwLock, oneshot, watch};
@@ -56,6 +57,7 @@ pub(crate) struct Node {
     pub leases: LeaseTable,
     pub held: HeldPermits,
     pub places: Places,
+    pub tenants: Tenants,
     deferrals: Deferrals,
     /// As in the pool.
     debts: Mutex<Vec<Debt>>,
@@ -99,6 +101,14 @@ impl Node {
             admission: scenario.admission,
             pools: vec![places.clone()],
         });
+        let default = TenantPolicy {
+            max_queued: scenario.max_queued,
+            ..TenantPolicy::default()
+        };
+        let tenants = TenantSettings {
+            default,
+            ..TenantSettings::default()
+        };
         Self {
             sim: sim.clone(),
             id,
@@ -108,6 +118,7 @@ impl Node {
             leases,
             held,
             places,
+            tenants: Tenants::new(tenants),
             deferrals: Deferrals::new(scenario.max_ack_pending),
             debts: Mutex::default(),
             answers: Answers::new(&subjects, &format!("w{worker}")),
@@ -218,6 +229,7 @@ impl Node {
                 lease: Some(lease),
                 permit,
                 given_up: None,
+                share: Share::default(),
                 span: Span::default(),
             };
             if self.is_draining() {

@@ -110,6 +110,8 @@ pub(crate) struct Scenario {
     pub is_calm: bool,
     /// What all workers say of retries.
     pub retry: RetryRules,
+    /// Most jobs of the one tenant that may wait at a worker.
+    pub max_queued: Option<usize>,
 }
 
 impl Scenario {
@@ -158,6 +160,7 @@ impl Scenario {
             skew_ms: (0..workers).map(|_| dice.range(0, 1_000)).collect(),
             is_calm,
             retry: retry_rules(dice),
+            max_queued: dice.percent(25).then(|| 1 + dice.index(3)),
         };
         if !is_calm {
             let count = dice.index(9);
@@ -190,7 +193,7 @@ impl Scenario {
             self.request_limit / MS,
             self.rule
         )];
-        lines.push(format!("{:?}", self.retry));
+        lines.push(format!("{:?}, at most waiting {:?}", self.retry, self.max_queued));
         lines.push(format!(
             "one in so many: killed at a step {}, reply lost {}, not kept {}",
             self.kill_one_in, self.lose_one_in, self.unkept_one_in

@@ -124,6 +124,10 @@ fn mend(ending: &Ending, life: &Life, scene: &Scene<'_>) -> Option<(String, bool
             "Allow the tenant first (tenants.allowed, then SIGHUP)".to_owned(),
             true,
         )),
+        (Some("quota_exceeded"), _) => Some((
+            "Send it again when the tenant has less under way, or raise the limit (tenants.overrides, then SIGHUP)".to_owned(),
+            true,
+        )),
         (Some("unsupported_job_type"), _) => sender("No block runs this job type"),
         (
             Some(

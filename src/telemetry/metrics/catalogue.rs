@@ -5,7 +5,7 @@
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
-use caf_actors::events::{delivery, logging, queue, retry, running, steps, timeouts};
+use caf_actors::events::{delivery, logging, queue, retry, running, steps, tenants, timeouts};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::error_code::ErrorCode;
@@ -108,6 +108,7 @@ fn measured() -> Vec<Listed> {
         &retry::BACKOFF,
         &retry::BUDGET_USAGE,
         &timeouts::RATE,
+        &tenants::QUOTA_REJECTIONS,
     ];
     all.extend(others.into_iter().map(without_series));
     // Only names that come with assignments get there, unless the program is at fault.

@@ -172,11 +172,15 @@ pub struct Retry {
     pub backoff_ms: Option<u64>,
 }
 
-/// Which pool runs the job.
+/// Which pool runs the job, and what it will need.
 #[derive(Debug, JsonSchema)]
 pub struct Resources {
     /// The pool; without it, or when it is none of the three, the block's own.
     pub class: Option<ResourceClass>,
+    /// Memory that the job will need, in bytes: held against the quota of its tenant. Absent: nothing is.
+    pub memory_bytes: Option<u64>,
+    /// Processor time that the job will need, in milliseconds: held against the quota of its tenant. Absent: nothing is.
+    pub cpu_time_ms: Option<u64>,
     /// Anything else.
     #[schemars(flatten)]
     pub other: BTreeMap<String, Value>,

@@ -20,6 +20,7 @@ use crate::pool::{Admitted, Places, TakenPlace};
 use crate::settings::LimitSettings;
 use crate::settings::policies::{Jitter, RetryPolicySettings};
 use crate::sink::Outgoing;
+use crate::tenants::Share;
 
 /// A call that takes so long does not end.
 pub(super) const NEVER: u64 = 3_600_000;
@@ -253,6 +254,7 @@ impl Bench {
                 lease: None,
                 permit,
                 given_up: None,
+                share: Share::default(),
                 span: Span::default(),
             },
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::settings::PoolSettings;
+use crate::settings::{PoolSettings, TenantSettings};
 
 fn broken(check: impl FnOnce(&mut Rules)) -> Vec<String> {
     let mut rules = Rules::default();

@@ -8,12 +8,13 @@ use caf_actors::claims::fleet::{Found, Learnt, Revision, StoreError, Taken};
 use caf_actors::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use caf_actors::claims::{Claim, Standing};
 use caf_actors::intake::HAND_BACK_DELAY_MS;
-use caf_actors::intake::decision::{Facts, PoolFact, Row, StandingFact, decide_with_place};
+use caf_actors::intake::decision::{Facts, PoolFact, QuotaFact, Row, StandingFact, decide_with_place};
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
 use caf_actors::pool::policy::Terms;
 use caf_actors::pool::{Admitted, Deferrable, Deferral, TakenPlace};
 use caf_actors::publisher::AckState;
 use caf_actors::sink::{Outgoing, Verdict};
+use caf_actors::tenants::{Ask, Share};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Assignment, Identity, Reading, Refusal};
 use caf_protocol::dead_letter::{Cause, Original};
@@ -83,7 +84,7 @@ impl Node {
             fixed_ack: None,
             holdings,
         };
-        let (row, admitted) = self.choose_row(&case);
+        let (row, admitted) = self.choose_row(&mut case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, case.standing, case.spec, case.holdings);
         }
@@ -92,7 +93,7 @@ impl Node {
         self.admit(case, row, admitted).await;
     }
 
-    fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
+    fn choose_row(&self, case: &mut Case) -> (Row, Option<Admitted>) {
         let now = self.now();
         let facts = Facts {
             unanswerable: false,
@@ -110,10 +111,19 @@ impl Node {
                 .prepared
                 .as_ref()
                 .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            quota: QuotaFact::Within,
             pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.as_ref(), &self.scenario.rule);
-        decide_with_place(facts, || {
+        let ask_quotas = || {
+            let ask = Ask {
+                has_slot: self.places.has_slot(),
+                taken_on_before: case.sent_ack.is_some(),
+                ..Ask::default()
+            };
+            self.tenants.admit(&case.identity.tenant_id, &ask, now)
+        };
+        let (row, admitted, share) = decide_with_place(facts, ask_quotas, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
             let deferrable = case.holdings.lease.as_ref().map(|lease| Deferrable {
@@ -123,7 +133,9 @@ impl Node {
                 deferrals: &self.deferrals,
             });
             Some(self.places.admit(now, deferrable))
-        })
+        });
+        case.holdings.share = share;
+        (row, admitted)
     }
 
     async fn admit(self: Arc<Self>, mut case: Case, mut row: Row, mut admitted: Option<Admitted>) {
@@ -143,6 +155,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             drop(admitted.take());
+            case.holdings.share = Share::default();
             let learnt = match found {
                 Ok(found) => self.learn(&claimant, found, &mut case).await,
                 Err(error) => Err(error),
@@ -156,7 +169,7 @@ impl Node {
                 }
                 return;
             }
-            (row, admitted) = self.choose_row(&case);
+            (row, admitted) = self.choose_row(&mut case);
             if !row.needs_claim() {
                 return self.leave(case, &row);
             }
@@ -230,6 +243,7 @@ impl Node {
             ) => {
                 let name = match reason {
                     RejectReason::QueueFull => "row 4",
+                    RejectReason::QuotaExceeded => "row 4b",
                     RejectReason::TenantNotAllowed => "row 3",
                     _ => "row 2",
                 };
@@ -352,6 +366,7 @@ impl Node {
     fn accept(self: Arc<Self>, mut case: Case, taken: TakenPlace) {
         let TakenPlace { place, load, terms } = taken;
         case.holdings.permit.placed();
+        case.holdings.share = std::mem::take(&mut case.holdings.share).kept();
         let message = self.ack(&case, None, load);
         let alone = case
             .known

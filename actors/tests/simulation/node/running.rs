@@ -150,7 +150,8 @@ impl Node {
         self.spawn(async move { node.settle(holdings, verdict).await });
     }
 
-    fn conclude_job(self: &Arc<Self>, job: Job, row: &'static str, outcome: Outcome, retries_used: u32) {
+    fn conclude_job(self: &Arc<Self>, mut job: Job, row: &'static str, outcome: Outcome, retries_used: u32) {
+        job.holdings.share.end();
         let step = StepResult {
             latency_ms: elapsed_ms(job.started, self.now()),
             outcome,
@@ -175,6 +176,7 @@ impl Node {
     // ---- The block worker ----
 
     async fn run(self: Arc<Self>, mut job: Job) {
+        job.holdings.share.begin();
         let ended = self.on_the_floor(&job).await;
         self.running.fetch_sub(1, SeqCst);
         self.pump();
