@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use caf_actors::answers::Answers;
+use caf_actors::cancellation::Cancellable;
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
 use caf_actors::events::Log;
@@ -218,6 +219,7 @@ impl Node {
                 lease: Some(lease),
                 permit,
                 given_up: None,
+                cancel: Cancellable::by_shutdown(self.cancel.child_token()),
                 span: Span::default(),
             };
             if self.is_draining() {

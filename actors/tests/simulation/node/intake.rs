@@ -95,6 +95,7 @@ impl Node {
     fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
         let now = self.now();
         let facts = Facts {
+            cancelled: false,
             unanswerable: false,
             standing: StandingFact::of(
                 &case.standing,
