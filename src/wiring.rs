@@ -10,6 +10,7 @@ use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
+use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::Claims;
 use caf_actors::claims::record::QuarantineRule;
 use caf_actors::event_loop::{self, LoopClock};
@@ -27,6 +28,7 @@ use caf_actors::pool::room::{self, Room};
 use caf_actors::pool::running::RunningJobs;
 use caf_actors::pool::{
     Deferrals, EmptyLine, LookAtPool, LookInLine, Places, Pool, PoolDoor, PoolDoors, Shares, Slots,
+    TakeCancelled,
 };
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
@@ -87,6 +89,8 @@ pub struct PoolHandle {
     pub class: ResourceClass,
     /// Shutdown empties its line.
     pub empty: Route<EmptyLine>,
+    /// Told when jobs of its line may have been cancelled.
+    pub cancelled: Route<TakeCancelled>,
     /// The health page looks at it.
     pub look: Route<LookAtPool>,
     /// Who explains an assignment looks for it in its line.
@@ -109,6 +113,8 @@ pub struct Edges {
     pub outbox: Option<Outbox>,
     /// Where it stands what runs, for whoever comes after a sudden death.
     pub marks: Option<Marks>,
+    /// Who is cancelled by request.
+    pub cancellations: Cancellations,
     /// Opens the spans of deliveries; the default one opens none.
     pub tracer: Tracer,
 }
@@ -135,6 +141,8 @@ pub struct Tree {
     pub restarts: Budget,
     /// Cancels every job.
     pub cancel_all: CancellationToken,
+    /// Who is cancelled by request.
+    pub cancellations: Cancellations,
     /// Watches the parts.
     pub supervisor: Addr<Supervisor>,
     /// Tells when the node must leave.
@@ -169,6 +177,7 @@ pub async fn build(
         claims,
         outbox,
         marks,
+        cancellations,
         tracer,
     } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
@@ -225,6 +234,7 @@ pub async fn build(
             log,
         )
         .await;
+        cancellations.watch_line(&handle.cancelled);
         pools.push(handle);
         doors.push(door);
     }
@@ -251,6 +261,7 @@ pub async fn build(
             max_attempts: settings.nats.max_deliver,
         },
         cancel_all: cancel_all.clone(),
+        cancellations: cancellations.clone(),
         tracer,
         log: log.clone(),
     };
@@ -273,6 +284,7 @@ pub async fn build(
         threads,
         restarts,
         cancel_all,
+        cancellations,
         supervisor,
         escalations,
         escalate,
@@ -309,6 +321,16 @@ pub fn operation_limits(in_force: &InForce) -> OperationLimits {
 pub fn new_status(settings: &Settings) -> NodeStatus {
     let deferrals = Deferrals::new(settings.nats.max_ack_pending);
     NodeStatus::new(HeldPermits::new(&settings.limits), deferrals)
+}
+
+/// Who can be cancelled by request: nobody, unless the feature is in force.
+pub fn new_cancellations(settings: &Settings, in_force: &InForce, log: &Log) -> Cancellations {
+    let settings = &settings.worker.cancellation;
+    if !in_force.cancellation {
+        return Cancellations::off();
+    }
+    let ttl = Duration::from_secs(settings.tombstone_ttl_s);
+    Cancellations::new(ttl, settings.max_tombstones, log.clone())
 }
 
 /// Gives a child to the supervisor and waits until it takes messages.
@@ -369,6 +391,7 @@ async fn start_pool(
     let handle = PoolHandle {
         class,
         empty: Route::default(),
+        cancelled: Route::default(),
         look: Route::default(),
         look_in_line: Route::default(),
         slots: Arc::clone(&slots),
@@ -380,6 +403,7 @@ async fn start_pool(
     let places = door.places.clone();
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
     let look_in_line = handle.look_in_line.clone();
+    let cancelled = handle.cancelled.clone();
     let child = Child {
         name: format!("pool.{}", class.as_str()),
         may_finish: false,
@@ -388,7 +412,7 @@ async fn start_pool(
             let (places, slots, workers) = (places.clone(), Arc::clone(&slots), workers.clone());
             let (publisher, log) = (publisher.clone(), log.clone());
             let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
-            let slots_returned = slots_returned.clone();
+            let (slots_returned, cancelled) = (slots_returned.clone(), cancelled.clone());
             let (shares, look_in_line) = (shares.clone(), look_in_line.clone());
             async move {
                 let room_for_tenant = shares.running.door(class).clone();
@@ -400,6 +424,7 @@ async fn start_pool(
                     enqueue.connect(address);
                     slots_returned.connect(address);
                     empty.connect(address);
+                    cancelled.connect(address);
                     look.connect(address);
                     look_in_line.connect(address);
                     room_for_tenant.connect(address);

@@ -1,8 +1,9 @@
 //! A pool: the waiting line and the slots of one resource class.
 //!
 //! Neighbours: intake takes a [`Place`] and hands over the job; as soon as a slot is free, the pool gives a block worker the
-//! job whose turn it is by the line, if its tenant may run one more ([`Shares`]). A job that runs out of time in the line, or has to make room for another (row 16), goes straight to
-//! the publisher. The pool never rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
+//! job whose turn it is by the line, if its tenant may run one more ([`Shares`]). A job that runs out of time in the line,
+//! has to make room for another (row 16), or is cancelled by request, goes straight to the publisher. The pool never
+//! rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
 //! re-created sees the true counts; the jobs that waited in it come back by redelivery.
 
 pub mod auditor;
@@ -121,6 +122,11 @@ pub struct InLine {
     /// Whether it waits because its tenant runs as many as it may.
     pub at_limit: bool,
 }
+
+/// From whoever cancels: jobs in the line may have been cancelled by request.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct TakeCancelled;
 
 /// From the health page: proof of life.
 #[derive(Message)]
@@ -343,6 +349,21 @@ impl Pool {
         }
     }
 
+    /// Row 9 for jobs that were cancelled by request while they waited.
+    fn take_cancelled(&mut self, now: Instant) {
+        let is_cancelled = |job: &Box<Job>| job.holdings.cancel.asked().is_some();
+        for waiting in self.line.take_where(now, is_cancelled) {
+            self.measure_wait(&waiting, now);
+            self.conclude_cancelled(*waiting.item, now);
+        }
+    }
+
+    fn conclude_cancelled(&self, job: Job, now: Instant) {
+        if let Some(asked) = job.holdings.cancel.asked().cloned() {
+            self.conclude_by("9", job, Outcome::from(asked.failure()), now);
+        }
+    }
+
     /// A job leaves the line without a start. How long the others waited is measured with their start.
     fn measure_wait(&self, left: &Waiting<Box<Job>>, now: Instant) {
         self.log
@@ -409,6 +430,7 @@ impl Pool {
 
     fn empty_line(&mut self, how: EmptyLine) {
         let now = Instant::now();
+        self.take_cancelled(now);
         while let Some(waiting) = self.line.pop_oldest(now) {
             self.measure_wait(&waiting, now);
             let mut job = waiting.item;
@@ -454,14 +476,19 @@ impl Handler<Enqueue> for Pool {
     fn handle(&mut self, enqueue: Enqueue, context: &mut Self::Context) {
         let (Enqueue(mut job), now) = (enqueue, Instant::now());
         self.debts.extend(job.place.take_debt());
-        let tenant = job.identity.tenant_id.clone();
-        self.line.push(Newcomer {
-            tenant: &tenant,
-            priority: job.priority,
-            since: now,
-            deadline: job.deadline,
-            item: job,
-        });
+        if job.holdings.cancel.asked().is_some() {
+            // On its way here it was in no line.
+            self.conclude_cancelled(*job, now);
+        } else {
+            let tenant = job.identity.tenant_id.clone();
+            self.line.push(Newcomer {
+                tenant: &tenant,
+                priority: job.priority,
+                since: now,
+                deadline: job.deadline,
+                item: job,
+            });
+        }
         self.pump(context, false);
     }
 }
@@ -496,6 +523,15 @@ impl Handler<EmptyLine> for Pool {
 
     fn handle(&mut self, how: EmptyLine, _: &mut Self::Context) {
         self.empty_line(how);
+    }
+}
+
+impl Handler<TakeCancelled> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: TakeCancelled, context: &mut Self::Context) {
+        self.take_cancelled(Instant::now());
+        self.pump(context, true);
     }
 }
 

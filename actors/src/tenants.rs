@@ -159,7 +159,9 @@ impl Share {
         if let Some(held) = &self.0 {
             let mut state = held.tenants.state();
             let policy = state.policy(&held.tenant);
-            state.accounts.charge(&held.tenant, &policy, bytes, Instant::now());
+            state
+                .accounts
+                .charge(&held.tenant, &policy, bytes, Instant::now());
         }
     }
 }

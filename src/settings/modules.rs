@@ -11,7 +11,7 @@ use super::origin::Origin;
 const MODULES: &str = "\
     abandoned accounts ack actors address admin admission advice answers ask assignment assignments asyncapi \
     attention audit auditor background backoff bench block block_worker blocks body book bounds bucket \
-    buckets budget cancellation catalogue cgroup changes check circuit_breaker claim_store claims \
+    buckets budget cancel cancellation catalogue cgroup changes check circuit_breaker claim_store claims \
     classification cli clock config connection consumption contract counts course database dead_letter \
     dead_letters decision decode deferrals delete delivery dependencies dial discovery dlq dry_run echo ends \
     entry environment error_code errors event_loop events examples exec exec_assignment exit explain fail \
@@ -24,9 +24,9 @@ const MODULES: &str = "\
     replays request reserve result retry retry_after room roots router_side rows rules run running runtime \
     sampler schemas secrets select sending serve settings show shrinking shutdown signals sink sleep slots \
     source sources span spans spill sql sqlite state state_dir status steps store streams submit supervisor \
-    sync_plan telemetry tenants text threads timeouts timestamp tls told top trace trace_context traces \
-    tracing validate view vitals watch watchdog window wire wiring wording words worker worker_id writer \
-    writing";
+    sync_plan telemetry tenants text threads timeouts timestamp tls told tombstones top trace trace_context \
+    traces tracing validate view vitals watch watchdog window wire wiring wording words worker worker_id \
+    writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");
 /// A variable that speaks to other programs too.

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use caf_actors::answers::Answers;
+use caf_actors::cancellation::Cancellable;
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
 use caf_actors::events::Log;
@@ -230,6 +231,7 @@ impl Node {
                 permit,
                 given_up: None,
                 share: Share::default(),
+                cancel: Cancellable::by_shutdown(self.cancel.child_token()),
                 span: Span::default(),
             };
             if self.is_draining() {

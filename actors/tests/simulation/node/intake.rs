@@ -96,6 +96,7 @@ impl Node {
     fn choose_row(&self, case: &mut Case) -> (Row, Option<Admitted>) {
         let now = self.now();
         let facts = Facts {
+            cancelled: false,
             unanswerable: false,
             standing: StandingFact::of(
                 &case.standing,
