@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_actors::block_worker::threads::Threads;
+use caf_actors::breakers::{Breakers, BreakersView};
 use caf_actors::claims::{Claims, ClaimsSnapshot};
 use caf_actors::consumption::ConsumptionView;
 use caf_actors::lease::{LeaseSnapshot, LeaseTable};
@@ -90,6 +91,8 @@ pub struct PartsView {
     pub outbox_oldest_ms: Option<u64>,
     /// Deliveries that are held.
     pub leases: LeaseSnapshot,
+    /// Circuit breakers, while their flag is on.
+    pub breakers: Option<BreakersView>,
     /// Share of the restarts that is used up.
     pub restart_budget_used: f64,
 }
@@ -111,6 +114,7 @@ pub(super) struct Parts {
     pools: Vec<(&'static str, Route<LookAtPool>, Arc<Slots>)>,
     publisher: Route<LookAtPublisher>,
     threads: Threads,
+    pub(super) breakers: Breakers,
     pub(super) claims: Claims,
     outbox: Option<Outbox>,
     pub(super) leases: LeaseTable,
@@ -127,6 +131,7 @@ impl Parts {
             pools: pools.collect(),
             publisher: tree.publisher.clone(),
             threads: tree.threads.clone(),
+            breakers: tree.breakers.clone(),
             claims: tree.claims.clone(),
             outbox: tree.outbox.clone(),
             leases: tree.leases.clone(),
@@ -161,6 +166,8 @@ impl Parts {
             outbox: self.outbox.as_ref().map(Outbox::snapshot),
             outbox_oldest_ms: self.outbox.as_ref().and_then(Outbox::oldest_stored_at_ms),
             leases: self.leases.snapshot(now),
+            // Metrics and checks want numbers only.
+            breakers: self.breakers.look(0),
             restart_budget_used: self.restarts.used(now),
         }
     }
