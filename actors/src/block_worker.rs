@@ -143,6 +143,15 @@ impl BlockWorker {
         self.tells_timeouts
     }
 
+    /// What this job asks before it calls.
+    fn breakers_for(&self, job: &Job) -> Breakers {
+        if job.skip_circuit_breaker {
+            Breakers::default()
+        } else {
+            self.breakers.clone()
+        }
+    }
+
     fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
         let events = || events::timeouts::of_attempt(&job.identity, operations, failure);
         self.log.tell(self.tells_timeouts, events);
@@ -342,7 +351,10 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         };
         took_token = match (&job.work, called) {
             (Work::Ready(task), true) => {
-                match worker.breakers.retry(&job.identity, &**task, &failure, delay) {
+                match worker
+                    .breakers_for(job)
+                    .retry(&job.identity, &**task, &failure, delay)
+                {
                     Ok(took_token) => took_token,
                     Err(failure) => {
                         return Ended::Outcome(Outcome::from(course.withheld(failure)), course.retries());
@@ -372,7 +384,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
 /// The right to call what the job's task talks to, where that is known before the attempt.
 fn pass(job: &Job, took_token: bool, worker: &BlockWorker) -> Result<Option<Pass>, Failure> {
     match &job.work {
-        Work::Ready(task) => worker.breakers.admit(&job.identity, &**task, took_token),
+        Work::Ready(task) => worker.breakers_for(job).admit(&job.identity, &**task, took_token),
         Work::Referenced(_) => Ok(None),
     }
 }
@@ -490,7 +502,7 @@ async fn one_attempt(
     // Of inputs that were elsewhere it is known only now what the task talks to.
     let pass = match pass {
         Some(pass) => Some(pass),
-        None => match worker.breakers.admit(&job.identity, &*task, took_token) {
+        None => match worker.breakers_for(job).admit(&job.identity, &*task, took_token) {
             Ok(pass) => pass,
             Err(refused) => return Attempt::Refused(refused),
         },

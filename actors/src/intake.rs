@@ -469,6 +469,7 @@ impl Intake {
             deadline,
             retry: runnable.retry,
             skip_retries: terms.skip_retries,
+            skip_circuit_breaker: terms.skip_circuit_breaker,
             alone,
             cancel: self.parts.cancel_all.child_token(),
             load,
