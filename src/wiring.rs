@@ -10,6 +10,7 @@ use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
+use caf_actors::breakers::Breakers;
 use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::Claims;
 use caf_actors::claims::record::QuarantineRule;
@@ -137,6 +138,8 @@ pub struct Tree {
     pub outbox: Option<Outbox>,
     /// Threads that outlived their job.
     pub threads: Threads,
+    /// What is left alone because it keeps failing.
+    pub breakers: Breakers,
     /// Restarts that are left.
     pub restarts: Budget,
     /// Cancels every job.
@@ -204,6 +207,7 @@ pub async fn build(
     .await;
 
     let threads = Threads::default();
+    let breakers = breakers(in_force, log);
     let max_payload_ref_bytes = settings.limits.max_payload_ref_bytes;
     let workers = BlockWorker::new(
         publisher.clone(),
@@ -212,7 +216,8 @@ pub async fn build(
         marks,
         log.clone(),
     )
-    .telling_timeouts(in_force.timeouts.is_some());
+    .telling_timeouts(in_force.timeouts.is_some())
+    .with_breakers(breakers.clone());
     let shares = Shares {
         tenants: in_force.tenants.clone(),
         running: RunningJobs::default(),
@@ -282,6 +287,7 @@ pub async fn build(
         claims,
         outbox,
         threads,
+        breakers,
         restarts,
         cancel_all,
         cancellations,
@@ -299,6 +305,12 @@ pub fn preparation(settings: &Settings, in_force: &InForce, blocks: Blocks) -> P
         fetchers: blocks.fetchers,
         retry: in_force.retry_rules(settings),
     }
+}
+
+/// Circuit breakers, while their flag is on; otherwise none, and nothing is kept.
+fn breakers(in_force: &InForce, log: &Log) -> Breakers {
+    let settings = in_force.circuit_breaker.as_ref();
+    settings.map_or_else(Breakers::default, |settings| Breakers::new(settings, log.clone()))
 }
 
 /// Limits on the operations of blocks, while their policy is in force.

@@ -10,6 +10,8 @@ mod alerts;
 mod answering;
 #[path = "node/boards.rs"]
 mod boards;
+#[path = "node/breakers.rs"]
+mod breakers;
 #[path = "node/commands.rs"]
 mod commands;
 #[path = "node/core_mode.rs"]

@@ -4,6 +4,7 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod breakers;
 pub mod cancellation;
 pub mod course;
 pub mod delivery;
@@ -31,6 +32,7 @@ use fields::Fields;
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
 
+use crate::breakers::{BUDGET_DETAIL, STATE_DETAIL};
 use crate::claims::fleet::StoreError;
 use crate::claims::record::ClaimRecord;
 use crate::levels::Levels;
@@ -305,10 +307,18 @@ impl Event {
 
     /// What made a job run out of time: whether it waited for a slot until then; which limit, how long it is, which wait
     /// before the next call it did not hold, and how the last call had failed.
+    /// For want of what it was not called, or not called again, too.
     fn limited(self, failure: &Failure) -> Self {
         let details = &failure.details;
         let mut event = self;
-        for key in ["waiting", "limit", "limit_ms", "next_wait_ms"] {
+        for key in [
+            "waiting",
+            "limit",
+            "limit_ms",
+            "next_wait_ms",
+            STATE_DETAIL,
+            BUDGET_DETAIL,
+        ] {
             if let Some(value) = details.get(key) {
                 event = event.with(key, value.clone());
             }

@@ -511,6 +511,7 @@ impl Intake {
             deadline,
             retry: runnable.retry,
             skip_retries: terms.skip_retries,
+            skip_circuit_breaker: terms.skip_circuit_breaker,
             alone,
             load,
             ack: SentAck {

@@ -181,6 +181,8 @@ pub struct Job {
     pub retry: RetryPlan,
     /// Whether it is called once only, whatever its plan: its pool was overloaded when it came.
     pub skip_retries: bool,
+    /// Whether it is called whatever its circuit breaker says: its pool was loaded when it came.
+    pub skip_circuit_breaker: bool,
     /// Whether nothing may run beside it: it may have killed its worker before.
     pub alone: bool,
     /// Load of the pool when the job came, if its queue is bounded.

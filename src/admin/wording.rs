@@ -381,7 +381,8 @@ impl Life {
                 }
                 "Step execution completed" | "Step execution failed" | "Step canceled" => {
                     // A job that ends because of the wait after its last call: that call had a failure of its own.
-                    let waits = note.number("next_wait_ms").is_some();
+                    let waits =
+                        note.number("next_wait_ms").is_some() || note.text("circuit_breaker").is_some();
                     let last = note.text("last_error_code").filter(|_| waits).map(str::to_owned);
                     life.close(&mut began_ms, note.at_ms, last.or(code));
                     life.cause = Cause::of(note, entry.accepted_ms);
@@ -390,6 +391,8 @@ impl Life {
                 "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
                     life.end(note, false, false);
                 }
+                // No call began after all.
+                "Call refused by circuit breaker" => began_ms = None,
                 "Answer not confirmed" => life.unconfirmed = note.text("part").map(str::to_owned),
                 "Assignment concluded" => life.conclude(note),
                 "Assignment not run" | "Result suppressed" => {

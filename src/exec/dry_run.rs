@@ -12,11 +12,13 @@ use caf_actors::intake::decision::{Facts, QuotaFact, Row, decide};
 use caf_actors::intake::preparation::{Preparation, Runnable};
 use caf_actors::job::Work;
 use caf_actors::pool::policy::Policy;
+use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::TotalLimit;
 use caf_actors::tenants::Ask;
 use caf_blocks::Blocks;
 use caf_protocol::assignment::{Identity, Reading, read};
 use caf_protocol::block::ResourceClass;
+use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
 use serde::Serialize;
@@ -70,6 +72,18 @@ struct PlannedJob {
     retry: Preview,
     timeouts: Option<Timeouts>,
     queue: Queue,
+    /// Absent with the flag off, for jobs that talk to nobody, and where the inputs were not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    circuit_breaker: Option<Breaker>,
+}
+
+/// What calls and retries of a job depend on beside its own plan.
+#[derive(Serialize)]
+struct Breaker {
+    kind: EndpointKind,
+    endpoint: String,
+    #[serde(flatten)]
+    rules: CircuitBreakerSettings,
 }
 
 /// Limits on operations that are in force for the job's block; absent with the flag off.
@@ -215,7 +229,19 @@ impl DryRun<'_> {
             retry: job.retry.preview(Instant::now(), job.time_limit),
             timeouts: self.timeouts(family(job_type)),
             queue: self.queue(job.class),
+            circuit_breaker: self.breaker(&job.work),
         }
+    }
+
+    fn breaker(&self, work: &Work) -> Option<Breaker> {
+        let rules = self.in_force.circuit_breaker.clone()?;
+        let Work::Ready(task) = work else { return None };
+        let endpoint = task.endpoint()?;
+        Some(Breaker {
+            kind: endpoint.kind(),
+            endpoint: endpoint.name().to_owned(),
+            rules,
+        })
     }
 
     fn timeouts(&self, family: &str) -> Option<Timeouts> {

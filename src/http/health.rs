@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpResponse, web};
+use caf_actors::breakers::Breakers;
 use caf_actors::claims::Claims;
 use caf_actors::event_loop::LoopClock;
 use caf_actors::lease::LeaseTable;
@@ -154,6 +155,11 @@ impl Health {
     /// What is known of assignments; nothing before the tree is built.
     pub fn claims(&self) -> Option<&Claims> {
         self.parts.get().map(|parts| &parts.claims)
+    }
+
+    /// What is left alone because it keeps failing; nothing before the tree is built.
+    pub fn breakers(&self) -> Option<&Breakers> {
+        self.parts.get().map(|parts| &parts.breakers)
     }
 
     /// What is held from the broker; nothing before the tree is built.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_actors::block_worker::threads::Threads;
+use caf_actors::breakers::{Breakers, BreakersView};
 use caf_actors::claims::{Claims, ClaimsSnapshot};
 use caf_actors::consumption::ConsumptionView;
 use caf_actors::lease::{LeaseSnapshot, LeaseTable};
@@ -91,6 +92,8 @@ pub struct PartsView {
     pub outbox_oldest_ms: Option<u64>,
     /// Deliveries that are held.
     pub leases: LeaseSnapshot,
+    /// Circuit breakers, while their flag is on.
+    pub breakers: Option<BreakersView>,
     /// Share of the restarts that is used up.
     pub restart_budget_used: f64,
 }
@@ -113,6 +116,7 @@ pub(super) struct Parts {
     lines: Vec<(&'static str, Route<LookInLine>)>,
     publisher: Route<LookAtPublisher>,
     threads: Threads,
+    pub(super) breakers: Breakers,
     pub(super) claims: Claims,
     outbox: Option<Outbox>,
     pub(super) leases: LeaseTable,
@@ -133,6 +137,7 @@ impl Parts {
                 .collect(),
             publisher: tree.publisher.clone(),
             threads: tree.threads.clone(),
+            breakers: tree.breakers.clone(),
             claims: tree.claims.clone(),
             outbox: tree.outbox.clone(),
             leases: tree.leases.clone(),
@@ -178,6 +183,8 @@ impl Parts {
             outbox: self.outbox.as_ref().map(Outbox::snapshot),
             outbox_oldest_ms: self.outbox.as_ref().and_then(Outbox::oldest_stored_at_ms),
             leases: self.leases.snapshot(now),
+            // Metrics and checks want numbers only.
+            breakers: self.breakers.look(0),
             restart_budget_used: self.restarts.used(now),
         }
     }

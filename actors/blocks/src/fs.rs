@@ -19,6 +19,7 @@ use std::sync::Arc;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
+use caf_protocol::endpoint::{Endpoint, EndpointKind, Sign};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
@@ -27,6 +28,7 @@ use schemars::JsonSchema;
 use self::delete::Delete;
 pub(crate) use self::fetch::FileFetch;
 use self::get::Get;
+use self::path::JobPath;
 use self::put::Put;
 use self::roots::Roots;
 use crate::OperationLimits;
@@ -59,6 +61,9 @@ trait Action: Sized + Send + Sync + 'static {
     const OPERATIONS: &'static [Operation];
 
     fn from_inputs(inputs: &Inputs) -> Result<Self, Failure>;
+
+    /// Which file.
+    fn path(&self) -> &JobPath;
 
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure>;
 
@@ -145,6 +150,11 @@ impl<A: Action> Task for FileTask<A> {
         A::OPERATIONS
     }
 
+    fn endpoint(&self) -> Option<Endpoint> {
+        let root = self.shared.roots.name_of(self.action.path())?;
+        Some(Endpoint::new(EndpointKind::Fs, root))
+    }
+
     fn is_repeatable(&self) -> Option<bool> {
         self.action.is_repeatable()
     }
@@ -186,7 +196,29 @@ fn failure_of(error: io::Error, doing: &str) -> Failure {
         ),
         _ => (ErrorCode::ExecutionFailed, doing),
     };
-    Failure::of_field(code, "path", rule).internally(format!("{doing}: {error}"))
+    let failure = Failure::of_field(code, "path", rule).internally(format!("{doing}: {error}"));
+    match sign_of(&error) {
+        Some(sign) => failure.saying(sign),
+        None => failure,
+    }
+}
+
+/// What an error of the system says of the directory of the settings; nothing where the failure's code says it. A file that
+/// may not be read says nothing of its directory; one that cannot be written is the business of `put`.
+fn sign_of(error: &io::Error) -> Option<Sign> {
+    use io::ErrorKind as Kind;
+    use rustix::io::Errno;
+    let of_the_device = [Errno::IO, Errno::STALE, Errno::NODEV, Errno::HOSTDOWN];
+    match error.kind() {
+        Kind::NotFound => Some(Sign::Up),
+        Kind::ReadOnlyFilesystem | Kind::StorageFull | Kind::QuotaExceeded | Kind::TimedOut => {
+            Some(Sign::Down)
+        }
+        _ if Errno::from_io_error(error).is_some_and(|errno| of_the_device.contains(&errno)) => {
+            Some(Sign::Down)
+        }
+        _ => None,
+    }
 }
 
 fn too_large(size: u64, limit: u64) -> Failure {

@@ -28,6 +28,7 @@ use awc::http::{Method, StatusCode, header};
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
+use caf_protocol::endpoint::{Endpoint, EndpointKind};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
@@ -172,8 +173,9 @@ impl Task for HttpTask {
         &[Operation::HttpConnect, Operation::HttpRead]
     }
 
-    fn http_origin(&self) -> Option<String> {
-        Some(self.request.url.origin().ascii_serialization())
+    fn endpoint(&self) -> Option<Endpoint> {
+        let origin = self.request.url.origin().ascii_serialization();
+        Some(Endpoint::new(EndpointKind::Http, &origin))
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, ResourceClass, RunMode, Task,
 };
+use caf_protocol::endpoint::{Endpoint, EndpointKind};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
@@ -79,7 +80,7 @@ impl SqlQuery {
         for (name, connection) in &settings.connections {
             match Source::named(connection, &settings.memory) {
                 Ok(source) => {
-                    named.insert(name.clone(), Arc::new(source));
+                    named.insert(name.clone(), Arc::new(source.called(name)));
                 }
                 Err(Broken { key, rule }) => {
                     let key = ["blocks", "sql", "connections", name, key];
@@ -188,6 +189,16 @@ impl Task for SqlTask {
             }
             Target::Source(_) => &[Operation::SqlStatement],
             Target::Refused => &[],
+        }
+    }
+
+    fn endpoint(&self) -> Option<Endpoint> {
+        match &self.target {
+            Target::Source(source) => {
+                let name = source.name.as_deref()?;
+                Some(Endpoint::new(EndpointKind::Sql, name))
+            }
+            Target::Refused => None,
         }
     }
 

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 pub use tokio_util::sync::CancellationToken;
 
+use crate::endpoint::Endpoint;
 use crate::ids::Correlation;
 use crate::limit::{Operation, OperationLimit};
 use crate::outcome::Failure;
@@ -109,9 +110,9 @@ pub trait Task: Send + Sync + 'static {
         &[]
     }
 
-    /// Where its attempts send an HTTP request, if that is what they do: scheme, host and port. For the log only; never
-    /// anything else of an address, which may hold secrets anywhere.
-    fn http_origin(&self) -> Option<String> {
+    /// What its attempts talk to, if they leave the process. Of an HTTP address no more than scheme, host and port: the rest
+    /// may hold secrets anywhere.
+    fn endpoint(&self) -> Option<Endpoint> {
         None
     }
 

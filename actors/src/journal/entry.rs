@@ -21,17 +21,19 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 46] = [
+const FACTS: [&str; 50] = [
     "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
     "broker_told",
+    "circuit_breaker",
     "dead_letter_at_ms",
     "deaths",
     "degraded",
     "delay_ms",
     "deliveries",
     "elapsed_ms",
+    "endpoint",
     "error_code",
     "from_worker",
     "given_back",
@@ -60,6 +62,8 @@ const FACTS: [&str; 46] = [
     "result_at_ms",
     "result_bytes",
     "retries_used",
+    "retry_after_ms",
+    "retry_budget",
     "status",
     "stream",
     "stream_sequence",

@@ -4,10 +4,12 @@
 //! Neighbours: the definitions stand beside the events that carry them, in `actors/src/events/`, and in [`super::state`] for
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
+use caf_actors::breakers::machine::Phase;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
-use caf_actors::events::{delivery, logging, queue, retry, running, steps, tenants, timeouts};
+use caf_actors::events::{breakers, delivery, logging, queue, retry, running, steps, tenants, timeouts};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
+use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 
@@ -67,7 +69,20 @@ fn measured() -> Vec<Listed> {
     let rejections = classes
         .iter()
         .flat_map(|&class| REJECTION_REASONS.iter().map(move |&reason| vec![class, reason]));
+    let kinds = EndpointKind::ALL.map(EndpointKind::as_str);
+    let of_breakers = |metric, values: &[&'static str]| Listed {
+        metric,
+        from_zero: kinds
+            .iter()
+            .flat_map(|&kind| values.iter().map(move |&value| vec![kind, value]))
+            .collect(),
+    };
+    let phases = Phase::ALL.map(Phase::as_str);
     let mut all = vec![
+        of_breakers(&breakers::TRANSITIONS, &phases),
+        each(&breakers::REFUSALS, &kinds),
+        of_breakers(&breakers::FORGOTTEN, &phases),
+        of_breakers(&breakers::RETRIES_WITHHELD, breakers::REASONS),
         one(&steps::TASK_FAILURES),
         each(&steps::WAITS, steps::CAUSES),
         each(&delivery::ASSIGNMENTS, delivery::ROWS),

@@ -5,8 +5,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use caf_actors::breakers::machine::Phase;
 use caf_actors::metrics::{Metric, MetricKind, Sample};
 use caf_actors::process_stats;
+use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::timestamp::epoch_ms;
 
 use crate::http::view::{NodeView, PartsView, PoolView, View};
@@ -91,6 +93,9 @@ states! {
         "Restarts within the window as a share of those allowed: above 1 the worker ends.";
     /// Threads without a job.
     STRAY_THREADS = "worker_stray_threads" [] Gauge: "Threads that are still busy although their job has ended.";
+    /// Circuit breakers.
+    CIRCUIT_BREAKERS = "worker_circuit_breakers" ["kind", "state"] Gauge:
+        "Circuit breakers by kind of endpoint and state; absent while their flag is off. One that may be tried again is half_open.";
     /// Event loops that do not wake up.
     LOOP_BLOCKED = "worker_event_loop_blocked_seconds" ["event_loop"] Gauge:
         "How long the event loop is overdue at this moment: 0 unless it is blocked.";
@@ -160,6 +165,15 @@ fn of_parts(parts: &PartsView, samples: &mut Vec<Sample>) {
         RESTART_BUDGET_USED.sample(&[], parts.restart_budget_used),
         STRAY_THREADS.sample(&[], number(parts.stray_threads)),
     ]);
+    if let Some(breakers) = &parts.breakers {
+        for (kind, phase) in EndpointKind::ALL
+            .into_iter()
+            .flat_map(|kind| Phase::ALL.map(|phase| (kind, phase)))
+        {
+            let count = breakers.counts.get(&(kind, phase)).copied().unwrap_or_default();
+            samples.push(CIRCUIT_BREAKERS.sample(&[kind.as_str(), phase.as_str()], number(count)));
+        }
+    }
     if let Some(outbox) = &parts.outbox {
         let now_ms = epoch_ms(SystemTime::now());
         let age = parts.outbox_oldest_ms.map(|stored| now_ms.saturating_sub(stored));

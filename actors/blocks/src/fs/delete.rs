@@ -52,6 +52,10 @@ impl Action for Delete {
         Ok(Self { path, missing_ok })
     }
 
+    fn path(&self) -> &JobPath {
+        &self.path
+    }
+
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
         watch.check()?;
         let Place { dir, path } = shared.roots.find(&self.path)?;

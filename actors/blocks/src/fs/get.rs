@@ -59,6 +59,10 @@ impl Action for Get {
         Ok(Self { path })
     }
 
+    fn path(&self) -> &JobPath {
+        &self.path
+    }
+
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
         let max_bytes = shared.settings.max_bytes;
         let (bytes, metadata) = read_file(&self.path, &shared.roots, max_bytes, watch)?;

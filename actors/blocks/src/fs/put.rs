@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use caf_protocol::block::{Inputs, Outputs};
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
@@ -99,6 +100,10 @@ impl Action for Put {
         })
     }
 
+    fn path(&self) -> &JobPath {
+        &self.path
+    }
+
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
         let max_bytes = shared.settings.max_bytes;
         let size = self.content.len() as u64;
@@ -135,7 +140,7 @@ impl Put {
         options.write(true).create_new(true);
         let mut file = parent
             .open_with(&temporary, &options)
-            .map_err(in_step("creating the temporary file"))?;
+            .map_err(|error| not_writable(error, "creating the temporary file"))?;
         let mut guard = Temporary {
             parent,
             name: Some(&temporary),
@@ -179,6 +184,18 @@ pub(super) fn name_if_free(parent: &Dir, temporary: &Path, name: &Path) -> io::R
     }
 }
 
+/// The failure to make something new. Where the system does not permit that, it is the directory that is at fault; what leads
+/// out of it is refused before the system is asked.
+fn not_writable(error: io::Error, doing: &str) -> Failure {
+    let by_the_system = error.raw_os_error().is_some() && error.kind() == io::ErrorKind::PermissionDenied;
+    let failure = failure_of(error, doing);
+    if by_the_system {
+        failure.saying(Sign::Down)
+    } else {
+        failure
+    }
+}
+
 /// The directory that the file goes to, created when missing, and the file's name in it.
 fn open_parent(place: Place) -> Result<(Dir, PathBuf), Failure> {
     let Place { dir, path } = place;
@@ -189,7 +206,7 @@ fn open_parent(place: Place) -> Result<(Dir, PathBuf), Failure> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => dir
                 .create_dir_all(parent)
                 .and_then(|()| dir.open_dir(parent))
-                .map_err(|error| failure_of(error, "creating the directory"))?,
+                .map_err(|error| not_writable(error, "creating the directory"))?,
             opened => opened.map_err(|error| failure_of(error, "opening the directory"))?,
         },
     };

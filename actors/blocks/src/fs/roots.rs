@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use cap_std::ambient_authority;
@@ -42,6 +43,21 @@ impl Roots {
             open: Mutex::new(None),
         });
         Self(roots.collect())
+    }
+
+    /// The name of the root that a path lies in. Opens nothing, so that a root whose own path holds symbolic links is known
+    /// by its configured path only.
+    pub(super) fn name_of(&self, path: &JobPath) -> Option<&str> {
+        if !path.is_absolute {
+            let mut named = self.0.iter().filter(|root| root.name == path.parts[0]);
+            return named.next().map(|root| &*root.name);
+        }
+        let inside = self.0.iter().filter_map(|root| {
+            let configured = std::path::absolute(&root.path).ok()?;
+            Some((leads_into(&configured, &path.parts)?, root))
+        });
+        let innermost = inside.max_by_key(|(depth, _)| *depth);
+        innermost.map(|(_, root)| &*root.name)
     }
 
     /// The root that a path lies in, opened.
@@ -108,6 +124,7 @@ impl Root {
         opened.map_err(|error| {
             let rule = format!("the directory named {} cannot be opened", self.name);
             Failure::of_field(ErrorCode::ResourceUnavailable, "path", &rule)
+                .saying(Sign::Down)
                 .internally(format!("{}: {error}", self.path.display()))
         })
     }

@@ -15,6 +15,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use caf_protocol::block::{BlockContext, Outputs};
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
@@ -50,6 +51,7 @@ pub(super) struct Postgres {
     read_only: bool,
     connect_limit: Duration,
     tls: MakeRustlsConnect,
+    place: String,
 }
 
 impl Postgres {
@@ -72,6 +74,7 @@ impl Postgres {
             config.application_name("caf-worker");
         }
         let connect_limit = ms(settings.connect_timeout_ms);
+        let place = address::place(&config);
         config.connect_timeout(connect_limit);
         // Whatever a job sets on its connection is undone before the next job gets it.
         let recycling = ManagerConfig {
@@ -87,7 +90,13 @@ impl Postgres {
             read_only: settings.read_only,
             connect_limit,
             tls,
+            place,
         })
+    }
+
+    /// Host, port and database.
+    pub(super) fn place(&self) -> String {
+        self.place.clone()
     }
 
     /// Runs the query and collects its answer.
@@ -295,12 +304,15 @@ fn failure_to_connect(error: Error) -> Failure {
         Some(told) if *told.code() == SqlState::TOO_MANY_CONNECTIONS => Failure::new(
             ErrorCode::ResourceUnavailable,
             "the database has no connection left",
-        ),
+        )
+        .saying(Sign::Down),
         Some(told) if is_going_away(told) => {
             Failure::new(ErrorCode::NetworkError, "the database is starting or stopping")
         }
         // The server's words would name user and host.
-        Some(_) => Failure::new(ErrorCode::ExecutionFailed, "the database refused the login"),
+        Some(_) => {
+            Failure::new(ErrorCode::ExecutionFailed, "the database refused the login").saying(Sign::Down)
+        }
         None if io_kind(&error) == Some(io::ErrorKind::TimedOut) => Failure::new(
             ErrorCode::ConnectionTimeout,
             "timeout while connecting to the database",
@@ -350,7 +362,9 @@ fn failure_of(error: &Error, query: &Query) -> Failure {
             Failure::new(ErrorCode::PermissionDenied, "the connection is read-only")
         }
         // Class 53: insufficient resources.
-        _ if state.starts_with("53") => Failure::new(ErrorCode::ResourceUnavailable, words),
+        _ if state.starts_with("53") => {
+            Failure::new(ErrorCode::ResourceUnavailable, words).saying(Sign::Down)
+        }
         _ => Failure::new(ErrorCode::ExecutionFailed, words),
     };
     with_state(failure, error).internally(internal_text(error))

@@ -13,6 +13,8 @@ use crate::settings::{SqlConnectionSettings, SqlMemorySettings, ms};
 
 /// A database with its limits.
 pub(super) struct Source {
+    /// What it is called: as in the settings, or by its place. Nothing in memory, which cannot fail. Holds no credentials.
+    pub(super) name: Option<String>,
     pub(super) kind: Kind,
     pub(super) read_only: bool,
     pub(super) limits: Limits,
@@ -74,6 +76,7 @@ impl Source {
     /// The database that a job gets when it names none.
     pub(super) fn memory(settings: &SqlMemorySettings) -> Self {
         Self {
+            name: None,
             kind: Kind::Memory {
                 max_database_bytes: settings.max_database_bytes,
             },
@@ -101,6 +104,11 @@ impl Source {
             Kind::Sqlite(sqlite_path(url)?)
         };
         Ok(Self {
+            name: match &kind {
+                Kind::Memory { .. } => None,
+                Kind::Sqlite(path) => Some(format!("sqlite:{}", path.display())),
+                Kind::Postgres(postgres) => Some(postgres.place()),
+            },
             kind,
             read_only: settings.read_only,
             limits: Limits {
@@ -109,6 +117,12 @@ impl Source {
                 statement_timeout: ms(settings.statement_timeout_ms),
             },
         })
+    }
+
+    /// The same under the name of the settings.
+    pub(super) fn called(mut self, name: &str) -> Self {
+        self.name = self.name.map(|_| name.to_owned());
+        self
     }
 
     /// A connection that a job brings: read-only, one connection, limits as in memory.

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use caf_protocol::block::Outputs;
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use rusqlite::config::DbConfig;
@@ -88,6 +89,7 @@ impl From<Failure> for Stop {
 fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     let cannot_open = |error: Error| {
         Failure::new(ErrorCode::ExecutionFailed, "the database cannot be opened")
+            .saying(Sign::Down)
             .internally(result_code(&error))
     };
     // Without SQLITE_OPEN_URI, so that a file name is a file name.
@@ -296,8 +298,29 @@ impl Stop {
             ),
             _ => (ErrorCode::ExecutionFailed, words_of(&error, query)),
         };
-        Failure::new(code, message).internally(result_code(&error))
+        let failure = Failure::new(code, message).internally(result_code(&error));
+        if kind.is_some_and(is_of_the_file) {
+            failure.saying(Sign::Down)
+        } else {
+            failure
+        }
     }
+}
+
+/// Whether an error is due to the file of the database, or its disk, and not to the query.
+fn is_of_the_file(kind: rusqlite::ErrorCode) -> bool {
+    use rusqlite::ErrorCode as Sqlite;
+    matches!(
+        kind,
+        Sqlite::DatabaseBusy
+            | Sqlite::DatabaseLocked
+            | Sqlite::DiskFull
+            | Sqlite::CannotOpen
+            | Sqlite::PermissionDenied
+            | Sqlite::SystemIoFailure
+            | Sqlite::DatabaseCorrupt
+            | Sqlite::NotADatabase
+    )
 }
 
 /// The database's own words, without values. A trigger's words are its author's.
