@@ -96,6 +96,12 @@ impl Drop for UnderWay {
     }
 }
 
+/// Connections of this thread that are open.
+#[cfg(test)]
+pub(super) fn open_connections() -> usize {
+    COUNTS.with(|(open, _)| open.get())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

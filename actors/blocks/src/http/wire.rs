@@ -103,12 +103,7 @@ enum State {
 pub(super) struct Wire {
     io: Io,
     state: State,
-    /// An incomplete head.
-    held: Vec<u8>,
-    /// Bytes of interim answers before it.
-    interim_bytes: usize,
-    /// Length of `held` at which it is looked at even though it has not ended.
-    look_at: usize,
+    head: Head,
     /// Bytes to hand out before reading on, and how many of them are out.
     ready: Vec<u8>,
     handed_out: usize,
@@ -125,9 +120,7 @@ impl Wire {
             state: State::Request {
                 is_head_method: false,
             },
-            held: Vec::new(),
-            interim_bytes: 0,
-            look_at: FIRST_LOOK_BYTES,
+            head: Head::default(),
             ready: Vec::new(),
             handed_out: 0,
             body_bytes: 0,
@@ -163,24 +156,37 @@ impl Wire {
             if chunk.filled().is_empty() {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
-            if let Some(until_close) = self.take_in(chunk.filled(), is_head_method)? {
-                self.ready = std::mem::take(&mut self.held);
+            if let Some(until_close) = self.head.take_in(chunk.filled(), is_head_method)? {
+                self.ready = std::mem::take(&mut self.head).held;
                 self.state = State::Body { until_close };
                 self.body_bytes = 0;
                 return Poll::Ready(Ok(()));
             }
         }
     }
+}
 
+/// The beginning of an answer, as far as it has come.
+#[derive(Debug, Default)]
+struct Head {
+    /// An incomplete head.
+    held: Vec<u8>,
+    /// Bytes of interim answers before it.
+    interim_bytes: usize,
+    /// Length of `held` at which it is looked at even though it has not ended.
+    look_at: usize,
+}
+
+impl Head {
     /// Adds to the incomplete head. When it is complete, says whether the body ends with the connection.
     fn take_in(&mut self, bytes: &[u8], is_head_method: bool) -> Result<Option<bool>, Breach> {
         let seen = self.held.len().saturating_sub(3);
         self.held.extend_from_slice(bytes);
         let new = &self.held[seen..];
         let may_end = new.windows(2).any(|end| end == b"\n\n") || new.windows(3).any(|end| end == b"\n\r\n");
-        if may_end || self.held.len() >= self.look_at {
+        if may_end || self.held.len() >= self.look_at.max(FIRST_LOOK_BYTES) {
             let verdict = judge(&mut self.held, &mut self.interim_bytes, is_head_method)?;
-            self.look_at = (self.held.len() * 2).max(FIRST_LOOK_BYTES);
+            self.look_at = self.held.len() * 2;
             if verdict.is_some() {
                 return Ok(verdict);
             }
@@ -298,12 +304,10 @@ impl AsyncWrite for Wire {
             this.state = State::Request {
                 is_head_method: false,
             };
-            this.held.clear();
-            this.interim_bytes = 0;
-            this.look_at = FIRST_LOOK_BYTES;
+            this.head = Head::default();
         }
         if let State::Request { is_head_method } = &mut this.state
-            && this.held.is_empty()
+            && this.head.held.is_empty()
         {
             *is_head_method |= buf.starts_with(b"HEAD ");
         }
@@ -424,18 +428,29 @@ mod tests {
         }
     }
 
-    /// What becomes of an answer that comes in pieces of this size, and how often it was looked at.
+    /// What becomes of an answer that comes in pieces of this size.
     fn arrive(answer: &[u8], size: usize) -> Result<Option<bool>, Breach> {
-        let (mut held, mut interim) = (Vec::new(), 0);
-        let mut verdict = Ok(None);
-        for piece in answer.chunks(size) {
-            held.extend_from_slice(piece);
-            verdict = judge(&mut held, &mut interim, false);
-            if verdict != Ok(None) {
-                break;
-            }
+        let mut head = Head::default();
+        let verdicts = answer.chunks(size).map(|piece| head.take_in(piece, false));
+        verdicts.last().expect("has pieces")
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_complete_when_it_is_and_not_read_all_over_for_each() {
+        let whole = format!(
+            "HTTP/1.1 103 Hm\r\n\r\nHTTP/1.1 200 OK\r\nA: {}\r\n\r\n",
+            "b".repeat(60_000)
+        );
+        let (mut head, mut looks) = (Head::default(), 0);
+        for (at, byte) in whole.bytes().enumerate() {
+            let before = head.look_at;
+            let verdict = head.take_in(&[byte], false);
+            looks += usize::from(head.look_at != before);
+            let expected = if at + 1 == whole.len() { Some(true) } else { None };
+            assert_eq!(verdict, Ok(expected), "{at}");
         }
-        verdict
+        assert!(looks < 30, "{looks}");
+        assert_eq!(arrive("HTTP/1.1 204 Hm\n\n".as_bytes(), 1), Ok(Some(false)));
     }
 
     #[test]
