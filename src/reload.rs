@@ -10,7 +10,7 @@ use std::sync::Arc;
 use caf_actors::events::Log;
 use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_actors::tenants::Tenants;
-use caf_blocks::AllowedTargets;
+use caf_blocks::TargetRules;
 use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
@@ -28,8 +28,8 @@ pub struct Live {
     pub log: LogControl,
     /// Who may send jobs, and how much each may use.
     pub tenants: Tenants,
-    /// Targets beside the public ones that jobs may reach.
-    pub http_targets: AllowedTargets,
+    /// Which targets jobs may reach over HTTP.
+    pub http_targets: TargetRules,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
 }
@@ -39,7 +39,7 @@ impl Live {
     fn apply(&self, settings: &Settings) -> Result<(), String> {
         // The only one that could refuse comes first, although settings that were checked are never refused.
         self.http_targets
-            .replace(&settings.blocks.http.allow_targets)
+            .replace(&settings.blocks.http)
             .map_err(|error| error.to_string())?;
         self.tenants.replace(settings.tenants.clone());
         self.log.set_levels(settings.log.rules());

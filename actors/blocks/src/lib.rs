@@ -26,7 +26,7 @@ use std::sync::Arc;
 use caf_protocol::block::Registry;
 use caf_protocol::reference::Fetchers;
 
-pub use crate::http::AllowedTargets;
+pub use crate::http::TargetRules;
 pub use crate::limits::OperationLimits;
 use crate::settings::{BlockSettings, SettingError};
 
@@ -36,8 +36,8 @@ pub struct Extras {
     /// A symbolic host name such as `health.worker.internal`, and the node's own health endpoint that it stands for.
     /// Requests to that name, whatever the port, and to the endpoint's loopback address pass the guard.
     pub health_target: Option<(String, SocketAddr)>,
-    /// Where `blocks.http.allow_targets` is kept: who holds a clone may replace it while jobs run.
-    pub http_targets: AllowedTargets,
+    /// Where the rules on targets of HTTP requests are kept: who holds a clone may replace them while jobs run.
+    pub http_targets: TargetRules,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.
@@ -107,6 +107,12 @@ pub fn build(
         .with(Arc::new(fs::blob_delete(&files)))
         .with(Arc::new(sql));
     Ok(Blocks { registry, fetchers })
+}
+
+/// Pure functions that fuzzing drives. No part of what the node uses.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::http::{UrlTarget, url_target};
 }
 
 #[cfg(test)]

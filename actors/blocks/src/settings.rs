@@ -12,6 +12,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod http;
+pub use self::http::{HttpSettings, HttpTenantSettings};
+
 /// A setting that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {rule}, got {value}", key_text(key))]
@@ -134,51 +137,6 @@ impl BlockSettings {
         } else {
             Err(checks.broken)
         }
-    }
-}
-
-/// Section `blocks.http`. How long a request may take is said by the policy of timeouts, while that is in force.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpSettings {
-    /// Targets that jobs may reach although their address is not public: an address (`10.1.2.3`), a range
-    /// (`10.0.0.0/8`) or a host name (`db.internal`), each but a range optionally with a port (`127.0.0.1:8080`,
-    /// `[::1]:8080`).
-    pub allow_targets: Vec<String>,
-    /// PEM file with certificates of further authorities that may vouch for a host, beside the public ones. Read at the
-    /// start.
-    pub ca_file: Option<PathBuf>,
-    /// Largest answer body in bytes, counted after decompression.
-    pub max_response_bytes: u64,
-    /// Largest request body in bytes.
-    pub max_request_bytes: u64,
-    /// How many redirects are followed; 0 follows none.
-    pub max_redirects: u32,
-}
-
-impl Default for HttpSettings {
-    fn default() -> Self {
-        Self {
-            allow_targets: Vec::new(),
-            ca_file: None,
-            max_response_bytes: 8 << 20,
-            max_request_bytes: 8 << 20,
-            max_redirects: 5,
-        }
-    }
-}
-
-impl HttpSettings {
-    fn check<'a>(&'a self, checks: &mut Checks<'a>) {
-        for entry in &self.allow_targets {
-            let holds = crate::http::is_target(entry);
-            checks.require("allow_targets", holds, crate::http::TARGET_RULE, entry);
-        }
-        checks.file("ca_file", self.ca_file.as_deref());
-        checks.bytes("max_response_bytes", self.max_response_bytes);
-        checks.bytes("max_request_bytes", self.max_request_bytes);
-        let holds = self.max_redirects <= 50;
-        checks.require("max_redirects", holds, "must be at most 50", self.max_redirects);
     }
 }
 

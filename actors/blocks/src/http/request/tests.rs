@@ -249,7 +249,7 @@ fn the_host_header_names_a_port_only_when_it_is_not_the_schemes_own() {
     ] {
         let url = Url::parse(url).expect("is a URL");
         assert_eq!(
-            (host_header(&url).as_str(), target(&url).as_str()),
+            (host_header(&url).as_str(), target(&url, "").as_str()),
             (host, target_text)
         );
     }
