@@ -45,6 +45,7 @@ struct Parts {
     drain: DrainSettings,
     stream: String,
     ack_wait_ms: u64,
+    sandbox: bool,
 }
 
 impl Admin {
@@ -59,6 +60,7 @@ impl Admin {
             drain: settings.drain.clone(),
             stream: settings.nats.stream.clone(),
             ack_wait_ms: settings.nats.ack_wait_ms,
+            sandbox: settings.worker.sandbox.enabled,
         }))
     }
 }

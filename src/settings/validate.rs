@@ -60,6 +60,11 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
     });
     rules.section("tracing", |rules| worker.tracing.validate(rules));
     rules.section("metrics", |rules| worker.metrics.validate(rules));
+    rules.section("sandbox", |rules| {
+        for (key, rule) in worker.sandbox.broken() {
+            rules.require(key, false, rule);
+        }
+    });
 }
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {
