@@ -16,7 +16,7 @@ const MODULES: &str = "\
     deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \
     errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields \
     flags fleet floor flow fold forbidden fs get guard happenings headers health heartbeat held http ids in_force \
-    inputs intake job journal json kept kind labels lane layers lease lease_keeper levels limit limits line \
+    inputs intake job journal json kept kind labels lane layers lease lease_keeper leftovers levels limit limits line \
     live load log logging made marks mask messages metrics model modules nats not_yet numbers objects origin otel \
     otlp outage outbox outcome output params path payload places plan policies policy policy_file pool ports \
     postgres preparation preview print process_stats properties protocol publisher pull put queue record \
@@ -24,7 +24,7 @@ const MODULES: &str = "\
     router_side rows rules run running runtime sampler sandbox schemas secrets select sending serve settings show \
     shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state state_dir \
     status steps streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
-    top trace trace_context traces tracing validate view vitals watch watchdog window wire wiring wording \
+    top trace trace_context traces tracing usage validate view vitals watch watchdog window wire wiring wording \
     words worker worker_id writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use caf_protocol::block::{Block, Registry};
 use caf_protocol::reference::Fetchers;
 
+pub use crate::fs::path_parts;
 pub use crate::http::AllowedTargets;
 pub use crate::limits::OperationLimits;
 use crate::sandbox::{Play, Rehearsal, SandboxSettings, Stage};
