@@ -50,6 +50,7 @@ struct Parts {
     ack_wait_ms: u64,
     cancellations: Cancellations,
     pass_on: PassOn,
+    sandbox: bool,
 }
 
 impl Admin {
@@ -71,6 +72,7 @@ impl Admin {
             drain: settings.drain.clone(),
             stream: settings.nats.stream.clone(),
             ack_wait_ms: settings.nats.ack_wait_ms,
+            sandbox: settings.worker.sandbox.enabled,
         }))
     }
 }

@@ -35,6 +35,7 @@ use caf_blocks::Blocks;
 use caf_protocol::block::ResourceClass;
 use caf_protocol::discovery::Service;
 use caf_protocol::ids::AssignmentKey;
+use caf_protocol::reference::Fetch;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -80,7 +81,13 @@ pub async fn run(
     let mode = settings.nats.mode;
     let mode_name = mode_name(mode);
     let sizes = ResourceClass::ALL.map(|class| in_force.pool(class).slots);
-    log.emit(events::starting(mode_name, sizes, env!("CARGO_PKG_VERSION")));
+    let sandbox = settings.worker.sandbox.enabled;
+    log.emit(events::starting(
+        mode_name,
+        sizes,
+        sandbox,
+        env!("CARGO_PKG_VERSION"),
+    ));
     if mode == NatsMode::Core {
         log.emit(events::warning(
             "nats.mode is core: assignments are delivered at most once",
@@ -160,7 +167,10 @@ pub async fn run(
         Replay::new(sink, claims, spiller, &settings.nats.subjects.result, log.clone()).with_tracer(tracer);
     if mode == NatsMode::Jetstream {
         let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
-        blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
+        let fetcher: Arc<dyn Fetch> = Arc::new(fetcher);
+        blocks.fetchers = blocks.fetchers.with(Arc::clone(&fetcher));
+        // The broker is where assignments come from, and no outside of them.
+        blocks.sandbox.fetchers = blocks.sandbox.fetchers.with(fetcher);
     }
     let tree = build(settings, in_force, blocks, edges, loops, status, log).await;
     health.watch(&tree);

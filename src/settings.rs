@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 
 use self::cancellation::CancellationSettings;
 use self::tracing::TracingSettings;
+use caf_blocks::sandbox::SandboxSettings;
 use caf_blocks::settings::BlockSettings;
 
 pub use self::metrics::MetricsSettings;
@@ -123,6 +124,8 @@ pub struct WorkerSettings {
     pub cancellation: CancellationSettings,
     /// What keeps failing is not called.
     pub circuit_breaker: CircuitBreakerSettings,
+    /// Jobs are only rehearsed.
+    pub sandbox: SandboxSettings,
 }
 
 impl Default for WorkerSettings {
@@ -140,6 +143,7 @@ impl Default for WorkerSettings {
             tracing: TracingSettings::default(),
             cancellation: CancellationSettings::default(),
             circuit_breaker: CircuitBreakerSettings::default(),
+            sandbox: SandboxSettings::default(),
         }
     }
 }

@@ -17,7 +17,7 @@ use caf_actors::claims::record::QuarantineRule;
 use caf_actors::event_loop::{self, LoopClock};
 use caf_actors::events::{self, Log};
 use caf_actors::held::HeldPermits;
-use caf_actors::intake::preparation::Preparation;
+use caf_actors::intake::preparation::{Preparation, Sandbox};
 use caf_actors::intake::{Intake, IntakeParts};
 use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
@@ -304,6 +304,11 @@ pub fn preparation(settings: &Settings, in_force: &InForce, blocks: Blocks) -> P
         registry: blocks.registry,
         fetchers: blocks.fetchers,
         retry: in_force.retry_rules(settings),
+        sandbox: Sandbox {
+            whole_node: settings.worker.sandbox.enabled,
+            registry: blocks.sandbox.registry,
+            fetchers: blocks.sandbox.fetchers,
+        },
     }
 }
 

@@ -48,6 +48,8 @@ mod ports;
 mod queue;
 #[path = "node/retries.rs"]
 mod retries;
+#[path = "node/sandbox.rs"]
+mod sandbox;
 #[path = "node/scripts.rs"]
 mod scripts;
 #[path = "node/seen_from_outside.rs"]

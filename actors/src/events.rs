@@ -291,6 +291,9 @@ impl Event {
         if identity.replay > 0 {
             self = self.with("replay", identity.replay);
         }
+        if identity.sandbox {
+            self = self.with("sandbox", true);
+        }
         self.with("assignment_id", identity.assignment_id.as_str())
             .with("block_type", identity.job_type.as_deref().unwrap_or("unknown"))
     }
@@ -596,13 +599,13 @@ pub fn publish_refused(subject: &str, error: &str) -> Event {
 }
 
 /// The node begins.
-pub fn starting(mode: &str, pools: [usize; 3], version: &str) -> Event {
+pub fn starting(mode: &str, pools: [usize; 3], sandbox: bool, version: &str) -> Event {
     Event::new(Level::Info, "Worker starting")
         .with("mode", mode)
         .with("cpu_pool_size", pools[0])
         .with("gpu_pool_size", pools[1])
         .with("io_pool_size", pools[2])
-        .with("sandbox_mode", false)
+        .with("sandbox_mode", sandbox)
         .with("version", version)
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
-use caf_protocol::assignment::{Identity, Reading, Refusal, read};
+use caf_protocol::assignment::{Identity, Reading, Refusal};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
@@ -127,7 +127,8 @@ impl Intake {
 
     /// Everything that is known of a message; nothing when nobody can be answered.
     fn open(&self, arrival: Arrival, mut holdings: Holdings) -> Option<Case> {
-        let (mut identity, assignment) = match read(&arrival.payload, &arrival.headers) {
+        let (mut identity, assignment) = match self.parts.preparation.read(&arrival.payload, &arrival.headers)
+        {
             Reading::Unanswerable(failure) => {
                 let remote = RemoteTrace::of_headers(&arrival.headers);
                 holdings.span = self.parts.tracer.execution(remote.as_ref(), arrival.received);

@@ -42,6 +42,7 @@ impl Admin {
                 "version": env!("CARGO_PKG_VERSION"),
                 "mode": take("mode"),
                 "pid": std::process::id(),
+                "sandbox": parts.sandbox,
                 "started_at": iso(parts.journal.started_ms()),
                 "uptime_ms": now_ms.saturating_sub(parts.journal.started_ms()),
             },

@@ -65,7 +65,10 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
-        let extras = Extras::default();
+        let extras = Extras {
+            sandbox: settings.worker.sandbox.clone(),
+            ..Extras::default()
+        };
         let live = Live {
             log: control.clone(),
             tenants: in_force.tenants.clone(),
@@ -128,6 +131,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
         let blocks = |health| {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
+                sandbox: settings.worker.sandbox.clone(),
                 ..Extras::default()
             };
             Ok(caf_blocks::build(
@@ -154,7 +158,11 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
-        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
+        let extras = Extras {
+            sandbox: settings.worker.sandbox.clone(),
+            ..Extras::default()
+        };
+        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
             Ok(blocks) => match exec_command::dry_run::run(settings, &in_force, input, blocks) {
                 Ok(exit) => exit,
                 Err(error) => {

@@ -16,7 +16,7 @@ use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::TotalLimit;
 use caf_actors::tenants::Ask;
 use caf_blocks::Blocks;
-use caf_protocol::assignment::{Identity, Reading, read};
+use caf_protocol::assignment::{Identity, Reading};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::headers::Headers;
@@ -155,7 +155,7 @@ struct DryRun<'a> {
 impl DryRun<'_> {
     /// Whether an assignment would run, and its line.
     fn line(&self, payload: &[u8]) -> (bool, String) {
-        let (identity, assignment) = match read(payload, &Headers::default()) {
+        let (identity, assignment) = match self.preparation.read(payload, &Headers::default()) {
             Reading::Unanswerable(failure) => {
                 let verdict = Verdict::Unanswerable {
                     error_code: failure.code.as_str(),

@@ -25,7 +25,7 @@ pub use otel::of_tracing;
 const PREFIX: &str = "WORKER__";
 
 /// Plain names and their keys. Of two for one key the later one wins.
-const PLAIN: [(&str, &str); 14] = [
+const PLAIN: [(&str, &str); 15] = [
     ("NATS_URL", "nats.url"),
     ("CAF_ASSIGN_SUBJECT", "nats.subjects.assign"),
     ("CAF_RESULT_SUBJECT", "nats.subjects.result"),
@@ -42,6 +42,7 @@ const PLAIN: [(&str, &str); 14] = [
         "METRICS_TENANT_LABEL_ALLOWLIST",
         "worker.metrics.tenant_label_allowlist",
     ),
+    ("WORKER_SANDBOX_MODE", "worker.sandbox.enabled"),
     ("DATABASE_URL", "blocks.sql.connections.default.url"),
 ];
 

@@ -71,6 +71,11 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
     rules.section("metrics", |rules| worker.metrics.validate(rules));
     rules.section("cancellation", |rules| worker.cancellation.validate(rules));
     rules.section("circuit_breaker", |rules| worker.circuit_breaker.validate(rules));
+    rules.section("sandbox", |rules| {
+        for (key, rule) in worker.sandbox.broken() {
+            rules.require(key, false, rule);
+        }
+    });
 }
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {

@@ -236,13 +236,13 @@ fn chaos_002_a_third_of_the_writes_a_second_late() {
     let late = draw(SEED, load.count, 30);
     // Once for each file, unlike writing: the content comes in pieces.
     stall
-        .delay(HeldCall::Link, Duration::from_secs(1))
+        .delay(HeldCall::Rename, Duration::from_secs(1))
         .expect("is switched");
     let node = node(|worker| with_slow_root(&stall, worker));
     let root = |n| if late.contains(&n) { "slow" } else { "data" };
     let outcomes = run(&node, &load, 2, |n| put(root(n), n));
     outcomes.assert_at_least(85, &[("timeout", "CANCELLED_BY_TIMEOUT")]);
-    assert_eq!(stall.held(HeldCall::Link), late.len());
+    assert_eq!(stall.held(HeldCall::Rename), late.len());
 }
 
 #[test]

@@ -1,16 +1,19 @@
 //! `fs.blob_put`, `fs.blob_get` and `fs.blob_delete`: whole files in and out of the directories that the settings name.
 //!
 //! Neighbours: [`crate::build`] builds them. `path` reads what a job calls a path, `roots` holds the directories as
-//! capability handles, `put`, `get` and `delete` do the work. All block their thread and look at their watch between
+//! capability handles, `usage` counts what they hold against their quotas, `put`, `get` and `delete` do the work, `leftovers` cleans up after
+//! writers that died. All block their thread and look at their watch between
 //! steps; the pipeline stops waiting for one that is stuck within a step. A message for the caller holds the caller's path
 //! at most, never a path of the host. `fetch` reads inputs that a job refers to by the same rules.
 
 mod delete;
 mod fetch;
 mod get;
+mod leftovers;
 mod path;
 mod put;
 mod roots;
+mod usage;
 
 use std::io;
 use std::marker::PhantomData;
@@ -28,6 +31,7 @@ use schemars::JsonSchema;
 use self::delete::Delete;
 pub(crate) use self::fetch::FileFetch;
 use self::get::Get;
+use self::leftovers::Swept;
 use self::path::JobPath;
 use self::put::Put;
 use self::roots::Roots;
@@ -43,6 +47,7 @@ pub(crate) struct Shared {
     settings: FsSettings,
     limits: OperationLimits,
     roots: Roots,
+    swept: Swept,
 }
 
 impl Shared {
@@ -50,9 +55,19 @@ impl Shared {
         Arc::new(Self {
             settings: settings.clone(),
             limits,
-            roots: Roots::new(&settings.roots),
+            roots: Roots::new(settings),
+            swept: Swept::default(),
         })
     }
+}
+
+/// The parts of a path that a job gives: at least one, none empty, `.` or `..`, none with a slash or a control character, none
+/// longer than 255 bytes. Pure: for those who try it with every text there is.
+///
+/// # Errors
+/// INVALID_INPUT with the rule that the path breaks.
+pub fn path_parts(text: &str) -> Result<Vec<String>, Failure> {
+    path::JobPath::parse(text).map(|path| path.parts)
 }
 
 /// One thing to do with one file, its inputs parsed.

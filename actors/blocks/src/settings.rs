@@ -149,6 +149,30 @@ pub struct FsSettings {
     pub roots: BTreeMap<String, PathBuf>,
     /// Largest content in bytes, written or read.
     pub max_bytes: u64,
+    /// Whether files with more than one name may be read. A hard link in a root may be a file that lies outside of it.
+    pub allow_hard_links: bool,
+    /// How much each directory may hold, by its name in `roots`; one that is not named has no bound but the disk.
+    pub quotas: BTreeMap<String, FsQuotaSettings>,
+}
+
+/// Section `blocks.fs.quotas.<root>`: bounds on a whole directory. Exact for what one worker writes; what others write
+/// there is counted once a minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FsQuotaSettings {
+    /// Most bytes in all files together.
+    pub max_bytes: u64,
+    /// Most files and directories together. The whole directory is counted now and then: it bounds that too.
+    pub max_files: u64,
+}
+
+impl Default for FsQuotaSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 30,
+            max_files: 100_000,
+        }
+    }
 }
 
 impl Default for FsSettings {
@@ -156,6 +180,8 @@ impl Default for FsSettings {
         Self {
             roots: BTreeMap::from([("data".to_owned(), PathBuf::from("./data"))]),
             max_bytes: 16 << 20,
+            allow_hard_links: false,
+            quotas: BTreeMap::new(),
         }
     }
 }
@@ -169,6 +195,19 @@ impl FsSettings {
             }
         });
         checks.bytes("max_bytes", self.max_bytes);
+        checks.section("quotas", |checks| {
+            for (name, quota) in &self.quotas {
+                let known = self.roots.contains_key(name);
+                checks.require(name, known, "must be the name of one of blocks.fs.roots", name);
+                checks.section(name, |checks| {
+                    let holds = (1..=1 << 50).contains(&quota.max_bytes);
+                    let rule = "must be 1 to 1125899906842624 bytes";
+                    checks.require("max_bytes", holds, rule, quota.max_bytes);
+                    let holds = (1..=10_000_000).contains(&quota.max_files);
+                    checks.require("max_files", holds, "must be 1 to 10000000", quota.max_files);
+                });
+            }
+        });
     }
 }
 

@@ -28,6 +28,8 @@ pub const MAX_ATTEMPTS: u32 = 100;
 pub const DEFAULT_PRIORITY: u8 = 50;
 /// The highest priority: what is beyond counts as this.
 pub const MAX_PRIORITY: u8 = 100;
+/// Key by which an assignment asks to be rehearsed: at top level, in `job`, `options` or `metadata`.
+const SANDBOX: &str = "sandbox";
 /// Longest correlation id that is carried along, valid or not, in bytes.
 const MAX_RAW_ID_BYTES: usize = 128;
 
@@ -50,6 +52,8 @@ pub struct Identity {
     pub idempotency_key: Option<String>,
     /// How often an operator sent it again, from the header `Caf-Replay`: 0 for the assignment itself, else 1..1000.
     pub replay: u32,
+    /// Whether it is only rehearsed (contract 6.9): the assignment asks for that, or the node does nothing else.
+    pub sandbox: bool,
 }
 
 impl Identity {
@@ -274,7 +278,25 @@ fn read_identity(
         correlation: read_correlation(shape, headers),
         idempotency_key: usable(text(root, "idempotency_key"), MAX_IDEMPOTENCY_KEY_BYTES),
         replay: headers.replay(),
+        sandbox: wants_sandbox(shape),
     })
+}
+
+/// Whether any of the places that may ask for the sandbox does. None can ask to leave it.
+fn wants_sandbox(shape: &Shape<'_>) -> bool {
+    let places = [shape.root, shape.job, shape.options, shape.metadata];
+    let asked = places.into_iter().filter_map(|place| place.get(SANDBOX));
+    asked.filter_map(as_flag).any(|flag| flag)
+}
+
+/// True or false, or its string form.
+fn as_flag(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
 }
 
 fn read_correlation(shape: &Shape<'_>, headers: &Headers) -> Correlation {
@@ -352,6 +374,7 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
     }
     check_object(shape.root, "job")?;
     check_id(shape.job, "type", "job.type", identity.job_type.as_deref())?;
+    check_sandbox(shape)?;
     let payload = read_payload(shape)?;
     let deadline_ms = read_deadline_ms(shape, &payload);
     Ok(Assignment {
@@ -386,6 +409,23 @@ fn check_version(shape: &Shape<'_>, headers: &Headers) -> Result<(), Refusal> {
             "must be the string \"1\"",
         )),
     }
+}
+
+/// Who asks for the sandbox in words that cannot be read must not get the real thing. `metadata` is the caller's own: what
+/// stands there may mean something else.
+fn check_sandbox(shape: &Shape<'_>) -> Result<(), Refusal> {
+    let places = [
+        (shape.root, SANDBOX),
+        (shape.job, "job.sandbox"),
+        (shape.options, "options.sandbox"),
+    ];
+    for (place, path) in places {
+        let given = place.get(SANDBOX).filter(|value| !value.is_null());
+        if given.is_some_and(|value| as_flag(value).is_none()) {
+            return Err(Refusal::invalid(path, "must be true or false"));
+        }
+    }
+    Ok(())
 }
 
 fn check_object(parent: &Map<String, Value>, key: &str) -> Result<(), Refusal> {

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::ack::RejectReason;
-use caf_protocol::assignment::{Assignment, Estimate, Payload, Refusal};
+use caf_protocol::assignment::{Assignment, Estimate, Payload, Reading, Refusal, read};
 use caf_protocol::block::{Block, Inputs, Registry, ResourceClass, Task};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference::{Fetchers, PayloadRef};
 
@@ -27,6 +28,19 @@ pub struct Preparation {
     pub fetchers: Fetchers,
     /// What the node says of retries.
     pub retry: RetryRules,
+    /// In place of the first two, for jobs that are only rehearsed.
+    pub sandbox: Sandbox,
+}
+
+/// Blocks that only pretend.
+#[derive(Clone, Default)]
+pub struct Sandbox {
+    /// Whether all jobs of this node are only rehearsed, whatever they ask for.
+    pub whole_node: bool,
+    /// What can be rehearsed.
+    pub registry: Registry,
+    /// Who gets their inputs, or says that nobody does.
+    pub fetchers: Fetchers,
 }
 
 /// An assignment that may run: its inputs suit its block, or are still to be fetched.
@@ -48,6 +62,15 @@ pub struct Runnable {
 }
 
 impl Preparation {
+    /// Reads a message, and notes of what can be answered whether it is only rehearsed.
+    pub fn read(&self, payload: &[u8], headers: &Headers) -> Reading {
+        let mut reading = read(payload, headers);
+        if let Reading::Invalid(identity, _) | Reading::Valid(Assignment { identity, .. }) = &mut reading {
+            identity.sandbox |= self.sandbox.whole_node;
+        }
+        reading
+    }
+
     /// Looks up the block and lets it check the inputs.
     ///
     /// # Errors
@@ -57,8 +80,13 @@ impl Preparation {
             max_attempts: assignment.max_attempts,
             backoff_ms: assignment.backoff_ms,
         };
-        let Some(block) = self.registry.get(&assignment.job_type) else {
-            let known = self.registry.job_types();
+        let (registry, fetchers) = if assignment.identity.sandbox {
+            (&self.sandbox.registry, &self.sandbox.fetchers)
+        } else {
+            (&self.registry, &self.fetchers)
+        };
+        let Some(block) = registry.get(&assignment.job_type) else {
+            let known = registry.job_types();
             let failure = Failure::of_field(
                 ErrorCode::InvalidInput,
                 "job.type",
@@ -72,7 +100,7 @@ impl Preparation {
         };
         let work = match assignment.payload {
             Payload::Inline(inputs) => Work::Ready(check_inputs(block, inputs)?),
-            Payload::Referenced(payload) => self.refer(block, payload)?,
+            Payload::Referenced(payload) => refer(block, payload, fetchers)?,
         };
         Ok(Runnable {
             work,
@@ -84,17 +112,17 @@ impl Preparation {
             estimate: assignment.estimate,
         })
     }
+}
 
-    /// Inputs that are elsewhere are not looked at here: nobody waits for them yet.
-    fn refer(&self, block: &Arc<dyn Block>, payload: PayloadRef) -> Result<Work, Refusal> {
-        let fetcher = Arc::clone(self.fetchers.find(&payload.location)?);
-        let block = Arc::clone(block);
-        Ok(Work::Referenced(Referenced {
-            block,
-            payload,
-            fetcher,
-        }))
-    }
+/// Inputs that are elsewhere are not looked at here: nobody waits for them yet.
+fn refer(block: &Arc<dyn Block>, payload: PayloadRef, fetchers: &Fetchers) -> Result<Work, Refusal> {
+    let fetcher = Arc::clone(fetchers.find(&payload.location)?);
+    let block = Arc::clone(block);
+    Ok(Work::Referenced(Referenced {
+        block,
+        payload,
+        fetcher,
+    }))
 }
 
 /// Blocks do not panic on input; one that does must not take the intake, and then the node, with it.

@@ -4,11 +4,10 @@
 //! Neighbours: `put` and `get` ask [`Roots::find`]. A directory is opened, and created if missing, by the first job that
 //! needs it, so that a node that never uses it does not need it; then the handle is kept.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
@@ -17,6 +16,8 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 
 use super::path::{JobPath, join};
+use super::usage::Usage;
+use crate::settings::FsSettings;
 
 /// All of them.
 pub(super) struct Roots(Vec<Root>);
@@ -26,6 +27,8 @@ struct Root {
     path: PathBuf,
     /// The handle, with the directory's own absolute path.
     open: Mutex<Option<(Dir, PathBuf)>>,
+    /// What it holds, where that has a bound.
+    usage: Option<Arc<Usage>>,
 }
 
 /// A file in a root.
@@ -33,14 +36,17 @@ pub(super) struct Place {
     pub(super) dir: Dir,
     /// Relative to `dir`, at least one part.
     pub(super) path: PathBuf,
+    /// What the root holds, where that has a bound.
+    pub(super) usage: Option<Arc<Usage>>,
 }
 
 impl Roots {
-    pub(super) fn new(roots: &BTreeMap<String, PathBuf>) -> Self {
-        let roots = roots.iter().map(|(name, path)| Root {
+    pub(super) fn new(settings: &FsSettings) -> Self {
+        let roots = settings.roots.iter().map(|(name, path)| Root {
             name: name.clone(),
             path: path.clone(),
             open: Mutex::new(None),
+            usage: settings.quotas.get(name).map(Usage::new),
         });
         Self(roots.collect())
     }
@@ -80,13 +86,14 @@ impl Roots {
         Ok(Place {
             dir,
             path: join(&path.parts[1..]),
+            usage: root.usage.clone(),
         })
     }
 
     /// The innermost root that holds the path wins. Only the root's own path may hold symbolic links that lead elsewhere;
     /// what follows is resolved by the handle.
     fn find_absolute(&self, path: &JobPath) -> Result<Place, Failure> {
-        let mut best: Option<(usize, Dir)> = None;
+        let mut best: Option<(usize, Dir, &Root)> = None;
         let mut failed = None;
         for root in &self.0 {
             let configured = std::path::absolute(&root.path).unwrap_or_else(|_| root.path.clone());
@@ -101,15 +108,16 @@ impl Roots {
             let (dir, canonical) = opened;
             let depth = leads_into(&configured, &path.parts).max(leads_into(&canonical, &path.parts));
             if let Some(depth) = depth
-                && best.as_ref().is_none_or(|(other, _)| depth > *other)
+                && best.as_ref().is_none_or(|(other, _, _)| depth > *other)
             {
-                best = Some((depth, dir));
+                best = Some((depth, dir, root));
             }
         }
-        let (depth, dir) = best.ok_or_else(|| failed.unwrap_or_else(outside))?;
+        let (depth, dir, root) = best.ok_or_else(|| failed.unwrap_or_else(outside))?;
         Ok(Place {
             dir,
             path: join(&path.parts[depth..]),
+            usage: root.usage.clone(),
         })
     }
 }

@@ -569,3 +569,5 @@ fn the_systems_own_permissions_count() {
         assert_eq!(failure_of(errno.into(), "working").code, code, "{errno}");
     }
 }
+
+mod attacks;

@@ -96,6 +96,9 @@ pub struct Common {
     pub retry: Option<Retry>,
     /// Which pool; hints of other names are not read.
     pub resources: Option<Resources>,
+    /// Whether the job is only rehearsed: nothing outside the worker is touched, and outputs are made up. May stand in
+    /// `job`, `options` or `metadata` too; one that is true is enough, and none leads out of a node's sandbox.
+    pub sandbox: Option<bool>,
 }
 
 /// Version of the protocol: each of these means 1.
@@ -146,6 +149,8 @@ pub struct Job {
     pub resources: Option<Resources>,
     /// Retry, when nothing else names one.
     pub retry: Option<Retry>,
+    /// Whether the job is only rehearsed.
+    pub sandbox: Option<bool>,
 }
 
 /// How a job is to be run.
@@ -159,6 +164,8 @@ pub struct AssignmentOptions {
     pub deadline_ms: Option<u64>,
     /// Retry.
     pub retry: Option<Retry>,
+    /// Whether the job is only rehearsed.
+    pub sandbox: Option<bool>,
 }
 
 /// How often a job may be tried.

@@ -121,6 +121,7 @@ fn identities() -> Vec<(&'static str, Identity)> {
         correlation: Correlation::default(),
         idempotency_key: None,
         replay: 0,
+        sandbox: false,
     };
     let ids = |run, flow, step| RunFlowStep {
         run_id: run,
