@@ -6,7 +6,7 @@
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
 //! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
-//! that the worker lives, [`discovery`] where it is and how loaded; [`trace_context`] is who called and what is passed on.
+//! that the worker lives, [`discovery`] where it is and how loaded; [`secret`] is what nobody may read; [`trace_context`] is who called and what is passed on.
 
 pub mod ack;
 pub mod assignment;
@@ -24,6 +24,7 @@ pub mod outcome;
 pub mod reference;
 pub mod result;
 pub mod schemas;
+pub mod secret;
 pub mod timestamp;
 pub mod trace_context;
 
