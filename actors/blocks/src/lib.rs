@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use caf_protocol::block::Registry;
 use caf_protocol::reference::Fetchers;
+use caf_protocol::secret::vault::Vault;
 
 pub use crate::http::AllowedTargets;
 pub use crate::limits::OperationLimits;
@@ -38,6 +39,8 @@ pub struct Extras {
     pub health_target: Option<(String, SocketAddr)>,
     /// Where `blocks.http.allow_targets` is kept: who holds a clone may replace it while jobs run.
     pub http_targets: AllowedTargets,
+    /// Who gives jobs the values of the secrets that they name.
+    pub vault: Vault,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.

@@ -13,6 +13,7 @@ use caf_protocol::block::{Block, Inputs, Registry, ResourceClass, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference::{Fetchers, PayloadRef};
+use caf_protocol::secret::reference::misplaced;
 
 use crate::block_worker::retry::numbers::Asked;
 use crate::block_worker::retry::{RetryPlan, RetryRules};
@@ -93,7 +94,10 @@ impl Preparation {
 
 /// Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
 fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>, Refusal> {
-    let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(inputs)));
+    let prepared = catch_unwind(AssertUnwindSafe(|| {
+        misplaced(&inputs, block.secret_inputs())?;
+        block.prepare(inputs)
+    }));
     let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
     prepared
         .unwrap_or_else(|_| Err(panicked()))
