@@ -12,6 +12,7 @@ pub mod logging;
 pub mod queue;
 pub mod retry;
 pub mod running;
+pub mod secrets;
 pub mod steps;
 pub mod timeouts;
 pub mod tracing;

@@ -11,21 +11,22 @@ use super::origin::Origin;
 const MODULES: &str = "\
     abandoned ack actors address admin admission advice answers ask assignment assignments asyncapi \
     attention audit auditor background backoff bench block block_worker blocks body book buckets budget \
-    cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
-    config connection consumption contract counts course database dead_letter dead_letters decision decode \
-    deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \
-    errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields \
-    flags fleet floor flow fold fs get guard happenings headers health heartbeat held http ids in_force \
-    inputs intake job journal json kept kind labels lane layers lease lease_keeper levels limit limits line \
-    live load log logging marks mask messages metrics model modules nats not_yet numbers objects origin otel \
-    otlp outage outbox outcome output params path payload places plan policies policy policy_file pool ports \
-    postgres preparation preview print process_stats properties protocol publisher pull put queue record \
-    redirects reference reload reloadable replay replays request reserve result retry retry_after room roots \
-    router_side rows rules run running runtime sampler schemas secrets select sending serve settings show \
-    shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state state_dir \
-    status steps streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
-    top trace trace_context traces tracing validate view vitals watch watchdog window wire wiring wording \
-    words worker worker_id writer writing";
+    cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli \
+    clock config connection consumption contract counts course database dead_letter dead_letters decision \
+    decode deferrals delete delivery dependencies destination dial discovery dlq dry_run echo ends entry \
+    environment error_code errors event_loop events examples exec exec_assignment exit explain fail \
+    family feature fetch fields flags fleet floor flow fold forms fs get guard happenings headers health \
+    heartbeat held http ids in_force inputs intake job journal json kept kind labels lane layers lease \
+    lease_keeper levels limit limits line live load log logging login marks mask messages metrics model \
+    modules named_secrets nats not_yet numbers objects origin otel otlp outage outbox outcome output \
+    params path payload places plan policies policy policy_file pool ports postgres preparation preview \
+    print process_stats properties protocol publisher pull put queue record redirects reference reload \
+    reloadable replay replays request reserve result retry retry_after room roots router_side rows rules \
+    run running runtime sampler schemas scrub secret secret_files secrets select sending serve settings \
+    show shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state \
+    state_dir status steps streams submit supervisor sync_plan telemetry tenants text threads timeouts \
+    timestamp tls top trace trace_context traces tracing unescape validate vault view vitals watch \
+    watchdog window wire wiring wording words worker worker_id writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");
 /// A variable that speaks to other programs too.

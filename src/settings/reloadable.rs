@@ -9,11 +9,12 @@ use super::catalogue::{Catalogue, Node};
 use super::origin::KeyPath;
 
 /// Keys and sections that a SIGHUP puts in force. Who adds one adds it to [`crate::reload::Live`] too.
-pub const RELOADABLE: [&str; 6] = [
+pub const RELOADABLE: [&str; 7] = [
     "blocks.http.allow_targets",
     "log.dependencies",
     "log.level",
     "log.levels",
+    "secrets",
     "tenants",
     "worker.metrics.tenant_label_allowlist",
 ];
@@ -70,6 +71,7 @@ pub fn merged(running: &Settings, new: &Settings) -> Settings {
     merged.log.levels.clone_from(&new.log.levels);
     merged.log.dependencies = new.log.dependencies;
     merged.tenants.clone_from(&new.tenants);
+    merged.secrets.clone_from(&new.secrets);
     let labels = &new.worker.metrics.tenant_label_allowlist;
     merged.worker.metrics.tenant_label_allowlist.clone_from(labels);
     merged
@@ -94,6 +96,7 @@ mod tests {
         new.log.levels.insert("pool".to_owned(), LogLevel::Debug);
         new.tenants.allowed = vec!["a".to_owned()];
         new.tenants.default.weight = 2;
+        new.secrets.insert("s".to_owned(), Default::default());
         new.worker.metrics.tenant_label_allowlist = vec!["t".to_owned()];
         new.blocks.http.allow_targets = vec!["h".to_owned()];
         new.nats.url = "nats://other".to_owned();

@@ -123,6 +123,7 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_drain_seconds", "gauge", "", ""),
     ("worker_pull_rebuilds_total", "counter", "", ""),
     ("worker_restarts_total", "counter", "actor", ""),
+    ("worker_secret_uses_total", "counter", "outcome", ""),
     ("worker_restart_budget_used", "gauge", "", ""),
     ("worker_stray_threads", "gauge", "", ""),
     ("worker_duplicates_total", "counter", "kind", ""),

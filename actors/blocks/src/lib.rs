@@ -86,8 +86,9 @@ pub fn build(
     extras: Extras,
 ) -> Result<Blocks, SetupError> {
     settings.validate()?;
+    let vault = extras.vault.clone();
     let http = http::HttpRequest::new(&settings.http, limits, extras);
-    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql)) {
+    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql, vault)) {
         (Ok(http), Ok(sql)) => (http, sql),
         (http, sql) => {
             let of_sql = sql.err().into_iter().flatten();

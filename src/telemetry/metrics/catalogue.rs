@@ -5,7 +5,7 @@
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
-use caf_actors::events::{delivery, logging, queue, retry, running, steps, timeouts};
+use caf_actors::events::{delivery, logging, queue, retry, running, secrets, steps, timeouts};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::error_code::ErrorCode;
@@ -77,6 +77,7 @@ fn measured() -> Vec<Listed> {
         each(&delivery::PUBLISH, delivery::ANSWER_KINDS),
         one(&delivery::PUBLISH_TO_RESULT),
         each(&running::RESTARTS, ACTORS),
+        each(&secrets::USES, secrets::OUTCOMES),
         Listed {
             metric: &queue::REJECTIONS,
             from_zero: rejections.collect(),
