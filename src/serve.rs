@@ -89,6 +89,7 @@ pub async fn run(
         metrics.know_job_types(&blocks.registry.job_types());
     }
     let measures = metrics.is_some();
+    let secrets = told.secrets.clone();
     let admin = Admin::new(settings, health.clone(), told);
     let ports = match Ports::open(&settings.http, &health, metrics, admin, log) {
         Ok(ports) => ports,
@@ -96,7 +97,7 @@ pub async fn run(
     };
     let traces = in_force
         .tracing
-        .then(|| Traces::start(&settings.worker.tracing, log));
+        .then(|| Traces::start(&settings.worker.tracing, &secrets, log));
     let traces = match traces.transpose() {
         Ok(traces) => traces,
         Err(error) => {

@@ -49,7 +49,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
     with_log(settings, &settings.log, Streams::Split, |log, control| {
         let metrics = in_force
             .metrics
-            .then(|| Arc::new(Metrics::new(&settings.worker.metrics)));
+            .then(|| Arc::new(Metrics::new(&settings.worker.metrics).hiding(control.secrets().clone())));
         let metered = metrics.iter().cloned();
         let log = &metered.fold(log.clone(), |log, metrics| {
             control.measure(Arc::clone(&metrics) as _);
@@ -61,6 +61,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             slots_keys: ResourceClass::ALL
                 .map(|class| (class.as_str(), in_force.slots_key(class).to_owned()))
                 .into(),
+            secrets: control.secrets().clone(),
         };
         let log = &log.clone().with_observer(Arc::new(told.journal.clone()));
         keep_unwritten(settings, control, log);

@@ -205,3 +205,6 @@ pub fn vault_entries(named: &BTreeMap<String, NamedSecretSettings>) -> Vec<(Stri
     };
     named.iter().filter_map(entry).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,3 +68,6 @@ pub(super) fn read_secret_file(base: &Path, path: &Path) -> Result<SecretFile, S
         warning,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,11 @@ impl Secrets {
         self.scrubber.set(Scrubber::new(known.iter().map(String::as_str)));
     }
 
+    /// Whether one of them stands in a text.
+    pub(super) fn are_in(&self, text: &str) -> bool {
+        matches!(self.scrubber.get().text(text), Cow::Owned(_))
+    }
+
     /// Hides them in a text.
     pub(super) fn hide(&self, text: &mut String) {
         let scrubber = self.scrubber.get();
