@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 
 use crate::http::health::Health;
 use crate::settings::Settings;
+use crate::telemetry::secrets::Secrets;
 
 /// What only the start knows: the journal that the log feeds, and which features are in force.
 #[derive(Clone, Default)]
@@ -33,6 +34,8 @@ pub struct Told {
     pub features: Map<String, Value>,
     /// The setting that the slots of each pool come from, by the name of the pool.
     pub slots_keys: BTreeMap<&'static str, String>,
+    /// What no answer may hold.
+    pub secrets: Secrets,
 }
 
 /// Everything that is asked. Cheap to clone.
@@ -51,6 +54,7 @@ struct Parts {
     cancellations: Cancellations,
     pass_on: PassOn,
     sandbox: bool,
+    secrets: Secrets,
 }
 
 impl Admin {
@@ -73,7 +77,14 @@ impl Admin {
             stream: settings.nats.stream.clone(),
             ack_wait_ms: settings.nats.ack_wait_ms,
             sandbox: settings.worker.sandbox.enabled,
+            secrets: told.secrets,
         }))
+    }
+
+    /// An answer without secrets.
+    pub fn clean(&self, mut body: Value) -> Value {
+        self.0.secrets.hide_in(&mut body);
+        body
     }
 }
 

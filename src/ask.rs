@@ -10,6 +10,7 @@ pub mod top;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use caf_protocol::secret::Secret;
 use serde_json::Value;
 use tokio::time::timeout;
 use url::Url;
@@ -24,7 +25,7 @@ const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 /// Where the node is, and the token it wants.
 pub struct Node {
     base: Url,
-    token: Option<String>,
+    token: Option<Secret>,
     client: awc::Client,
 }
 
@@ -94,7 +95,7 @@ fn own_address(text: &str) -> Result<SocketAddr, String> {
 
 impl Node {
     /// The node at `base`.
-    pub fn new(base: Url, token: Option<String>) -> Self {
+    pub fn new(base: Url, token: Option<Secret>) -> Self {
         Self {
             base,
             token,
@@ -116,7 +117,7 @@ impl Node {
             |why: &dyn std::fmt::Display| Silence::NoAnswer(base.clone(), text::clean(&why.to_string()));
         let mut request = self.client.get(format!("{base}{path}"));
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            request = request.bearer_auth(token.expose());
         }
         let asked = async {
             let mut response = request.send().await.map_err(|error| silent(&error))?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use actix_web::web::ServiceConfig;
 use caf_actors::events::{self, Log};
+use caf_protocol::secret::Secret;
 
 use crate::admin::Admin;
 use crate::exit::Exit;
@@ -64,7 +65,10 @@ impl Ports {
             let pages = metrics::pages(metrics, health.clone());
             ports.add(&METRICS, &settings.metrics_addr, pages, log)?;
         }
-        let guard = Guard::new(settings.admin_token.as_deref(), &settings.admin_hosts);
+        let guard = Guard::new(
+            settings.admin_token.as_ref().map(Secret::expose),
+            &settings.admin_hosts,
+        );
         ports.add(&ADMIN, &settings.admin_addr, admin::pages(admin, guard), log)?;
         Ok(ports)
     }

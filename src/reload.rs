@@ -11,12 +11,14 @@ use caf_actors::events::Log;
 use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_actors::tenants::Tenants;
 use caf_blocks::TargetRules;
+use caf_protocol::secret::vault::Vault;
 use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
 
 use crate::settings::Settings;
 use crate::settings::load::{Loaded, Sources, load};
+use crate::settings::named_secrets::vault_entries;
 use crate::settings::origin::{SettingsError, key_text, masked};
 use crate::settings::reloadable::{self, is_reloadable};
 use crate::telemetry::LogControl;
@@ -30,6 +32,8 @@ pub struct Live {
     pub tenants: Tenants,
     /// Which targets jobs may reach over HTTP.
     pub http_targets: TargetRules,
+    /// Secrets that jobs may name.
+    pub vault: Vault,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
 }
@@ -41,6 +45,9 @@ impl Live {
         self.http_targets
             .replace(&settings.blocks.http)
             .map_err(|error| error.to_string())?;
+        // Hidden before anybody is given them.
+        self.log.secrets().learn(settings.secrets());
+        self.vault.replace(vault_entries(&settings.secrets));
         self.tenants.replace(settings.tenants.clone());
         self.log.set_levels(settings.log.rules());
         if let Some(metrics) = &self.metrics {

@@ -99,6 +99,7 @@ pub async fn run(
         metrics.know_job_types(&blocks.registry.job_types());
     }
     let measures = metrics.is_some();
+    let secrets = told.secrets.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
@@ -108,7 +109,7 @@ pub async fn run(
     };
     let traces = in_force
         .tracing
-        .then(|| Traces::start(&settings.worker.tracing, log));
+        .then(|| Traces::start(&settings.worker.tracing, &secrets, log));
     let traces = match traces.transpose() {
         Ok(traces) => traces,
         Err(error) => {

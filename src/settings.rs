@@ -18,9 +18,11 @@ pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod modules;
+pub mod named_secrets;
 pub mod not_yet;
 pub mod origin;
 pub mod reloadable;
+mod secret_files;
 mod secrets;
 pub mod show;
 pub mod sources;
@@ -29,6 +31,7 @@ pub mod worker_id;
 
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -43,9 +46,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::cancellation::CancellationSettings;
+use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
 use caf_blocks::sandbox::SandboxSettings;
 use caf_blocks::settings::BlockSettings;
+use caf_protocol::secret::Secret;
 
 pub use self::metrics::MetricsSettings;
 pub use log::{LogLevel, LogSettings};
@@ -86,6 +91,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// What is executed.
     pub blocks: BlockSettings,
+    /// Values that jobs may name without knowing them.
+    pub secrets: BTreeMap<String, NamedSecretSettings>,
 }
 
 impl fmt::Debug for Settings {
@@ -214,7 +221,7 @@ pub struct HttpSettings {
     /// For operators: what the node does, and what became of an assignment.
     pub admin_addr: String,
     /// Token without which nobody is answered there, but for the empty page; needed where `admin_addr` is not loopback.
-    pub admin_token: Option<String>,
+    pub admin_token: Option<Secret>,
     /// Host names under which that port is reached, beside IP addresses and `localhost`.
     pub admin_hosts: Vec<String>,
 }

@@ -52,6 +52,8 @@ mod retries;
 mod sandbox;
 #[path = "node/scripts.rs"]
 mod scripts;
+#[path = "node/secrets.rs"]
+mod secrets;
 #[path = "node/seen_from_outside.rs"]
 mod seen_from_outside;
 #[path = "faults/side_effects.rs"]

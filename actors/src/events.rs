@@ -14,6 +14,7 @@ pub mod logging;
 pub mod queue;
 pub mod retry;
 pub mod running;
+pub mod secrets;
 pub mod steps;
 pub mod tenants;
 pub mod timeouts;

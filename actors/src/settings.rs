@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use caf_protocol::block::ResourceClass;
+use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -72,9 +73,9 @@ pub struct NatsSettings {
     /// User name.
     pub user: Option<String>,
     /// Password that goes with `user`.
-    pub password: Option<String>,
+    pub password: Option<Secret>,
     /// Token.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// File with a user JWT and its nkey seed (`.creds`).
     pub credentials_file: Option<PathBuf>,
     /// File that holds an nkey seed.

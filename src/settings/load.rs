@@ -16,7 +16,7 @@ use super::catalogue::{Catalogue, Node};
 use super::feature::Feature;
 use super::origin::{KeyPath, Origin, Problem, SettingsError};
 use super::sources::{Entry, Reader, refused};
-use super::{Settings, environment};
+use super::{Settings, environment, named_secrets};
 
 mod layers;
 pub mod policy_file;
@@ -78,7 +78,7 @@ impl Loaded {
 /// Everything that is wrong, not only the first thing.
 pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let mut reader = Reader::new(&catalogue).relative_to(&sources.working_dir);
     let mut layers = Layers::default();
     let default_file = Path::new(DEFAULT_FILE);
     if is_there(&sources.working_dir, default_file) {
@@ -108,12 +108,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     strongest.into_iter().for_each(|entries| layers.push(entries));
 
     let Reader {
-        problems, rejected, ..
+        problems,
+        rejected,
+        warnings,
+        ..
     } = reader;
     let mut loaded = judge(&catalogue, layers, problems, &rejected)?;
     loaded
         .flag_warnings
-        .extend(environment::flag_warnings(&variables));
+        .extend(environment::flag_warnings(&variables).into_iter().chain(warnings));
+    named_secrets::read_values(&mut loaded, sources).map_err(|problems| SettingsError { problems })?;
     Ok(loaded)
 }
 

@@ -16,12 +16,13 @@ use url::Url;
 pub type KeyPath = Vec<String>;
 
 /// Keys whose values are never shown; `*` stands for any name.
-pub const SECRET_KEYS: [&str; 5] = [
+pub const SECRET_KEYS: [&str; 6] = [
     "nats.password",
     "nats.token",
     "http.admin_token",
     "blocks.sql.connections.*.password",
     "worker.tracing.secret_headers",
+    "secrets.*.value",
 ];
 
 /// Keys whose values are addresses that may carry a user part.
@@ -40,6 +41,8 @@ pub enum Origin {
     Default,
     /// A file.
     File(PathBuf),
+    /// A file that holds this one value, and what names it.
+    SecretFile(PathBuf, Box<Origin>),
     /// An environment variable.
     Environment(String),
     /// An option of the command line.
@@ -51,6 +54,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File(path) => write!(f, "file {}", path.display()),
+            Self::SecretFile(path, by) => write!(f, "file {} ({by})", path.display()),
             Self::Environment(name) => write!(f, "env {name}"),
             Self::CommandLine => f.write_str("command line"),
         }
@@ -165,6 +169,14 @@ pub fn shown_endpoint(url: &Url) -> String {
 /// Whether the value of this key is a secret as a whole.
 pub fn is_secret(key: &[String]) -> bool {
     matches_any(key, &SECRET_KEYS)
+}
+
+/// The key that a name with `_file` at its end speaks of: one whose value is a secret, or may hold one.
+pub fn secret_behind_file(key: &[String]) -> Option<KeyPath> {
+    let (last, before) = key.split_last()?;
+    let mut key = before.to_vec();
+    key.push(last.strip_suffix("_file")?.to_owned());
+    (matches_any(&key, &SECRET_KEYS) || matches_any(&key, &URL_KEYS)).then_some(key)
 }
 
 /// A scalar as an error repeats it, masked and short. Tables are not repeated: they may hold anything.

@@ -9,7 +9,7 @@ use super::catalogue::{Catalogue, Node};
 use super::origin::KeyPath;
 
 /// Keys and sections that a SIGHUP puts in force. Who adds one adds it to [`crate::reload::Live`] too.
-pub const RELOADABLE: [&str; 11] = [
+pub const RELOADABLE: [&str; 12] = [
     "blocks.http.allow_targets",
     "blocks.http.deny_ports",
     "blocks.http.deny_targets",
@@ -19,6 +19,7 @@ pub const RELOADABLE: [&str; 11] = [
     "log.dependencies",
     "log.level",
     "log.levels",
+    "secrets",
     "tenants",
     "worker.metrics.tenant_label_allowlist",
 ];
@@ -75,6 +76,7 @@ pub fn merged(running: &Settings, new: &Settings) -> Settings {
     merged.log.levels.clone_from(&new.log.levels);
     merged.log.dependencies = new.log.dependencies;
     merged.tenants.clone_from(&new.tenants);
+    merged.secrets.clone_from(&new.secrets);
     let labels = &new.worker.metrics.tenant_label_allowlist;
     merged.worker.metrics.tenant_label_allowlist.clone_from(labels);
     merged.blocks.http.take_rules(&new.blocks.http);
@@ -96,6 +98,7 @@ mod tests {
         new.log.levels.insert("pool".to_owned(), LogLevel::Debug);
         new.tenants.allowed = vec!["a".to_owned()];
         new.tenants.default.weight = 2;
+        new.secrets.insert("s".to_owned(), Default::default());
         new.worker.metrics.tenant_label_allowlist = vec!["t".to_owned()];
         let http = &mut new.blocks.http;
         http.allow_targets = vec!["h".to_owned()];

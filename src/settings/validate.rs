@@ -10,7 +10,7 @@ use caf_blocks::settings::BlockSettings;
 
 mod admin;
 
-use super::{HttpSettings, Settings, WorkerSettings, worker_id};
+use super::{HttpSettings, Settings, WorkerSettings, named_secrets, worker_id};
 
 /// Longest time between heartbeats: longer than the longest deadline would mean nothing.
 const MAX_LIMIT_MS: u64 = 3_600_000;
@@ -40,6 +40,7 @@ impl Settings {
         rules.section("payload_ref", |rules| self.payload_ref.validate(rules));
         rules.section("log", |rules| self.log.validate(rules));
         rules.section("blocks", |rules| check_blocks(&self.blocks, rules));
+        named_secrets::validate(self, rules);
     }
 }
 

@@ -126,6 +126,7 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_pull_rebuilds_total", "counter", "", ""),
     ("worker_restarts_total", "counter", "actor", ""),
     ("worker_quota_rejections_total", "counter", "quota tenant_id", ""),
+    ("worker_secret_uses_total", "counter", "outcome", ""),
     ("worker_restart_budget_used", "gauge", "", ""),
     ("worker_stray_threads", "gauge", "", ""),
     ("worker_duplicates_total", "counter", "kind", ""),

@@ -18,6 +18,7 @@ mod redirects;
 mod request;
 mod retry_after;
 mod rules;
+mod secrets;
 mod wire;
 
 use std::collections::HashMap;
@@ -38,6 +39,7 @@ use caf_protocol::endpoint::{Endpoint, EndpointKind};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
+use caf_protocol::secret::vault::Vault;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -66,9 +68,11 @@ struct HttpInputs {
     url: String,
     /// GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in any case.
     method: String,
-    /// Header names and values, as an object or as its JSON text. Values are strings, numbers or booleans.
+    /// Header names and values, as an object or as its JSON text. Values are strings, numbers, booleans, or references to
+    /// secrets: `{"$secret": "name"}`, optionally with `"prefix": "Bearer "`.
     headers: Option<Value>,
-    /// Text, or any other JSON value, which is sent as its JSON text with content type `application/json`.
+    /// Text, or any other JSON value, which is sent as its JSON text with content type `application/json`. A reference to a
+    /// secret may be the body, or stand for a text anywhere in it.
     body: Option<Value>,
     /// Body as base64, instead of `body`.
     body_base64: Option<String>,
@@ -105,6 +109,7 @@ struct Shared {
     limits: OperationLimits,
     guard: Guard,
     tls: Arc<ClientConfig>,
+    vault: Vault,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -140,6 +145,7 @@ impl HttpRequest {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
             limits,
+            vault: extras.vault.clone(),
             guard: Guard::new(settings, extras)?,
             tls: dial::tls_config(roots),
         });
@@ -155,6 +161,10 @@ impl HttpRequest {
 impl Block for HttpRequest {
     fn spec(&self) -> &BlockSpec {
         &self.spec
+    }
+
+    fn secret_inputs(&self) -> &'static [&'static str] {
+        &["body", "headers"]
     }
 
     fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
@@ -185,8 +195,10 @@ impl Task for HttpTask {
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
-            let exchange = self.shared.exchange(&self.request, &context);
-            until_stopped(&context, exchange).await
+            let Shared { vault, settings, .. } = &*self.shared;
+            let request = secrets::put_in(&self.request, vault, settings.max_request_bytes, &context)?;
+            let exchange = self.shared.exchange(&request, &context);
+            request.secrets.scrub(until_stopped(&context, exchange).await)
         })
     }
 }
@@ -215,6 +227,13 @@ impl Answer {
             .trim()
             .parse()
             .ok()
+    }
+
+    /// Whether the body is in no coding, or in one that is undone here.
+    fn is_readable(&self) -> bool {
+        let coding = header_text(&self.response, header::CONTENT_ENCODING);
+        let is_none = |coding: String| matches!(coding.trim().to_ascii_lowercase().as_str(), "" | "identity");
+        self.coding() != Coding::Identity || coding.is_none_or(is_none)
     }
 
     /// Some answers have none, whatever their headers say.
@@ -255,6 +274,7 @@ impl Shared {
             {
                 Some(Ok(mut next)) if hops_left > 0 => {
                     hops_left -= 1;
+                    secrets::follow(&hop.url, &mut next)?;
                     if said_span {
                         redirects::unsay_span(&mut next, &hop.url);
                     }
@@ -391,10 +411,11 @@ impl Shared {
         );
 
         let failure = answer.failure();
+        let (secrets, is_readable) = (answer.hop.secrets.clone(), answer.is_readable());
         let max_bytes = self.settings.max_response_bytes;
         let received = self.receive(answer, max_bytes, context).await;
         match received {
-            Ok(bytes) => body::put(&mut outputs, bytes),
+            Ok(bytes) => body::put(&mut outputs, secrets.scrub_body(bytes, is_readable)),
             // With a failure status, the status is the news and the body is an extra.
             Err(of_body) if failure.is_none() || of_body.total_limit => return Err(of_body),
             Err(_) => {}

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use caf_protocol::block::{Block, Registry};
 use caf_protocol::reference::Fetchers;
+use caf_protocol::secret::vault::Vault;
 
 pub use crate::fs::path_parts;
 pub use crate::http::TargetRules;
@@ -44,6 +45,8 @@ pub struct Extras {
     pub http_targets: TargetRules,
     /// How jobs are rehearsed that are not to touch anything.
     pub sandbox: SandboxSettings,
+    /// Who gives jobs the values of the secrets that they name.
+    pub vault: Vault,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.
@@ -95,8 +98,9 @@ pub fn build(
 ) -> Result<Blocks, SetupError> {
     settings.validate()?;
     let stage = Stage::new(&extras.sandbox)?;
+    let vault = extras.vault.clone();
     let http = http::HttpRequest::new(&settings.http, limits, extras);
-    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql)) {
+    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql, vault)) {
         (Ok(http), Ok(sql)) => (http, sql),
         (http, sql) => {
             let of_sql = sql.err().into_iter().flatten();

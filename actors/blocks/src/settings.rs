@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -293,7 +294,11 @@ pub struct SqlConnectionSettings {
     /// Password; beats the one in the url. Meant to come from the environment,
     /// `WORKER__BLOCKS__SQL__CONNECTIONS__<NAME>__PASSWORD`.
     #[serde(default)]
-    pub password: Option<String>,
+    pub password: Option<Secret>,
+    /// Name of a secret (`secrets.<name>`) that is the password, for the jobs that it is for; in place of `password`. It must list
+    /// `sql:<name of this connection>` among its destinations.
+    #[serde(default)]
+    pub password_secret: Option<String>,
 }
 
 impl SqlConnectionSettings {
@@ -334,6 +339,7 @@ impl SqlConnectionSettings {
             ca_file: None,
             user: None,
             password: None,
+            password_secret: None,
         }
     }
 }
@@ -379,6 +385,17 @@ impl SqlConnectionSettings {
         if let Err(broken) = crate::sql::check_address(self) {
             checks.require(broken.key, false, &broken.rule, "(hidden)");
         }
+        let url = self.url.trim_start();
+        let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        let holds = self.password_secret.is_none() || is_postgres;
+        checks.require(
+            "password_secret",
+            holds,
+            "must be on a PostgreSQL connection",
+            "another",
+        );
+        let holds = self.password_secret.is_none() || self.password.is_none();
+        checks.require("password_secret", holds, "must not stand beside password", "both");
         checks.rows("max_rows", self.max_rows);
         checks.bytes("max_bytes", self.max_bytes);
         checks.limit_ms("statement_timeout_ms", self.statement_timeout_ms);

@@ -16,6 +16,7 @@ use crate::ids::{
 use crate::json::{lenient_u64, object_from_str, parse};
 use crate::outcome::Failure;
 use crate::reference::{self, PayloadRef};
+use crate::secret;
 use crate::trace_context::{RemoteTrace, SpanContext, TRACEPARENT, TRACESTATE};
 
 /// Deadline of a job that names none, or a bad one, in milliseconds.
@@ -133,6 +134,16 @@ impl Refusal {
         Self::field(RejectReason::InvalidField, ErrorCode::InvalidFormat, field, rule)
     }
 }
+
+/// Keys of a job that are no inputs.
+const ABOUT_THE_JOB: [&str; 6] = [
+    "type",
+    "payload",
+    "inputs",
+    "payload_ref",
+    "metadata",
+    "resources",
+];
 
 /// What a message turned out to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -355,6 +366,7 @@ fn read_remote(shape: &Shape<'_>, headers: &Headers) -> Option<RemoteTrace> {
 /// Reads everything but the identity, in the order in which a person would look: version, ids, job, inputs.
 fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result<Assignment, Refusal> {
     check_version(shape, headers)?;
+    check_secrets(shape)?;
     check_id(
         shape.root,
         "request_id",
@@ -428,6 +440,23 @@ fn check_sandbox(shape: &Shape<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Nobody resolves a reference to a secret outside of inputs. Which inputs may hold one, the pipeline asks the block.
+fn check_secrets(shape: &Shape<'_>) -> Result<(), Refusal> {
+    let is_named = |(_, value): &(&String, &Value)| secret::reference::is_in(value);
+    let mut beside = shape.root.iter().filter(|(key, _)| *key != "job");
+    let mut of_job = shape.job.iter().filter(|(key, _)| {
+        ABOUT_THE_JOB.contains(&key.as_str()) && !matches!(key.as_str(), "payload" | "inputs")
+    });
+    let in_job = || of_job.find(is_named).map(|(key, _)| format!("job.{key}"));
+    match beside.find(is_named).map(|(key, _)| key.clone()).or_else(in_job) {
+        None => Ok(()),
+        Some(path) => Err(Refusal {
+            reason: RejectReason::InvalidField,
+            failure: secret::reference::not_here(&path),
+        }),
+    }
+}
+
 fn check_object(parent: &Map<String, Value>, key: &str) -> Result<(), Refusal> {
     match parent.get(key) {
         Some(Value::Object(_)) => Ok(()),
@@ -487,17 +516,9 @@ fn read_inputs(shape: &Shape<'_>) -> Result<Inputs, Refusal> {
             Some(_) => return Err(Refusal::invalid(&path, "must be an object")),
         }
     }
-    let about_the_job = [
-        "type",
-        "payload",
-        "inputs",
-        "payload_ref",
-        "metadata",
-        "resources",
-    ];
     let flat = job
         .iter()
-        .filter(|(key, _)| !about_the_job.contains(&key.as_str()));
+        .filter(|(key, _)| !ABOUT_THE_JOB.contains(&key.as_str()));
     Ok(flat.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 

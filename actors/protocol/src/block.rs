@@ -86,6 +86,11 @@ pub trait Block: Send + Sync + 'static {
     /// What it declares about itself.
     fn spec(&self) -> &BlockSpec;
 
+    /// Inputs in which it resolves references to secrets (`{"$secret": "name"}`). The pipeline refuses one in any other.
+    fn secret_inputs(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Turns inputs into a task, or says which field breaks which rule. Does no I/O and does not wait.
     ///
     /// # Errors

@@ -7,7 +7,8 @@
 //! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take,
 //! [`endpoint`] what it talks to, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
-//! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded; [`trace_context`] is who called and what is passed on.
+//! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded;
+//! [`secret`] is what nobody may read; [`trace_context`] is who called and what is passed on.
 
 pub mod ack;
 pub mod assignment;
@@ -27,6 +28,7 @@ pub mod outcome;
 pub mod reference;
 pub mod result;
 pub mod schemas;
+pub mod secret;
 pub mod timestamp;
 pub mod trace_context;
 

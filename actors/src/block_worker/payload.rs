@@ -14,6 +14,7 @@ use caf_protocol::ids::sha256_hex;
 use caf_protocol::json;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference;
+use caf_protocol::secret::reference::misplaced;
 use futures_util::FutureExt;
 use serde_json::Value;
 
@@ -96,6 +97,7 @@ fn read(block: &dyn Block, sha256: Option<&str>, bytes: &[u8], max_bytes: u64) -
     }
     let inputs = inputs_of(bytes)?;
     let timeout_ms = own_timeout_ms(&inputs);
+    misplaced(&inputs, block.secret_inputs())?;
     let task = block.prepare(inputs)?;
     Ok(Prepared { task, timeout_ms })
 }

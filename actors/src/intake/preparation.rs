@@ -14,6 +14,7 @@ use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference::{Fetchers, PayloadRef};
+use caf_protocol::secret::reference::misplaced;
 
 use crate::block_worker::retry::numbers::Asked;
 use crate::block_worker::retry::{RetryPlan, RetryRules};
@@ -127,7 +128,10 @@ fn refer(block: &Arc<dyn Block>, payload: PayloadRef, fetchers: &Fetchers) -> Re
 
 /// Blocks do not panic on input; one that does must not take the intake, and then the node, with it.
 fn check_inputs(block: &Arc<dyn Block>, inputs: Inputs) -> Result<Arc<dyn Task>, Refusal> {
-    let prepared = catch_unwind(AssertUnwindSafe(|| block.prepare(inputs)));
+    let prepared = catch_unwind(AssertUnwindSafe(|| {
+        misplaced(&inputs, block.secret_inputs())?;
+        block.prepare(inputs)
+    }));
     let panicked = || Failure::new(ErrorCode::InternalError, "the block panicked on these inputs");
     prepared
         .unwrap_or_else(|_| Err(panicked()))

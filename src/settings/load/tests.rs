@@ -152,7 +152,7 @@ fn names_in_maps_add_up_and_displace_the_built_in_ones() {
     let names: Vec<_> = loaded.settings.blocks.fs.roots.keys().cloned().collect();
     assert_eq!(names, ["my.dir", "work"]);
     let connections = &loaded.settings.blocks.sql.connections;
-    assert_eq!(connections["main"].password.as_deref(), Some("hunter"));
+    assert_eq!(connections["main"].password, Some("hunter".into()));
     assert!(connections["main"].read_only && connections["default"].url == "postgres://h/d");
 
     let empty = dir.file("b.toml", "[blocks.fs]\nroots = {}");

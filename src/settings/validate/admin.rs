@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use caf_actors::settings::rules::Rules;
 
+use caf_protocol::secret::Secret;
+
 use crate::settings::HttpSettings;
 
 /// Longest token in bytes: more fits no header.
@@ -18,7 +20,8 @@ pub(super) fn check(http: &HttpSettings, rules: &mut Rules) {
         is_loopback || http.admin_token.is_some(),
         "must be set when http.admin_addr is not a loopback address",
     );
-    let fits = |token: &String| {
+    let fits = |token: &Secret| {
+        let token = token.expose();
         (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
     };
     rules.require(

@@ -6,7 +6,9 @@
 
 use caf_actors::breakers::machine::Phase;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
-use caf_actors::events::{breakers, delivery, logging, queue, retry, running, steps, tenants, timeouts};
+use caf_actors::events::{
+    breakers, delivery, logging, queue, retry, running, secrets, steps, tenants, timeouts,
+};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::endpoint::EndpointKind;
@@ -92,6 +94,7 @@ fn measured() -> Vec<Listed> {
         each(&delivery::PUBLISH, delivery::ANSWER_KINDS),
         one(&delivery::PUBLISH_TO_RESULT),
         each(&running::RESTARTS, ACTORS),
+        each(&secrets::USES, secrets::OUTCOMES),
         Listed {
             metric: &queue::REJECTIONS,
             from_zero: rejections.collect(),

@@ -3,6 +3,7 @@
 //! Neighbours: [`super`] prepares a [`Request`] from inputs and sends it; `redirects` derives the next one from it. Does
 //! no I/O and knows no addresses.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use awc::http::Method;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 use url::{Host, Url};
 
 use super::rules::{Asked, Rules, normal_name};
+use super::secrets::{self, Secrets};
 use crate::inputs::{self, Fields, invalid_format, invalid_input};
 use crate::settings::HttpSettings;
 
@@ -46,12 +48,20 @@ const DROPPED: [&str; 6] = [
 const REFUSED: [&str; 4] = ["expect", "host", "transfer-encoding", "upgrade"];
 
 /// One hop of a request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) url: Url,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) body: Option<Bytes>,
+    pub(super) secrets: Secrets,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = self.url.origin().ascii_serialization();
+        write!(f, "{} {origin} {:?}", self.method, self.secrets)
+    }
 }
 
 impl Request {
@@ -60,11 +70,12 @@ impl Request {
         let fields = Fields(inputs);
         let url = parse_url(fields.required_text(&["url"])?)?;
         let method = parse_method(fields.required_text(&["method"])?)?;
+        let mut secrets = Secrets::default();
         let mut headers = match fields.object(&["headers"])? {
-            Some(map) => parse_headers(&map)?,
+            Some(map) => parse_headers(&map, &mut secrets)?,
             None => HeaderMap::new(),
         };
-        let (body, is_json) = parse_body(&fields)?;
+        let (body, is_json) = parse_body(&fields, &mut secrets)?;
         let size = body.as_ref().map_or(0, Bytes::len) as u64;
         if size > settings.max_request_bytes {
             let rule = format!("must be at most {} bytes", settings.max_request_bytes);
@@ -79,6 +90,7 @@ impl Request {
             method,
             headers,
             body,
+            secrets,
         })
     }
 
@@ -92,6 +104,7 @@ impl Request {
             method: Method::GET,
             headers,
             body: None,
+            secrets: Secrets::default(),
         })
     }
 }
@@ -208,7 +221,8 @@ fn parse_method(text: &str) -> Result<Method, Failure> {
         .ok_or_else(|| invalid_input("method", "must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS"))
 }
 
-fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
+fn parse_headers(map: &Map<String, Value>, secrets: &mut Secrets) -> Result<HeaderMap, Failure> {
+    secrets::check_headers(map)?;
     let bytes: usize = map
         .iter()
         .map(|(name, value)| name.len() + value.to_string().len())
@@ -221,6 +235,12 @@ fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
     }
     let mut headers = HeaderMap::new();
     for (name, value) in map {
+        if let (Value::Object(_), Ok(name)) = (value, HeaderName::try_from(name.as_str()))
+            && !REFUSED.contains(&name.as_str())
+            && secrets.take_header(&name, value)?
+        {
+            continue;
+        }
         let text = match value {
             Value::Null => continue,
             Value::String(text) => text.trim().to_owned(),
@@ -248,12 +268,16 @@ fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
 }
 
 /// The body, and whether it is JSON.
-fn parse_body(fields: &Fields<'_>) -> Result<(Option<Bytes>, bool), Failure> {
+fn parse_body(fields: &Fields<'_>, secrets: &mut Secrets) -> Result<(Option<Bytes>, bool), Failure> {
     let encoded = fields.text(&["body_base64"])?;
     match (fields.value(&["body"]), encoded) {
         (Some(_), Some(_)) => Err(invalid_input("body_base64", "must not stand beside body")),
         (None, Some(text)) => Ok((Some(inputs::base64("body_base64", text)?.into()), false)),
         (None, None) => Ok((None, false)),
+        (Some((_, value)), None) if secrets.take_body(value)? => {
+            // What stands for it until it is put in, for its size.
+            Ok((Some(value.to_string().into()), !secrets.are_whole_body()))
+        }
         (Some((_, Value::String(text))), None) => Ok((Some(text.clone().into()), false)),
         (Some((_, value)), None) => Ok((Some(value.to_string().into()), true)),
     }

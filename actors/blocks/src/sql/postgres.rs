@@ -19,12 +19,14 @@ use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
+use caf_protocol::secret::vault::Target;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_postgres::config::Host;
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -44,6 +46,33 @@ const SERVER_GRACE: Duration = Duration::from_secs(1);
 const ROLLBACK_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for the server to take a cancel request.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// All servers that an address leads to, each of which a password may be sent to.
+///
+/// # Errors
+/// Why no named secret can be the password there.
+pub(super) fn servers(settings: &SqlConnectionSettings) -> Result<Vec<Target>, String> {
+    let url = settings.url.trim();
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err("must be a PostgreSQL address where its password is a secret".to_owned());
+    }
+    let Address { config, .. } = Address::of(settings).map_err(|broken| broken.rule)?;
+    if config.get_password().is_some() || !config.get_hostaddrs().is_empty() {
+        // Where `hostaddr` leads is not what `host` says.
+        return Err("must hold no password and no hostaddr where its password is a secret".to_owned());
+    }
+    let ports = config.get_ports();
+    let server = |(index, host): (usize, &Host)| {
+        let port = ports.get(index).or(ports.first()).copied().unwrap_or(5_432);
+        match host {
+            Host::Tcp(name) => Target::server("postgres", name, port),
+            // Nobody can say where a socket leads.
+            _ => None,
+        }
+    };
+    let servers: Option<Vec<Target>> = config.get_hosts().iter().enumerate().map(server).collect();
+    servers.ok_or_else(|| "must name hosts where its password is a secret".to_owned())
+}
 
 /// A server, and the connections to it.
 pub(super) struct Postgres {
@@ -68,7 +97,7 @@ impl Postgres {
             config.user(user);
         }
         if let Some(password) = &settings.password {
-            config.password(password);
+            config.password(password.expose());
         }
         if config.get_application_name().is_none() {
             config.application_name("caf-worker");

@@ -127,12 +127,17 @@ impl Source {
 
     /// A connection that a job brings: read-only, one connection, limits as in memory.
     pub(super) fn inline(text: &str, memory: &SqlMemorySettings) -> Result<Self, Broken> {
+        Self::named(&Self::inline_settings(text, memory), memory)
+    }
+
+    /// What such a connection is allowed.
+    pub(super) fn inline_settings(text: &str, memory: &SqlMemorySettings) -> SqlConnectionSettings {
         let mut settings = SqlConnectionSettings::new(text);
         settings.max_rows = memory.max_rows;
         settings.max_bytes = memory.max_bytes;
         settings.statement_timeout_ms = memory.statement_timeout_ms;
         settings.pool_size = 1;
-        Self::named(&settings, memory)
+        settings
     }
 }
 

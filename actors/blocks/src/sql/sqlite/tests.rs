@@ -11,7 +11,7 @@ use crate::sql::SqlQuery;
 use crate::tests::{context, context_for, inputs, run as run_task};
 
 fn query_with(settings: &SqlSettings, context: BlockContext, given: Value) -> Result<Outputs, Failure> {
-    let block = SqlQuery::new(settings).expect("builds");
+    let block = SqlQuery::new(settings, Vault::default()).expect("builds");
     run_task(block.prepare(inputs(given))?, context)
 }
 
@@ -494,7 +494,7 @@ fn sqlite_asks_for_a_thread_and_postgres_does_not() {
         "pg".to_owned(),
         SqlConnectionSettings::new("postgres://127.0.0.1/x"),
     );
-    let block = SqlQuery::new(&settings).expect("builds");
+    let block = SqlQuery::new(&settings, Vault::default()).expect("builds");
     for (connection, mode) in [(":memory:", RunMode::Thread), ("pg", RunMode::Async)] {
         let task = block
             .prepare(inputs(json!({"connection": connection, "query": "SELECT 1"})))
