@@ -19,6 +19,7 @@ use caf_protocol::timestamp::iso_micros;
 use serde_json::{Map, Value};
 
 use crate::http::health::Health;
+use crate::http::tls::AdminTls;
 use crate::settings::Settings;
 
 /// What only the start knows: the journal that the log feeds, and which features are in force.
@@ -30,6 +31,8 @@ pub struct Told {
     pub features: Map<String, Value>,
     /// The setting that the slots of each pool come from, by the name of the pool.
     pub slots_keys: BTreeMap<&'static str, String>,
+    /// How the admin port is encrypted, if it is: it was read before anything else.
+    pub admin_tls: Option<AdminTls>,
 }
 
 /// Everything that is asked. Cheap to clone.

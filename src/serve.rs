@@ -89,8 +89,9 @@ pub async fn run(
         metrics.know_job_types(&blocks.registry.job_types());
     }
     let measures = metrics.is_some();
+    let tls = told.admin_tls.clone();
     let admin = Admin::new(settings, health.clone(), told);
-    let ports = match Ports::open(&settings.http, &health, metrics, admin, log) {
+    let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };

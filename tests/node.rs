@@ -4,6 +4,8 @@
 
 #[path = "node/abandoned.rs"]
 mod abandoned;
+#[path = "node/admin.rs"]
+mod admin;
 #[path = "node/alerts.rs"]
 mod alerts;
 #[path = "node/answering.rs"]
@@ -22,6 +24,8 @@ mod deploy;
 mod discovery;
 #[path = "node/gates.rs"]
 mod gates;
+#[path = "node/hostile.rs"]
+mod hostile;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
 #[path = "node/large.rs"]

@@ -9,7 +9,7 @@ use super::origin::Origin;
 
 /// Every file and folder of the sources of the worker, and its crates.
 const MODULES: &str = "\
-    abandoned ack actors address admin admission advice answers ask assignment assignments asyncapi \
+    abandoned ack actors address admin admin_tls admission advice answers ask assignment assignments asyncapi \
     attention audit auditor background backoff bench block block_worker blocks body book buckets budget \
     cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
     config connection consumption contract counts course database dead_letter dead_letters decision decode \
@@ -18,12 +18,12 @@ const MODULES: &str = "\
     flags fleet floor flow fold fs get guard happenings headers health heartbeat held http ids in_force \
     inputs intake job journal json kept kind labels lane layers lease lease_keeper levels limit limits line \
     live load log logging marks mask messages metrics model modules nats not_yet numbers objects origin otel \
-    otlp outage outbox outcome output params path payload places plan policies policy policy_file pool ports \
+    otlp outage outbox outcome output params path payload peers places plan policies policy policy_file pool ports \
     postgres preparation preview print process_stats properties protocol publisher pull put queue record \
     redirects reference reload reloadable replay replays request reserve result retry retry_after room roots \
     router_side rows rules run running runtime sampler schemas secrets select sending serve settings show \
     shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state state_dir \
-    status steps streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
+    status steps stream streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
     top trace trace_context traces tracing validate view vitals watch watchdog window wire wiring wording \
     words worker worker_id writer writing";
 /// Names the libraries.

@@ -9,6 +9,8 @@ mod delete;
 mod fetch;
 mod get;
 mod path;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod put;
 mod roots;
 

@@ -8,6 +8,8 @@ mod body;
 mod dial;
 mod fetch;
 mod guard;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod redirects;
 mod request;
 mod retry_after;

@@ -14,6 +14,8 @@ mod http;
 mod inputs;
 mod limits;
 mod payload;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 pub mod settings;
 mod sleep;
 mod sql;
