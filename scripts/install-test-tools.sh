@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the tests need on a fresh Debian or Ubuntu, beside a Rust toolchain: a C compiler (for the bundled
-# SQLite), nats-server, PostgreSQL, Prometheus, a headless Chromium, and the checkers of deploy/. Does nothing where they
-# are present, and says what it did. Uses sudo when not root.
+# SQLite), nats-server, PostgreSQL, Prometheus, a headless Chromium, cargo-deny, and the checkers of deploy/. Does nothing
+# where they are present, and says what it did. Uses sudo when not root.
 #
 #   scripts/install-test-tools.sh                      everything
 #   scripts/install-test-tools.sh --only nats-server   only what the demo needs
 #   scripts/install-test-tools.sh --only prometheus    only what dashboards and alerts are tried with
+#   scripts/install-test-tools.sh --only cargo-deny    only what judges dependencies
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -126,6 +127,20 @@ deploy_checkers() {
     say "installed: ${packages[*]} ($tools/deploy-venv)"
 }
 
+# What judges licences, bans and sources of dependencies. Built without optimisation: a minute or two, and it runs no
+# slower that one would notice. Of a fixed version, since a newer one may judge otherwise.
+cargo_deny() {
+    local version=0.20.2
+    if find_cargo_deny >/dev/null; then
+        say "cargo-deny: present ($(find_cargo_deny))"
+        return
+    fi
+    cargo install cargo-deny --version "$version" --locked --debug --no-default-features --quiet \
+        --root "$tools" --target-dir "$tools-build" || die "cargo-deny could not be built"
+    rm -rf "$tools-build"
+    say "installed: cargo-deny $version ($tools/bin/cargo-deny)"
+}
+
 # What looks at the page of the admin port.
 chromium() {
     if find_chromium >/dev/null; then
@@ -144,9 +159,11 @@ case "$*" in
     postgresql
     prometheus
     deploy_checkers
+    cargo_deny
     chromium
     ;;
 "--only nats-server") nats_server ;;
 "--only prometheus") prometheus ;;
-*) die "usage: scripts/install-test-tools.sh [--only nats-server|prometheus]" ;;
+"--only cargo-deny") cargo_deny ;;
+*) die "usage: scripts/install-test-tools.sh [--only nats-server|prometheus|cargo-deny]" ;;
 esac

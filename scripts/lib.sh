@@ -119,6 +119,11 @@ find_chromium() {
     return 1
 }
 
+# find_cargo_deny: prints the program to use, or fails. On PATH, or of our own.
+find_cargo_deny() {
+    command -v cargo-deny || { [[ -x "$tools/bin/cargo-deny" ]] && printf '%s\n' "$tools/bin/cargo-deny"; }
+}
+
 # listens PORT: whether somebody accepts connections on that port of this machine.
 listens() {
     (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null

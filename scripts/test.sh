@@ -34,11 +34,7 @@ check "layers" scripts/check-layers.sh
 check "layers, self-test" scripts/check-layers.sh --self-test
 check "clippy" cargo clippy --workspace --all-targets -- -D warnings
 check "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
-if have cargo-deny; then
-    check "licences and bans" cargo deny check bans licenses sources
-else
-    say "== licences and bans: not checked, cargo-deny is not installed"
-fi
+check "licences and bans" "$(find_cargo_deny)" check bans licenses sources
 check "tests" run_tests
 check "mutants" scripts/mutate.sh
 

@@ -22,6 +22,7 @@ use caf_protocol::timestamp::iso_micros;
 use serde_json::{Map, Value};
 
 use crate::http::health::Health;
+use crate::http::tls::AdminTls;
 use crate::settings::Settings;
 use crate::telemetry::secrets::Secrets;
 
@@ -36,6 +37,8 @@ pub struct Told {
     pub slots_keys: BTreeMap<&'static str, String>,
     /// What no answer may hold.
     pub secrets: Secrets,
+    /// How the admin port is encrypted, if it is: it was read before anything else.
+    pub admin_tls: Option<AdminTls>,
 }
 
 /// Everything that is asked. Cheap to clone.

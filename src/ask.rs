@@ -10,9 +10,19 @@ pub mod top;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use bytes::Bytes;
+use caf_actors::errors::chain;
 use caf_protocol::secret::Secret;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::Request;
+use hyper::header::AUTHORIZATION;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
+use tokio_rustls::rustls::ClientConfig;
 use url::Url;
 
 use crate::settings::HttpSettings;
@@ -26,7 +36,7 @@ const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 pub struct Node {
     base: Url,
     token: Option<Secret>,
-    client: awc::Client,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
 }
 
 /// An answer of the node.
@@ -59,17 +69,22 @@ pub enum Silence {
 /// # Errors
 /// A sentence, when that is nowhere.
 pub fn address(given: Option<&str>, settings: &HttpSettings) -> Result<Url, String> {
+    let scheme = if settings.admin_tls.is_on() {
+        "https"
+    } else {
+        "http"
+    };
     let text = match given {
         Some(given) if given.contains("://") => given.to_owned(),
-        Some(given) => format!("http://{given}"),
-        None => format!("http://{}", own_address(&settings.admin_addr)?),
+        Some(given) => format!("{scheme}://{given}"),
+        None => format!("{scheme}://{}", own_address(&settings.admin_addr)?),
     };
     let url = Url::parse(&text).map_err(|error| format!("--admin {text}: {error}"))?;
-    let plain =
-        url.scheme() == "http" && url.has_host() && url.username().is_empty() && url.password().is_none();
+    let is_http = matches!(url.scheme(), "http" | "https");
+    let plain = is_http && url.has_host() && url.username().is_empty() && url.password().is_none();
     if !plain || url.query().is_some() || url.fragment().is_some() {
         return Err(format!(
-            "--admin must have the form http://host:port, not {}",
+            "--admin must have the form http://host:port or https://host:port, not {}",
             text::clean(&text)
         ));
     }
@@ -94,17 +109,16 @@ fn own_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 impl Node {
-    /// The node at `base`.
-    pub fn new(base: Url, token: Option<Secret>) -> Self {
-        Self {
-            base,
-            token,
-            // Nobody else gets the token.
-            client: awc::Client::builder()
-                .disable_redirects()
-                .timeout(PATIENCE)
-                .finish(),
-        }
+    /// The node at `base`, which trusts and is trusted as `tls` says.
+    pub fn new(base: Url, token: Option<Secret>, tls: ClientConfig) -> Self {
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        // Follows no redirects: nobody else gets the token.
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Self { base, token, client }
     }
 
     /// Asks for a path below the node's address; `path` is encoded.
@@ -113,19 +127,26 @@ impl Node {
     /// [`Silence`].
     pub async fn ask(&self, path: &str) -> Result<Said, Silence> {
         let base = self.base.as_str().trim_end_matches('/').to_owned();
-        let silent =
-            |why: &dyn std::fmt::Display| Silence::NoAnswer(base.clone(), text::clean(&why.to_string()));
-        let mut request = self.client.get(format!("{base}{path}"));
+        let silent = |why: &str| Silence::NoAnswer(base.clone(), text::clean(why));
+        let mut request = Request::get(format!("{base}{path}"));
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token.expose());
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
+        let request = request
+            .body(Empty::new())
+            .map_err(|error| silent(&chain(&error)))?;
         let asked = async {
-            let mut response = request.send().await.map_err(|error| silent(&error))?;
-            let body = response.body().limit(MAX_ANSWER_BYTES).await;
-            Ok((response.status().as_u16(), body.map_err(|error| silent(&error))?))
+            let response = self.client.request(request).await;
+            let response = response.map_err(|error| silent(&chain(&error)))?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+                .collect()
+                .await;
+            let body = body.map_err(|error| silent(&chain(error.as_ref())))?;
+            Ok((status, body.to_bytes()))
         };
         let asked = timeout(PATIENCE, asked).await;
-        let (status, body) = asked.unwrap_or_else(|_| Err(silent(&"no answer in time")))?;
+        let (status, body) = asked.unwrap_or_else(|_| Err(silent("no answer in time")))?;
         let body: Value =
             serde_json::from_slice(&body).map_err(|_| silent(&format!("status {status}, not JSON")))?;
         let refused = || text::clean(body["error"].as_str().unwrap_or("no reason given"));
@@ -158,14 +179,7 @@ mod tests {
         assert_eq!(of(Some("10.0.0.1:7"), "127.0.0.1:0"), url("http://10.0.0.1:7/"));
         assert_eq!(of(Some("http://w-0:7/"), "127.0.0.1:0"), url("http://w-0:7/"));
         assert!(of(None, "127.0.0.1:0").is_err());
-        for bad in [
-            "https://a",
-            "file:///etc",
-            "http://",
-            "http://u:p@a",
-            "http://a?x",
-            "a b",
-        ] {
+        for bad in ["file:///etc", "http://", "http://u:p@a", "http://a?x", "a b"] {
             assert!(of(Some(bad), "127.0.0.1:1").is_err(), "{bad}");
         }
     }

@@ -3,17 +3,24 @@
 //! Neighbours: `serve` opens them before anything else and closes them last; [`crate::http`] has the pages.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use actix_web::web::ServiceConfig;
-use caf_actors::events::{self, Log};
+use caf_actors::events::admin::certificate_in_force;
+use caf_actors::events::{self, Event, Log};
 use caf_protocol::secret::Secret;
+use caf_protocol::timestamp::iso_micros;
 
 use crate::admin::Admin;
 use crate::exit::Exit;
+use crate::http::audit::Audit;
 use crate::http::guard::Guard;
 use crate::http::health::Health;
-use crate::http::{Port, admin, health, metrics};
+use crate::http::peers::Peers;
+use crate::http::tls::{AdminTls, Identity, SOON};
+use crate::http::{Entrance, Port, admin, health, metrics};
 use crate::settings::HttpSettings;
 use crate::telemetry::metrics::Metrics;
 
@@ -56,7 +63,7 @@ impl Ports {
         settings: &HttpSettings,
         health: &Health,
         metrics: Option<Arc<Metrics>>,
-        admin: Admin,
+        (admin, tls): (Admin, Option<AdminTls>),
         log: &Log,
     ) -> Result<Self, Exit> {
         let mut ports = Self(Vec::new());
@@ -65,11 +72,21 @@ impl Ports {
             let pages = metrics::pages(metrics, health.clone());
             ports.add(&METRICS, &settings.metrics_addr, pages, log)?;
         }
+        let audit = Audit {
+            peers: Peers::default(),
+            log: log.clone(),
+        };
+        tell_of_certificate(settings, tls.as_ref(), log);
         let guard = Guard::new(
             settings.admin_token.as_ref().map(Secret::expose),
             &settings.admin_hosts,
         );
-        ports.add(&ADMIN, &settings.admin_addr, admin::pages(admin, guard), log)?;
+        let pages = admin::pages(admin, guard.with_audit(audit.clone()));
+        let entrance = Entrance {
+            connections: ADMIN.connections,
+            watched: Some((audit, tls)),
+        };
+        ports.add_watched(&ADMIN, &settings.admin_addr, entrance, pages, log)?;
         Ok(ports)
     }
 
@@ -89,10 +106,21 @@ impl Ports {
         pages: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
         log: &Log,
     ) -> Result<(), Exit> {
+        self.add_watched(kind, address, kind.connections.into(), pages, log)
+    }
+
+    fn add_watched(
+        &mut self,
+        kind: &Kind,
+        address: &str,
+        entrance: Entrance,
+        pages: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+        log: &Log,
+    ) -> Result<(), Exit> {
         let opened = address
             .parse()
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
-            .and_then(|address| Port::open(address, kind.connections, pages));
+            .and_then(|address| Port::open(address, entrance, pages));
         match opened {
             Ok(port) => {
                 log.emit(events::endpoint(kind.started, port.address));
@@ -104,5 +132,32 @@ impl Ports {
                 Err(Exit::Unavailable)
             }
         }
+    }
+}
+
+/// The line about a certificate that is in force from now on.
+pub fn of_certificate(identity: &Identity) -> Event {
+    let now = SystemTime::now();
+    let soon = identity.not_after < now + SOON;
+    certificate_in_force(
+        &identity.cert_file.display().to_string(),
+        &iso_micros(identity.not_after),
+        identity.days_left(now),
+        soon,
+    )
+}
+
+/// Says how long the certificate is good, or that others can listen to what is asked.
+fn tell_of_certificate(settings: &HttpSettings, tls: Option<&AdminTls>, log: &Log) {
+    if let Some(tls) = tls {
+        log.emit(of_certificate(&tls.identity()));
+        return;
+    }
+    let address = settings.admin_addr.parse::<SocketAddr>();
+    if address.is_ok_and(|address| !address.ip().to_canonical().is_loopback()) {
+        log.emit(events::warning(
+            "http.admin_addr can be reached by others and is not encrypted: who listens on the way reads the token; set \
+             http.admin_tls.cert_file and http.admin_tls.key_file, or put a proxy in front",
+        ));
     }
 }

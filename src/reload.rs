@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use caf_actors::events::Log;
+use caf_actors::events::admin::certificate_refused;
 use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_actors::tenants::Tenants;
 use caf_blocks::TargetRules;
@@ -16,6 +17,8 @@ use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
 
+use crate::http::tls::{AdminTls, Identity, Unusable};
+use crate::ports::of_certificate;
 use crate::settings::Settings;
 use crate::settings::load::{Loaded, Sources, load};
 use crate::settings::named_secrets::vault_entries;
@@ -36,6 +39,8 @@ pub struct Live {
     pub vault: Vault,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
+    /// Certificate of the admin port, whose files may have been exchanged.
+    pub admin_tls: Option<AdminTls>,
 }
 
 impl Live {
@@ -56,6 +61,9 @@ impl Live {
         Ok(())
     }
 }
+
+/// What the files of the certificate hold now.
+type Certificate = Result<Option<Identity>, Unusable>;
 
 /// Reads the settings again when it is told to.
 pub struct Reloader {
@@ -81,20 +89,22 @@ impl Reloader {
     pub async fn run(mut self, mut hangups: Signal) {
         while hangups.recv().await.is_some() {
             self.live.log.reopen();
-            if let Some(read) = self.read().await {
+            if let Some((read, certificate)) = self.read().await {
                 self.take(read);
+                self.exchange(certificate);
             }
         }
     }
 
     /// On a thread of its own: a disk that hangs keeps neither the node nor its end.
-    async fn read(&self) -> Option<Result<Loaded, SettingsError>> {
+    async fn read(&self) -> Option<(Result<Loaded, SettingsError>, Certificate)> {
         let (done, is_done) = oneshot::channel();
-        let sources = self.sources.clone();
+        let (sources, tls) = (self.sources.clone(), self.live.admin_tls.clone());
         let thread = std::thread::Builder::new().name("reload".to_owned());
         thread
             .spawn(move || {
-                let _ = done.send(load(&sources));
+                let certificate = tls.map_or(Ok(None), |tls| tls.read_again());
+                let _ = done.send((load(&sources), certificate));
             })
             .ok()?;
         is_done.await.ok()
@@ -123,6 +133,18 @@ impl Reloader {
             .collect();
         self.running = merged;
         self.log.emit(settings_reloaded(&applied, rest.len()));
+    }
+
+    /// Whoever connects from now on is shown the certificate that was read; one that cannot be used changes nothing.
+    fn exchange(&self, certificate: Certificate) {
+        match (&self.live.admin_tls, certificate) {
+            (Some(tls), Ok(Some(identity))) => {
+                self.log.emit(of_certificate(&identity));
+                tls.exchange(identity);
+            }
+            (_, Err(unusable)) => self.log.emit(certificate_refused(&unusable.to_string())),
+            _ => {}
+        }
     }
 
     fn refuse(&self, error: &SettingsError) {

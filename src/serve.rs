@@ -100,10 +100,11 @@ pub async fn run(
     }
     let measures = metrics.is_some();
     let secrets = told.secrets.clone();
+    let tls = told.admin_tls.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
-    let ports = match Ports::open(&settings.http, &health, metrics, admin, log) {
+    let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };

@@ -8,6 +8,7 @@
 //! of each other, [`feature`] lists what is off by default, [`in_force`] says what of it follows, [`flags`] reports that,
 //! [`show`] prints all, [`reloadable`] lists what may change at run time, [`not_yet`] lists keys without effect, [`worker_id`] finds a name.
 
+pub mod admin_tls;
 pub mod cancellation;
 pub mod catalogue;
 pub mod environment;
@@ -45,6 +46,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::admin_tls::{AdminClientSettings, AdminTlsSettings};
 use self::cancellation::CancellationSettings;
 use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
@@ -220,10 +222,15 @@ pub struct HttpSettings {
     pub metrics_addr: String,
     /// For operators: what the node does, and what became of an assignment.
     pub admin_addr: String,
-    /// Token without which nobody is answered there, but for the empty page; needed where `admin_addr` is not loopback.
+    /// Token without which nobody is answered there, but for the empty page; where `admin_addr` is not loopback, it or
+    /// certificates of clients are needed.
     pub admin_token: Option<Secret>,
     /// Host names under which that port is reached, beside IP addresses and `localhost`.
     pub admin_hosts: Vec<String>,
+    /// Certificate of that port, and authorities of its clients.
+    pub admin_tls: AdminTlsSettings,
+    /// With what the commands that ask it trust it, and prove who they are.
+    pub admin_client: AdminClientSettings,
 }
 
 impl Default for HttpSettings {
@@ -234,6 +241,8 @@ impl Default for HttpSettings {
             admin_addr: "127.0.0.1:9093".to_owned(),
             admin_token: None,
             admin_hosts: Vec::new(),
+            admin_tls: AdminTlsSettings::default(),
+            admin_client: AdminClientSettings::default(),
         }
     }
 }

@@ -4,6 +4,8 @@
 
 #[path = "node/abandoned.rs"]
 mod abandoned;
+#[path = "node/admin.rs"]
+mod admin;
 #[path = "node/alerts.rs"]
 mod alerts;
 #[path = "node/answering.rs"]
@@ -26,6 +28,8 @@ mod discovery;
 mod fairness;
 #[path = "node/gates.rs"]
 mod gates;
+#[path = "node/hostile.rs"]
+mod hostile;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
 #[path = "node/large.rs"]

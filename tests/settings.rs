@@ -14,12 +14,16 @@ use serde_json::Value;
 
 #[path = "settings/asyncapi.rs"]
 mod asyncapi;
+#[path = "settings/corpus.rs"]
+mod corpus;
 #[path = "settings/flags.rs"]
 mod flags;
 #[path = "settings/policies.rs"]
 mod policies;
 #[path = "settings/scripts.rs"]
 mod scripts;
+#[path = "settings/security.rs"]
+mod security;
 
 /// Where the policy of a feature that needs one stands.
 fn policy_file(feature: Feature) -> &'static str {

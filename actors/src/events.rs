@@ -4,6 +4,7 @@
 //! the logger and its drain, which masks secrets. Never logs payloads, inputs or outputs. Correlation ids stand at top
 //! level, the rest in `context`.
 
+pub mod admin;
 pub mod breakers;
 pub mod cancellation;
 pub mod course;

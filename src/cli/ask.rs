@@ -3,6 +3,7 @@
 //! Neighbours: [`crate::ask`] asks the node and writes the text.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,6 +11,7 @@ use clap::Args;
 use super::{OutputFormat, print};
 use crate::ask::{self, Node, Silence, text};
 use crate::exit::Exit;
+use crate::http::tls::client_config;
 use crate::settings::HttpSettings;
 
 /// Which node is asked.
@@ -18,6 +20,15 @@ pub struct NodeArgs {
     /// Address of the node's admin port, such as http://127.0.0.1:9093; else where http.admin_addr puts it
     #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
+    /// PEM file with the authorities of an https address; else http.admin_client.ca_file, else the public ones
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate to show; else http.admin_client.cert_file
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// PEM file with its key; else http.admin_client.key_file
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
 }
 
 /// Arguments of `explain`.
@@ -52,13 +63,20 @@ pub struct TopArgs {
 /// # Errors
 /// That the command line makes no sense.
 fn node(args: &NodeArgs, settings: &HttpSettings) -> Result<Node, Exit> {
-    match ask::address(args.admin.as_deref(), settings) {
-        Ok(address) => Ok(Node::new(address, settings.admin_token.clone())),
-        Err(problem) => {
-            print::error(&problem);
-            Err(Exit::Usage)
-        }
+    let address = ask::address(args.admin.as_deref(), settings).map_err(|problem| {
+        print::error(&problem);
+        Exit::Usage
+    })?;
+    let mut files = settings.admin_client.clone();
+    files.ca_file = args.ca_file.clone().or(files.ca_file);
+    if args.cert.is_some() {
+        (files.cert_file, files.key_file) = (args.cert.clone(), args.key.clone());
     }
+    let tls = client_config(&files).map_err(|unusable| {
+        print::error(&unusable.to_string());
+        Exit::Config
+    })?;
+    Ok(Node::new(address, settings.admin_token.clone(), tls))
 }
 
 /// Explains an assignment: 0 when somebody knows it, 1 when nobody does.

@@ -19,6 +19,7 @@ use super::{ExecArgs, OutputFormat, SubmitArgs, print};
 use crate::admin::Told;
 use crate::assignments::Input;
 use crate::exit::Exit;
+use crate::http::tls::AdminTls;
 use crate::reload::{Live, Reloader};
 use crate::settings::in_force::InForce;
 use crate::settings::load::{Loaded, Sources};
@@ -55,8 +56,16 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             control.measure(Arc::clone(&metrics) as _);
             log.with_meter(metrics)
         });
+        let admin_tls = match AdminTls::new(&settings.http.admin_tls) {
+            Ok(tls) => tls,
+            Err(unusable) => {
+                log.emit(events::fatal(&unusable.to_string()));
+                return complain(&unusable);
+            }
+        };
         let told = Told {
             journal: Journal::default(),
+            admin_tls: admin_tls.clone(),
             features: flags::for_log(loaded, &in_force),
             slots_keys: ResourceClass::ALL
                 .map(|class| (class.as_str(), in_force.slots_key(class).to_owned()))
@@ -80,6 +89,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             http_targets: extras.http_targets.clone(),
             vault: extras.vault.clone(),
             metrics: metrics.clone(),
+            admin_tls,
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
             Ok(blocks) => on(&system, log, async {

@@ -23,6 +23,9 @@ pub(super) const STALL_LIMIT: Duration = Duration::from_secs(5);
 const HEAD_LIMIT: usize = 16 * 1024;
 /// Largest body that is passed on, in bytes: the largest request that a page takes.
 pub(super) const BODY_LIMIT: usize = MAX_REQUEST_BYTES;
+/// What is said to whoever sends a larger one. The server behind would answer only to eight times as much.
+const TOO_LARGE: &[u8] =
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 /// So much is read and dropped after the head, in bytes: closing a socket with something unread may take the answer from a
 /// reader. The rest stays with the system, which lets the sender wait.
 const REST_LIMIT: usize = 64 * 1024;
@@ -48,6 +51,8 @@ pub(super) struct OneRequest<S> {
     life: Pin<Box<Sleep>>,
     /// Runs while the other side takes nothing.
     stall: Option<Pin<Box<Sleep>>>,
+    /// How much of [`TOO_LARGE`] was said, once the head is too large.
+    refusing: Option<usize>,
 }
 
 /// Where in the head of a request its bytes have led. Ends where the parser of the server sees an end, which takes a line
@@ -130,7 +135,13 @@ impl<S> OneRequest<S> {
             dropped_bytes: 0,
             life: Box::pin(sleep(LIFE_LIMIT)),
             stall: None,
+            refusing: None,
         }
+    }
+
+    /// What it stands on.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
     }
 
     /// Whether it may go on; wakes the task when it may no longer.
@@ -209,7 +220,28 @@ impl<S: AsyncRead + Unpin> OneRequest<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for OneRequest<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> OneRequest<S> {
+    /// Says that the head is too large, and ends.
+    fn refuse(&mut self, context: &mut Context<'_>, mut said: usize) -> Poll<io::Result<()>> {
+        while said < TOO_LARGE.len() {
+            let wrote = Pin::new(&mut self.stream).poll_write(context, &TOO_LARGE[said..]);
+            let wrote = ready!(self.limit_stall(context, wrote))?;
+            if wrote == 0 {
+                break;
+            }
+            said += wrote;
+            self.refusing = Some(said);
+        }
+        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        ready!(self.drop_rest(context))?;
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the head of a request is too large",
+        )))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for OneRequest<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -217,6 +249,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for OneRequest<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.live(context)?;
+        if let Some(said) = this.refusing {
+            return this.refuse(context, said);
+        }
         if this.head == Head::Over && this.body_bytes == 0 {
             return this.drop_rest(context);
         }
@@ -226,7 +261,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for OneRequest<S> {
         let (read, taken) = (read.len(), this.take(read));
         // With an error nothing is handed over.
         buffer.set_filled(before + taken.as_ref().map_or(0, |taken| *taken));
-        this.dropped_bytes += read - taken?;
+        let Ok(taken) = taken else {
+            return this.refuse(context, 0);
+        };
+        this.dropped_bytes += read - taken;
         Poll::Ready(Ok(()))
     }
 }
@@ -322,13 +360,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_that_is_too_large_ends_the_connection() {
+    async fn a_head_that_is_too_large_is_refused_with_its_status_and_ends_the_connection() {
         let (mut client, server) = duplex(2 * HEAD_LIMIT);
         let endless = vec![b'\n'; HEAD_LIMIT + 1];
         client.write_all(&endless).await.expect("is sent");
+        client.shutdown().await.expect("ends");
         let mut read = Vec::new();
         let error = OneRequest::new(server).read_to_end(&mut read).await;
         assert_eq!(error.expect_err("ends").kind(), io::ErrorKind::InvalidData);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.expect("is answered");
+        assert_eq!(answer, TOO_LARGE);
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpResponse};
 use caf_protocol::ids::sha256;
 use serde_json::json;
+use tokio::time::Instant;
+
+use super::audit::{Asker, Audit};
 
 /// The page that needs no token: it holds nothing, and asks for the token.
 const OPEN_PATH: &str = "/";
@@ -42,6 +45,8 @@ pub struct Guard {
     token: Option<[u8; 32]>,
     /// Names under which the port is reached, beside addresses and `localhost`; in lower case.
     hosts: Vec<String>,
+    /// Where calls are told of, and wrong tokens counted.
+    audit: Option<Audit>,
 }
 
 /// Why a request is refused.
@@ -59,6 +64,8 @@ pub enum Refused {
     Host,
     /// The token is missing or wrong.
     Token,
+    /// Too many wrong tokens: the next is looked at after so many seconds.
+    Guessing(u64),
 }
 
 impl Guard {
@@ -67,7 +74,15 @@ impl Guard {
         Self {
             token: token.map(|token| sha256(token.as_bytes())),
             hosts: hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            audit: None,
         }
+    }
+
+    /// Tells of every call, and lets nobody guess tokens.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Audit) -> Self {
+        self.audit = Some(audit);
+        self
     }
 
     /// Judges a request.
@@ -135,7 +150,10 @@ impl Guard {
         request: ServiceRequest,
         next: Next<B>,
     ) -> Result<ServiceResponse<actix_web::body::BoxBody>, Error> {
-        let judged = self.judge(request.method(), request.path(), request.headers());
+        let (asker, began) = (Asker::of(&request), Instant::now());
+        let asked = (request.method().clone(), request.path().to_owned());
+        let has_token = self.token.is_some() && self.has_token(request.headers());
+        let judged = self.judge_guesses(&asker, &request);
         let mut response = match judged {
             Ok(()) => next.call(request).await?.map_into_boxed_body(),
             Err(refused) => request.into_response(refused.response()),
@@ -147,7 +165,34 @@ impl Guard {
         if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
             headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(NOTHING));
         }
+        if let Some(audit) = &self.audit {
+            let has_token = has_token && !matches!(judged, Err(Refused::Guessing(_)));
+            audit.tell(
+                &asker,
+                has_token,
+                (&asked.0, &asked.1),
+                response.status(),
+                began.elapsed(),
+            );
+        }
         Ok(response)
+    }
+
+    /// As [`Self::judge`]; but the token of a peer that guesses is not looked at, so that guessing tells nothing.
+    fn judge_guesses(&self, asker: &Asker, request: &ServiceRequest) -> Result<(), Refused> {
+        let headers = request.headers();
+        let judge = || self.judge(request.method(), request.path(), headers);
+        let brings_one = self.token.is_some() && headers.contains_key(header::AUTHORIZATION);
+        let Some(audit) = self.audit.as_ref().filter(|_| brings_one) else {
+            return judge();
+        };
+        if let Some(left) = audit.peers.must_wait(asker.peer, Instant::now()) {
+            return Err(Refused::Guessing(left.as_secs() + 1));
+        }
+        if !self.has_token(headers) {
+            audit.peers.note_wrong_token(asker.peer, Instant::now());
+        }
+        judge()
     }
 }
 
@@ -204,9 +249,16 @@ impl Refused {
                 StatusCode::UNAUTHORIZED,
                 "the token of http.admin_token is needed: Authorization: Bearer <token>",
             ),
+            Self::Guessing(_) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many wrong tokens: try again later",
+            ),
         };
         let mut response = HttpResponse::build(status);
         match self {
+            Self::Guessing(secs) => {
+                response.insert_header((header::RETRY_AFTER, secs));
+            }
             Self::Method => {
                 response.insert_header((header::ALLOW, "GET, HEAD"));
             }

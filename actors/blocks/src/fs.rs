@@ -11,6 +11,8 @@ mod fetch;
 mod get;
 mod leftovers;
 mod path;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod put;
 mod roots;
 mod usage;

@@ -14,6 +14,8 @@ mod fetch;
 mod guard;
 mod lookup;
 mod ports;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod redirects;
 mod request;
 mod retry_after;

@@ -15,6 +15,8 @@ mod http;
 mod inputs;
 mod limits;
 mod payload;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 pub mod sandbox;
 pub mod settings;
 mod sleep;

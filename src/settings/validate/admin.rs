@@ -17,9 +17,11 @@ pub(super) fn check(http: &HttpSettings, rules: &mut Rules) {
     let is_loopback = address.map_or(true, |address| address.ip().to_canonical().is_loopback());
     rules.require(
         "admin_token",
-        is_loopback || http.admin_token.is_some(),
-        "must be set when http.admin_addr is not a loopback address",
+        is_loopback || http.admin_token.is_some() || http.admin_tls.client_ca_file.is_some(),
+        "must be set when http.admin_addr is not a loopback address, unless http.admin_tls.client_ca_file is",
     );
+    rules.section("admin_tls", |rules| http.admin_tls.validate(rules));
+    rules.section("admin_client", |rules| http.admin_client.validate(rules));
     let fits = |token: &Secret| {
         let token = token.expose();
         (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())

@@ -21,6 +21,7 @@ pub mod assignment;
 pub mod asyncapi;
 pub mod browser;
 pub mod client;
+pub mod corpus;
 pub mod credentials;
 pub mod faulty_http;
 pub mod fixtures;

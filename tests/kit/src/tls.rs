@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
 use crate::TempDir;
 
@@ -20,6 +20,14 @@ impl Certificates {
     /// # Errors
     /// When the files cannot be written.
     pub fn generate() -> Result<Self> {
+        Self::good_until(4096)
+    }
+
+    /// As [`Self::generate`], with certificates that end with this year.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn good_until(year: i32) -> Result<Self> {
         let dir = TempDir::new("tls")?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -30,7 +38,12 @@ impl Certificates {
             ("client", vec!["caf-worker-test".to_owned()]),
         ] {
             let key = KeyPair::generate()?;
-            let certificate = CertificateParams::new(subjects)?.signed_by(&key, &authority)?;
+            let mut params = CertificateParams::new(subjects)?;
+            params.not_after = date_time_ymd(year, 12, 31);
+            params
+                .distinguished_name
+                .push(DnType::CommonName, format!("caf {name}"));
+            let certificate = params.signed_by(&key, &authority)?;
             write(dir.path(), &format!("{name}.pem"), &certificate.pem())?;
             write(dir.path(), &format!("{name}.key"), &key.serialize_pem())?;
         }
