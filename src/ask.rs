@@ -1,8 +1,9 @@
-//! Asks a node's admin port, for people at a terminal: [`explain`] and [`top`].
+//! Asks a node's admin port, for people at a terminal: [`explain`], [`top`] and [`cancel`].
 //!
 //! Neighbours: the command line calls it; [`crate::http::admin`] answers. What comes back may hold whatever callers chose as
 //! ids: it is made harmless for a terminal before it is printed.
 
+pub mod cancel;
 pub mod explain;
 pub mod text;
 pub mod top;
@@ -10,6 +11,7 @@ pub mod top;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use awc::http::Method;
 use serde_json::Value;
 use tokio::time::timeout;
 use url::Url;
@@ -111,15 +113,31 @@ impl Node {
     /// # Errors
     /// [`Silence`].
     pub async fn ask(&self, path: &str) -> Result<Said, Silence> {
+        self.exchange(Method::GET, path, Vec::new()).await
+    }
+
+    /// Tells it something that is JSON, at a path below its address.
+    ///
+    /// # Errors
+    /// [`Silence`].
+    pub async fn tell(&self, path: &str, body: Vec<u8>) -> Result<Said, Silence> {
+        self.exchange(Method::POST, path, body).await
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Said, Silence> {
         let base = self.base.as_str().trim_end_matches('/').to_owned();
         let silent =
             |why: &dyn std::fmt::Display| Silence::NoAnswer(base.clone(), text::clean(&why.to_string()));
-        let mut request = self.client.get(format!("{base}{path}"));
+        let mut request = self.client.request(method, format!("{base}{path}"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
+        let sending = match body.is_empty() {
+            true => request.send(),
+            false => request.content_type("application/json").send_body(body),
+        };
         let asked = async {
-            let mut response = request.send().await.map_err(|error| silent(&error))?;
+            let mut response = sending.await.map_err(|error| silent(&error))?;
             let body = response.body().limit(MAX_ANSWER_BYTES).await;
             Ok((response.status().as_u16(), body.map_err(|error| silent(&error))?))
         };
