@@ -14,6 +14,8 @@ mod answering;
 mod boards;
 #[path = "node/breakers.rs"]
 mod breakers;
+#[path = "node/cancellation.rs"]
+mod cancellation;
 #[path = "node/commands.rs"]
 mod commands;
 #[path = "node/core_mode.rs"]

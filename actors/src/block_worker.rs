@@ -407,6 +407,7 @@ async fn clearance(job: &Job, end: End) -> Cleared {
             return cleared;
         }
         tokio::select! {
+            biased;
             () = job.holdings.cancel.token().cancelled() => return Cleared::Cancelled,
             () = tokio::time::sleep_until(now + PROOF_RETRY) => {}
         }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use self::tombstones::{Tombstones, Wanted};
 use crate::claims::{Claims, Standing};
 use crate::events::{self, Log};
+use crate::mask::mask_text;
 use crate::pool::TakeCancelled;
 use crate::runtime::Route;
 
@@ -51,15 +52,19 @@ impl Asker {
 pub struct Asked {
     /// Who.
     pub by: Asker,
-    /// Why, in their words: bounded, without control characters, hostile all the same.
+    /// Why, in their words: bounded, without control characters and known secrets, hostile all the same.
     pub reason: Option<String>,
 }
 
 impl Asked {
     /// What the result says.
     pub fn failure(&self) -> Failure {
-        let failure = Failure::new(ErrorCode::CancelledByUser, "cancelled by request")
-            .with("requested_by", self.by.as_str().into());
+        let message = match self.by {
+            Asker::Subject => "cancelled by request on the broker",
+            Asker::Admin => "cancelled by request on the admin port",
+        };
+        let failure =
+            Failure::new(ErrorCode::CancelledByUser, message).with("requested_by", self.by.as_str().into());
         match &self.reason {
             Some(reason) => failure.with("reason", reason.as_str().into()),
             None => failure,
@@ -202,7 +207,10 @@ impl Cancellations {
         let shared = self.0.as_ref()?;
         let asked = Arc::new(Asked {
             by,
-            reason: request.reason.clone(),
+            reason: request
+                .reason
+                .as_deref()
+                .map(|reason| mask_text(reason).to_string()),
         });
         let wanted = Wanted {
             tenant_id: request.tenant_id.as_str().into(),

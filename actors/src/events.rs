@@ -365,7 +365,7 @@ pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
             .at_top("error_code", "WORKER_STEP_EXECUTION_FAILED")
             .because(failure)
             .limited(failure),
-        Some(failure) => event.because(failure),
+        Some(failure) => cancellation::by_request(event.because(failure), failure),
     }
 }
 

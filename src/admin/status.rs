@@ -66,6 +66,7 @@ impl Admin {
             "features": parts.features,
             "restarts": {"total": restarts.values().sum::<u64>(), "by_part": restarts},
             "stray_threads": take("stray_threads"),
+            "cancellation": parts.cancellation(),
             "journal": parts.journal.memory(),
         })
     }
@@ -169,6 +170,12 @@ impl Parts {
         let listed: Vec<_> = view.first.iter().map(|seen| breaker(seen, now)).collect();
         let total: usize = view.counts.values().sum();
         Some(json!({"total": total, "max": view.max, "by_kind": kept, "listed": listed}))
+    }
+
+    /// Nothing while requests to cancel are not carried out.
+    fn cancellation(&self) -> Option<Value> {
+        let tombstones = self.cancellations.tombstones(Instant::now())?;
+        Some(json!({ "tombstones": tombstones }))
     }
 
     fn drain(&self, now_ms: u64) -> Value {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::breakers::{Breakers, BreakersView};
+use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::{Claims, ClaimsSnapshot};
 use caf_actors::consumption::ConsumptionView;
 use caf_actors::lease::{LeaseSnapshot, LeaseTable};
@@ -94,6 +95,8 @@ pub struct PartsView {
     pub leases: LeaseSnapshot,
     /// Circuit breakers, while their flag is on.
     pub breakers: Option<BreakersView>,
+    /// Requests to cancel that wait for what they ask for; nothing while they are not carried out.
+    pub tombstones: Option<usize>,
     /// Share of the restarts that is used up.
     pub restart_budget_used: f64,
 }
@@ -121,6 +124,7 @@ pub(super) struct Parts {
     outbox: Option<Outbox>,
     pub(super) leases: LeaseTable,
     restarts: Budget,
+    cancellations: Cancellations,
 }
 
 impl Parts {
@@ -142,6 +146,7 @@ impl Parts {
             outbox: tree.outbox.clone(),
             leases: tree.leases.clone(),
             restarts: tree.restarts.clone(),
+            cancellations: tree.cancellations.clone(),
         }
     }
 
@@ -185,6 +190,7 @@ impl Parts {
             leases: self.leases.snapshot(now),
             // Metrics and checks want numbers only.
             breakers: self.breakers.look(0),
+            tombstones: self.cancellations.tombstones(now),
             restart_budget_used: self.restarts.used(now),
         }
     }

@@ -128,6 +128,8 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_quota_rejections_total", "counter", "quota tenant_id", ""),
     ("worker_secret_uses_total", "counter", "outcome", ""),
     ("worker_restart_budget_used", "gauge", "", ""),
+    ("worker_cancel_requests_total", "counter", "outcome,source", ""),
+    ("worker_cancel_tombstones", "gauge", "", ""),
     ("worker_stray_threads", "gauge", "", ""),
     ("worker_duplicates_total", "counter", "kind", ""),
     ("worker_results_suppressed_total", "counter", "", ""),

@@ -5,6 +5,7 @@
 
 use caf_protocol::assignment::Identity;
 use caf_protocol::cancel::{CancelOutcome, CancelRequest};
+use caf_protocol::outcome::Failure;
 
 use super::{Event, Level};
 use crate::cancellation::{Asked, Asker};
@@ -31,9 +32,20 @@ pub fn requested(identity: &Identity, request: &CancelRequest, asked: &Asked) ->
         .with("requested_by", asked.by.as_str())
         .with("requested_for", request.target.field());
     match &asked.reason {
-        Some(reason) => event.with("reason", reason.as_str()),
+        Some(reason) => event.with("cancel_reason", reason.as_str()),
         None => event,
     }
+}
+
+/// `event`, of a job that has ended by a request, as its failure tells.
+pub(super) fn by_request(event: Event, failure: &Failure) -> Event {
+    let told = [("requested_by", "requested_by"), ("reason", "cancel_reason")];
+    told.into_iter().fold(event, |event, (detail, name)| {
+        match failure.details.get(detail).and_then(serde_json::Value::as_str) {
+            Some(text) => event.with(name, text),
+            None => event,
+        }
+    })
 }
 
 /// A request was carried out.

@@ -5,9 +5,10 @@
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
 use caf_actors::breakers::machine::Phase;
+use caf_actors::cancellation::Asker;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
 use caf_actors::events::{
-    breakers, delivery, logging, queue, retry, running, secrets, steps, tenants, timeouts,
+    breakers, cancellation, delivery, logging, queue, retry, running, secrets, steps, tenants, timeouts,
 };
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
@@ -80,6 +81,10 @@ fn measured() -> Vec<Listed> {
             .collect(),
     };
     let phases = Phase::ALL.map(Phase::as_str);
+    let requests = Asker::ALL.into_iter().flat_map(|by| {
+        let outcomes = cancellation::OUTCOMES.into_iter();
+        outcomes.map(move |outcome| vec![by.as_str(), outcome])
+    });
     let mut all = vec![
         of_breakers(&breakers::TRANSITIONS, &phases),
         each(&breakers::REFUSALS, &kinds),
@@ -111,6 +116,10 @@ fn measured() -> Vec<Listed> {
         each(&logging::LINES_DROPPED, logging::LEVELS),
         each(&SPANS, &SpanOutcome::ALL.map(SpanOutcome::as_str)),
         one(&DROPPED),
+        Listed {
+            metric: &cancellation::REQUESTS,
+            from_zero: requests.collect(),
+        },
     ];
     let others = [
         &steps::TASKS,

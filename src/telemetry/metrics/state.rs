@@ -96,6 +96,9 @@ states! {
     /// Circuit breakers.
     CIRCUIT_BREAKERS = "worker_circuit_breakers" ["kind", "state"] Gauge:
         "Circuit breakers by kind of endpoint and state; absent while their flag is off. One that may be tried again is half_open.";
+    /// Requests to cancel that wait for what they ask for.
+    CANCEL_TOMBSTONES = "worker_cancel_tombstones" [] Gauge:
+        "Requests to cancel that are kept for what has not arrived; absent while worker.cancellation is off.";
     /// Event loops that do not wake up.
     LOOP_BLOCKED = "worker_event_loop_blocked_seconds" ["event_loop"] Gauge:
         "How long the event loop is overdue at this moment: 0 unless it is blocked.";
@@ -173,6 +176,9 @@ fn of_parts(parts: &PartsView, samples: &mut Vec<Sample>) {
             let count = breakers.counts.get(&(kind, phase)).copied().unwrap_or_default();
             samples.push(CIRCUIT_BREAKERS.sample(&[kind.as_str(), phase.as_str()], number(count)));
         }
+    }
+    if let Some(tombstones) = parts.tombstones {
+        samples.push(CANCEL_TOMBSTONES.sample(&[], number(tombstones)));
     }
     if let Some(outbox) = &parts.outbox {
         let now_ms = epoch_ms(SystemTime::now());
