@@ -12,7 +12,7 @@ const MODULES: &str = "\
     abandoned ack actors address admin admission advice answers ask assignment assignments asyncapi \
     attention audit auditor background backoff bench block block_worker blocks body book bounds buckets budget \
     cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
-    config connection consumption contract counts course database dead_letter dead_letters decision decode \
+    config connection consumption contract cost counts course database dead_letter dead_letters decision decode \
     deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \
     errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields \
     flags fleet floor flow fold fs get guard happenings headers health heartbeat held http ids in_force \
