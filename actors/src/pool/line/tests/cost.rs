@@ -30,7 +30,7 @@ fn what_one_in_and_one_out_cost_is_printed() {
     for (waiting, tenants) in [(0, 1), (1_000, 1), (1_000, 10), (1_000, 1_000), (10_000, 10_000)] {
         let names: Vec<String> = (0..tenants).map(|n| format!("tenant-{n}")).collect();
         let mut line = Line::new(STEP);
-        let mut push = |line: &mut Line<u32>, n: u32| {
+        let push = |line: &mut Line<u32>, n: u32| {
             let tenant = &names[n as usize % names.len()];
             line.push(newcomer(tenant, 50, start, deadline(n), n));
         };
