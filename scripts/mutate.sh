@@ -162,6 +162,22 @@ mutant deferrals-are-attempts actors/src/claims/record.rs \
 mutant waiting-asks-for-too-much actors/src/pool/room.rs \
     'least.saturating_sub(unplaced)' \
     'least.saturating_sub(unplaced / 2)'
+# A turn ends.
+mutant turns-do-not-end actors/src/pool/line.rs \
+    'queue.deficit = deficit - 1;' \
+    'queue.deficit = deficit;'
+# Who comes has its turn after those that wait.
+mutant who-comes-goes-first actors/src/pool/line.rs \
+    '(self.next_turn, Arc::<str>::from(tenant))' \
+    '(-self.next_turn, Arc::<str>::from(tenant))'
+# Waiting makes up for priority.
+mutant priorities-do-not-age actors/src/pool/line.rs \
+    'since + self.0 * u32::from' \
+    'since + self.0 * 50 * u32::from'
+# A tenant has a limit.
+mutant tenants-run-one-more actors/src/pool/running.rs \
+    'max.is_some_and(|max| count.running >= max)' \
+    'max.is_some_and(|max| count.running > max)'
 
 [[ "$count" -gt 0 ]] || die "no mutant has such a name"
 [[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"

@@ -13,7 +13,7 @@ const MODULES: &str = "\
     assignments asyncapi attention audit auditor background backoff bench block block_worker blocks body \
     book bounds breakers bucket buckets budget cancel cancellation catalogue cgroup chance changes check \
     circuit_breaker claim_store claims classification cli clients clock config connection consumption \
-    contract counts course database dead_letter dead_letters decision decode deferrals delete delivery \
+    contract cost counts course database dead_letter dead_letters decision decode deferrals delete delivery \
     dependencies destination dial discovery dlq dry_run echo endpoint ends entry environment error_code \
     errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields \
     flags fleet floor flow fold forbidden forms fs get guard happenings headers health heartbeat held http \

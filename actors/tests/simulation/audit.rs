@@ -436,7 +436,14 @@ impl World {
 
     pub(crate) fn check_pool(&mut self, process: usize, waiting: usize, running: usize) {
         let scenario = &self.scenario;
-        let is_over = scenario.queue.as_ref().is_some_and(|queue| waiting > queue.size);
+        // Who waits for the limit of a tenant may do so in the place of a slot.
+        let idle = scenario
+            .max_running
+            .map_or(0, |_| scenario.slots.saturating_sub(running));
+        let is_over = scenario
+            .queue
+            .as_ref()
+            .is_some_and(|queue| waiting > queue.size + idle);
         if running > scenario.slots || is_over {
             self.fail(format!(
                 "the pool of process {process} has {running} running and {waiting} waiting"

@@ -156,9 +156,9 @@ pub struct Job {
 /// How a job is to be run.
 #[derive(Debug, JsonSchema)]
 pub struct AssignmentOptions {
-    /// How urgent the job is among those of its tenant, 0 to 100, the higher the sooner: a whole number; default 50.
-    #[schemars(range(max = 100))]
-    pub priority: Option<u8>,
+    /// How urgent the job is among those of its tenant: a number from 0 to 100, the higher the sooner. What is beyond
+    /// counts as the nearest of these, anything else as 50, which is the default.
+    pub priority: Option<Value>,
     /// Relative deadline in milliseconds: counts from the first start of handling. Default 30,000, at most 3,600,000.
     #[schemars(range(min = 0))]
     pub deadline_ms: Option<u64>,

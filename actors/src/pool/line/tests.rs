@@ -1,6 +1,7 @@
 //! The line beside models that count on their fingers, and its bounds.
 
 mod bounds;
+mod cost;
 
 use std::collections::{BTreeMap, VecDeque};
 

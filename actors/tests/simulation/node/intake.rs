@@ -28,6 +28,7 @@ use super::running::Job;
 use super::{MAX_MESSAGE_BYTES, Message, Node};
 use crate::broker::STREAM;
 use crate::kernel::MS;
+use crate::scenario::TENANTS;
 
 /// Pause before the claims are asked again after they did not answer.
 const STORE_RETRY: u64 = 200 * MS;
@@ -111,7 +112,7 @@ impl Node {
             draining: self.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
-            tenant_allowed: case.identity.tenant_id == "acme",
+            tenant_allowed: TENANTS.contains(&&*case.identity.tenant_id),
             expired: case
                 .prepared
                 .as_ref()
@@ -409,6 +410,7 @@ impl Node {
             } else {
                 plan
             },
+            priority: assignment.priority,
             repeatable: self.spec(case.spec).repeatable,
             alone,
             cancel: case.holdings.cancel.token().clone(),

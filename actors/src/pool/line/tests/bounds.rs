@@ -278,7 +278,7 @@ fn a_weight_that_changes_counts_at_once() {
         line.pop_next(start, enter).expect("both wait").0.item
     };
     assert_eq!(
-        [100, 100, 1, 1, 1, 1, 2, 2].map(|weight| next(weight)),
+        [100, 100, 1, 1, 1, 1, 2, 2].map(&mut next),
         ["a", "a", "a", "b", "a", "b", "a", "a"]
     );
 }
