@@ -13,7 +13,7 @@ const MODULES: &str = "\
     audit auditor background backoff bench block block_worker blocks body book breakers buckets budget \
     cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
     config connection consumption contract counts course database dead_letter dead_letters decision decode \
-    deferrals delete delivery dependencies dial discovery dlq dry_run echo endpoint ends entry environment \
+    deferrals delete delivery dependencies dial discovery dlq dry_run echo endpoint endpoints ends entry environment \
     error_code errors event_loop events examples exec exec_assignment exit explain fail family feature fetch \
     fields flags fleet floor flow fold fs get guard happenings headers health heartbeat held http ids \
     in_force inputs intake job journal json kept kind labels lane layers lease lease_keeper levels limit \

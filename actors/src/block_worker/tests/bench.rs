@@ -77,7 +77,8 @@ impl Task for Script {
     }
 
     fn endpoint(&self) -> Option<Endpoint> {
-        self.talks.then(|| Endpoint::new(EndpointKind::Http, "http://probe"))
+        self.talks
+            .then(|| Endpoint::new(EndpointKind::Http, "http://probe"))
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
