@@ -335,7 +335,7 @@ fn retries_of_all_jobs_together_are_bounded_and_so_is_what_is_kept_of_endpoints(
     let short = |result: &&Value| result["error"]["details"]["retry_budget"] == "endpoint";
     let withheld = told.iter().filter(short).count();
     assert!(withheld > 150, "{withheld}");
-    let series = "worker_retries_withheld_total{kind=\"http\",reason=\"retry_tokens\"}";
+    let series = "worker_retries_withheld_total{kind=\"http\",reason=\"retry_budget\"}";
     assert_eq!(metric(&mut node, series), withheld as f64);
     let last = told
         .iter()
