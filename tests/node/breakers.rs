@@ -69,8 +69,8 @@ fn first(node: &mut Node) -> Value {
 fn metric(node: &mut Node, series: &str) -> f64 {
     let port = node.worker.metrics_port().expect("is logged");
     let page = http::get(port, "/metrics").expect("answers").text();
-    let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
-    let found = lines.filter(|(name, _)| *name == series).last();
+    let mut lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+    let found = lines.find(|(name, _)| *name == series);
     found.map_or(-1.0, |(_, value)| value.parse().expect("is a number"))
 }
 
