@@ -106,7 +106,7 @@ fn breaker(seen: &Seen, now: Instant) -> Value {
         "changed_ms_ago": seen.changed.map(since_ms),
         "retry_after_ms": seen.retry_after.map(whole_ms),
         "refused": seen.refused,
-        "retry_tokens": seen.retry_tokens,
+        "retry_budget": seen.retry_tokens,
     })
 }
 

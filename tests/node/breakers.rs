@@ -69,8 +69,8 @@ fn first(node: &mut Node) -> Value {
 fn metric(node: &mut Node, series: &str) -> f64 {
     let port = node.worker.metrics_port().expect("is logged");
     let page = http::get(port, "/metrics").expect("answers").text();
-    let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
-    let found = lines.filter(|(name, _)| *name == series).last();
+    let mut lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+    let found = lines.find(|(name, _)| *name == series);
     found.map_or(-1.0, |(_, value)| value.parse().expect("is a number"))
 }
 
@@ -335,7 +335,7 @@ fn retries_of_all_jobs_together_are_bounded_and_so_is_what_is_kept_of_endpoints(
     let short = |result: &&Value| result["error"]["details"]["retry_budget"] == "endpoint";
     let withheld = told.iter().filter(short).count();
     assert!(withheld > 150, "{withheld}");
-    let series = "worker_retries_withheld_total{kind=\"http\",reason=\"retry_tokens\"}";
+    let series = "worker_retries_withheld_total{kind=\"http\",reason=\"retry_budget\"}";
     assert_eq!(metric(&mut node, series), withheld as f64);
     let last = told
         .iter()

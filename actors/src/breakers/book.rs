@@ -119,7 +119,7 @@ impl Book {
                 successes: settings.success_threshold.max(1),
                 trials: settings.half_open_calls.max(1),
             },
-            token_rules: TokenRules::new(settings.retry_tokens_max, settings.retry_tokens_ratio),
+            token_rules: TokenRules::new(settings.retry_budget_max, settings.retry_budget_ratio),
             max: settings.max_breakers.max(1),
             shelves: HashMap::new(),
             by_size: BTreeSet::new(),
@@ -221,6 +221,9 @@ impl Book {
 
     /// At most `max` of them: open ones first, then half-open ones, then those with most failures in a row.
     pub fn look(&self, max: usize, now: Instant) -> Vec<Seen> {
+        if max == 0 {
+            return Vec::new();
+        }
         let mut seen: Vec<_> = self.entries().collect();
         seen.sort_by_key(|(tenant_id, endpoint, entry)| {
             let rank = match entry.machine.phase(now) {

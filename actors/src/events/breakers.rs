@@ -14,7 +14,7 @@ use crate::metrics::{Metric, MetricKind};
 use crate::settings::circuit_breaker::CircuitBreakerSettings;
 
 /// Why a retry is not made.
-pub const REASONS: &[&str] = &["circuit_breaker", "retry_tokens"];
+pub const REASONS: &[&str] = &["circuit_breaker", "retry_budget"];
 
 /// Changes of state.
 pub static TRANSITIONS: Metric = Metric {
@@ -44,7 +44,7 @@ pub static FORGOTTEN: Metric = Metric {
 /// Retries that were not made.
 pub static RETRIES_WITHHELD: Metric = Metric {
     name: "worker_retries_withheld_total",
-    help: "Retries that a job might have had and did not get: circuit_breaker, its endpoint is left alone; retry_tokens, too \
+    help: "Retries that a job might have had and did not get: circuit_breaker, its endpoint is left alone; retry_budget, too \
            much was tried again there.",
     labels: &["kind", "reason"],
     kind: MetricKind::Counter,

@@ -10,6 +10,9 @@ use super::rules::Rules;
 /// Longest time in milliseconds: the longest deadline. What is left alone for longer is better switched off.
 const MAX_MS: u64 = 3_600_000;
 
+/// Most breakers that may be kept: 10 MB, and some milliseconds to look at all of them while nobody else may.
+const MAX_BREAKERS: usize = 10_000;
+
 /// Circuit breakers: one for each HTTP server, database and directory of files that jobs of a tenant talk to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -33,14 +36,14 @@ pub struct CircuitBreakerSettings {
     #[schemars(range(min = 0, max = MAX_MS))]
     pub slow_call_ms: u64,
     /// Most breakers that are kept, about 1 KB each; beyond, the tenant that has most of them loses one.
-    #[schemars(range(min = 1, max = 100_000))]
+    #[schemars(range(min = 1, max = MAX_BREAKERS))]
     pub max_breakers: usize,
     /// Most retry tokens of an endpoint, and how many it begins with. A retry takes one; without one, there is none.
     #[schemars(range(min = 0, max = 100_000))]
-    pub retry_tokens_max: u32,
+    pub retry_budget_max: u32,
     /// Share of a token that each first call of a job adds, in thousandths at most.
     #[schemars(range(min = 0.0, max = 100.0))]
-    pub retry_tokens_ratio: f64,
+    pub retry_budget_ratio: f64,
 }
 
 impl Default for CircuitBreakerSettings {
@@ -53,8 +56,8 @@ impl Default for CircuitBreakerSettings {
             half_open_calls: 3,
             slow_call_ms: 1_000,
             max_breakers: 1_000,
-            retry_tokens_max: 10,
-            retry_tokens_ratio: 0.2,
+            retry_budget_max: 10,
+            retry_budget_ratio: 0.2,
         }
     }
 }
@@ -67,8 +70,8 @@ impl CircuitBreakerSettings {
         rules.range("success_threshold", self.success_threshold, 1..=1_000);
         rules.range("half_open_calls", self.half_open_calls, 1..=1_000);
         rules.range("slow_call_ms", self.slow_call_ms, 0..=MAX_MS);
-        rules.range("max_breakers", self.max_breakers, 1..=100_000);
-        rules.range("retry_tokens_max", self.retry_tokens_max, 0..=100_000);
-        rules.range("retry_tokens_ratio", self.retry_tokens_ratio, 0.0..=100.0);
+        rules.range("max_breakers", self.max_breakers, 1..=MAX_BREAKERS);
+        rules.range("retry_budget_max", self.retry_budget_max, 0..=100_000);
+        rules.range("retry_budget_ratio", self.retry_budget_ratio, 0.0..=100.0);
     }
 }

@@ -82,8 +82,8 @@ async fn without_a_token_a_job_ends_with_the_failure_that_it_has() {
     for (tokens, calls) in [(0, 1), (2, 3)] {
         let bench = with(|breaker| {
             breaker.failure_threshold = 100;
-            breaker.retry_tokens_max = tokens;
-            breaker.retry_tokens_ratio = 0.0;
+            breaker.retry_budget_max = tokens;
+            breaker.retry_budget_ratio = 0.0;
         });
         let done = bench.run([Call::fails(answered(503))]).await;
         assert_eq!((done.calls(), done.retries_used as usize), (calls, calls - 1));
@@ -93,7 +93,7 @@ async fn without_a_token_a_job_ends_with_the_failure_that_it_has() {
             ("asked to fail", "server_error")
         );
         assert_eq!(detail(failure, "retry_budget"), "endpoint");
-        assert_eq!(done.line("Retry withheld")["context"]["reason"], "retry_tokens");
+        assert_eq!(done.line("Retry withheld")["context"]["reason"], "retry_budget");
     }
 }
 
@@ -130,7 +130,7 @@ async fn a_call_that_its_deadline_cuts_off_counts_when_it_had_its_time() {
 async fn a_job_that_goes_past_the_breaker_asks_for_nothing() {
     let mut bench = with(|breaker| {
         breaker.failure_threshold = 1;
-        breaker.retry_tokens_max = 0;
+        breaker.retry_budget_max = 0;
     });
     bench.skip_circuit_breaker = true;
     let done = bench.asking(3, 10).run([Call::fails(failed(NETWORK))]).await;
