@@ -10,11 +10,16 @@ use super::Settings;
 impl Settings {
     /// Passwords, tokens and header values, also those inside of addresses; as given and decoded.
     pub fn secrets(&self) -> Vec<String> {
-        let mut found: Vec<String> = [&self.nats.password, &self.nats.token, &self.http.admin_token]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let mut found: Vec<String> = [
+            &self.nats.password,
+            &self.nats.token,
+            &self.http.admin_token,
+            &self.tenants.policy_store.token,
+        ]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
         for value in self.worker.tracing.headers().into_values() {
             // `Bearer x`, of which the library may write the second half.
             found.extend(value.rsplit_once(' ').map(|(_, last)| last.to_owned()));
@@ -65,6 +70,7 @@ mod tests {
         settings.nats.url = "nats://user:pa%40ss@h:1, tls://t0ken@h".to_owned();
         settings.nats.password = Some("nats-password".to_owned());
         settings.nats.token = Some("nats-token".to_owned());
+        settings.tenants.policy_store.token = Some("store-token".to_owned());
         settings.http.admin_token = Some("admin-token".to_owned());
         settings.worker.tracing.secret_headers = Some("authorization=Bearer%20otel".to_owned());
         let mut connection = SqlConnectionSettings::new("postgres://u:in-url@h/d?password=queried");
@@ -85,6 +91,7 @@ mod tests {
             "pa@ss",
             "queried",
             "sql-password",
+            "store-token",
             "t0ken",
             "t0ken",
         ];

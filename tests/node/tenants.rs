@@ -112,7 +112,11 @@ fn each_quota_lets_through_exactly_what_it_says_and_affects_nobody_else() {
         if *quota != "bytes_out" {
             send(&node, load);
         }
-        assert_eq!(acks(&node, load), counts(*accepted, load.len() - accepted), "{quota}");
+        assert_eq!(
+            acks(&node, load),
+            counts(*accepted, load.len() - accepted),
+            "{quota}"
+        );
     }
     let free = jobs(50, |_| AssignmentBuilder::echo());
     send(&node, &free);
@@ -120,7 +124,10 @@ fn each_quota_lets_through_exactly_what_it_says_and_affects_nobody_else() {
 
     for (quota, load, _) in &loads {
         let result = refusal(&node, load);
-        assert_eq!((&result["status"], &result["error_type"]), (&json!("error"), &json!("quota")));
+        assert_eq!(
+            (&result["status"], &result["error_type"]),
+            (&json!("error"), &json!("quota"))
+        );
         let details = &result["error"]["details"];
         assert_eq!(details["quota"], *quota, "{result}");
         assert!(details["limit"].is_number(), "{result}");
@@ -133,7 +140,10 @@ fn each_quota_lets_through_exactly_what_it_says_and_affects_nobody_else() {
     outside.open();
     let all = [loads.iter().flat_map(|(_, load, _)| load.clone()).collect(), free].concat();
     node.wait_answered(&all, SOON);
-    let again = [of("waiting", AssignmentBuilder::echo()), needing("remembering", &outside, "memory_bytes", 1 << 30)];
+    let again = [
+        of("waiting", AssignmentBuilder::echo()),
+        needing("remembering", &outside, "memory_bytes", 1 << 30),
+    ];
     wait_until("nothing is held", SOON, || {
         let port = node.worker.metrics_port().expect("is logged");
         let page = caf_testkit::http::get(port, "/metrics").expect("is shown").text();
@@ -145,7 +155,10 @@ fn each_quota_lets_through_exactly_what_it_says_and_affects_nobody_else() {
     node.wait_answered(&all, SOON);
     assert_each_answered_once(&node.answers(), &all);
     for result in node.answers().on(RESULT) {
-        assert!(matches!(result["status"].as_str(), Some("success" | "error")), "{result}");
+        assert!(
+            matches!(result["status"].as_str(), Some("success" | "error")),
+            "{result}"
+        );
     }
     let port = node.worker.metrics_port().expect("is logged");
     let page = caf_testkit::http::get(port, "/metrics").expect("is shown").text();
@@ -184,7 +197,11 @@ fn a_sighup_raises_and_lowers_quotas_at_once_for_what_was_spent_before() {
         }
         let load = jobs(7, |_| AssignmentBuilder::echo());
         send(&node, &load);
-        assert_eq!(acks(&node, &load), counts(accepted, 7 - accepted), "burst {burst}");
+        assert_eq!(
+            acks(&node, &load),
+            counts(accepted, 7 - accepted),
+            "burst {burst}"
+        );
         all.extend(load);
     }
     node.wait_answered(&all, SOON);

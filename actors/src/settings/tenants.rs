@@ -136,10 +136,7 @@ impl TenantPolicy {
     /// Checks that every limit lets something through.
     pub fn validate(&self, rules: &mut Rules) {
         rules.range("weight", self.weight, 1..=1_000);
-        for (key, jobs) in [
-            ("max_running", self.max_running),
-            ("max_queued", self.max_queued),
-        ] {
+        for (key, jobs) in [("max_running", self.max_running), ("max_queued", self.max_queued)] {
             rules.range(key, jobs.unwrap_or(1), 1..=MAX_JOBS);
         }
         // Less than one job in a quarter of an hour is no rate any more.
@@ -213,10 +210,14 @@ impl PolicyStoreSettings {
         let rule = "must have 1 to 256 bytes and no control characters, and not be . or ..";
         let is_name = is_usable(&self.policy, MAX_TENANT_BYTES) && !is_dots(&self.policy);
         rules.require("policy", is_name, rule);
-        let is_visible = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_visible =
+            |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         let rule = "must be visible ASCII characters without spaces";
         rules.require("token", self.token.as_ref().is_none_or(is_visible), rule);
-        let named = self.ca_file.as_ref().is_none_or(|file| !file.as_os_str().is_empty());
+        let named = self
+            .ca_file
+            .as_ref()
+            .is_none_or(|file| !file.as_os_str().is_empty());
         rules.require("ca_file", named, "must be a path");
         rules.range("refresh_s", self.refresh_s, 1..=24 * 3_600);
         rules.range("timeout_ms", self.timeout_ms, 10..=60_000);
@@ -243,7 +244,9 @@ impl TenantSettings {
         rules.require("allowed", all_usable, rule);
         rules.section("default", |rules| self.default.validate(rules));
         rules.section("overrides", |rules| {
-            let rule = format!("the name of a tenant must have 1 to {MAX_TENANT_BYTES} bytes and no control characters");
+            let rule = format!(
+                "the name of a tenant must have 1 to {MAX_TENANT_BYTES} bytes and no control characters"
+            );
             for (tenant, policy) in &self.overrides {
                 rules.require(tenant, usable(tenant), &rule);
                 rules.section(tenant, |rules| policy.validate(rules));
@@ -278,7 +281,11 @@ mod tests {
         let (mut settings, mut rules) = (TenantSettings::default(), Rules::default());
         change(&mut settings);
         settings.validate(&mut rules);
-        rules.into_broken().into_iter().map(|broken| broken.key.join("/")).collect()
+        rules
+            .into_broken()
+            .into_iter()
+            .map(|broken| broken.key.join("/"))
+            .collect()
     }
 
     #[test]
@@ -327,7 +334,9 @@ mod tests {
                 ..TenantOverride::default()
             };
             settings.overrides.insert("acme.eu".to_owned(), zero);
-            settings.overrides.insert("a\nb".to_owned(), TenantOverride::default());
+            settings
+                .overrides
+                .insert("a\nb".to_owned(), TenantOverride::default());
         });
         let expected = [
             "allowed",
@@ -355,7 +364,16 @@ mod tests {
                 max_tenants: 0,
             };
         });
-        let named = ["url", "policy", "token", "ca_file", "refresh_s", "timeout_ms", "first_wait_ms", "max_tenants"];
+        let named = [
+            "url",
+            "policy",
+            "token",
+            "ca_file",
+            "refresh_s",
+            "timeout_ms",
+            "first_wait_ms",
+            "max_tenants",
+        ];
         assert_eq!(keys, named.map(|key| format!("policy_store/{key}")));
         let fine = broken(|settings| settings.policy_store.url = Some("http://[::1]:80/base/".to_owned()));
         assert_eq!(fine, Vec::<String>::new());

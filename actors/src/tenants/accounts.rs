@@ -133,7 +133,9 @@ impl Accounts {
 
     /// A job has got its slot.
     pub(super) fn begin(&mut self, tenant: &str, used: &mut Used) {
-        let Some(account) = self.open.get_mut(tenant) else { return };
+        let Some(account) = self.open.get_mut(tenant) else {
+            return;
+        };
         account.used.remove(*used);
         (used.waiting, used.running) = (0, 1);
         account.used.add(*used);
@@ -141,7 +143,9 @@ impl Accounts {
 
     /// A job holds nothing any more. `refund`: it never came to be one, so it pays nothing.
     pub(super) fn end(&mut self, tenant: &Arc<str>, used: Used, refund: bool, policy: &TenantPolicy) {
-        let Some(account) = self.open.get_mut(tenant) else { return };
+        let Some(account) = self.open.get_mut(tenant) else {
+            return;
+        };
         account.used.remove(used);
         if refund {
             account.rate.refund(1.0);
@@ -192,7 +196,10 @@ impl Accounts {
     /// What a tenant holds.
     #[cfg(test)]
     pub(super) fn used(&self, tenant: &str) -> Used {
-        self.open.get(tenant).map(|account| account.used).unwrap_or_default()
+        self.open
+            .get(tenant)
+            .map(|account| account.used)
+            .unwrap_or_default()
     }
 
     fn key(&self, tenant: &str) -> Arc<str> {
@@ -209,7 +216,9 @@ impl Accounts {
 
     /// Puts it among the idle ones if it holds nothing.
     fn set_idle(&mut self, tenant: &Arc<str>, policy: &TenantPolicy) {
-        let Some(account) = self.open.get_mut(tenant) else { return };
+        let Some(account) = self.open.get_mut(tenant) else {
+            return;
+        };
         if account.used.waiting + account.used.running > 0 {
             return;
         }
@@ -270,8 +279,18 @@ impl Account {
     fn judge(&self, new: Used, policy: &TenantPolicy, rates: &Rates) -> Result<(), Exceeded> {
         let waiting = policy.max_queued.filter(|_| new.waiting > 0);
         let sums = [
-            (Quota::Queued, waiting.map(|most| most as u64), self.used.waiting as u64, 1),
-            (Quota::HeldBytes, policy.max_held_bytes, self.used.bytes, new.bytes),
+            (
+                Quota::Queued,
+                waiting.map(|most| most as u64),
+                self.used.waiting as u64,
+                1,
+            ),
+            (
+                Quota::HeldBytes,
+                policy.max_held_bytes,
+                self.used.bytes,
+                new.bytes,
+            ),
             (
                 Quota::Memory,
                 policy.max_memory_bytes,
@@ -296,7 +315,12 @@ impl Account {
         }
         let buckets = [
             (Quota::BytesOut, rates.bytes_out, self.bytes_out, None),
-            (Quota::BytesIn, rates.bytes_in, self.bytes_in, Some(amount(new.bytes))),
+            (
+                Quota::BytesIn,
+                rates.bytes_in,
+                self.bytes_in,
+                Some(amount(new.bytes)),
+            ),
             (Quota::Rate, rates.jobs, self.rate, Some(1.0)),
         ];
         for (quota, rate, bucket, more) in buckets {
@@ -319,7 +343,10 @@ fn exceeded(quota: Quota, limit: f64, retry_after: Option<Duration>) -> Exceeded
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a rounding error of a few bytes in petabytes")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a rounding error of a few bytes in petabytes"
+)]
 fn amount(value: u64) -> f64 {
     value as f64
 }

@@ -95,33 +95,63 @@ mod tests {
 
     #[test]
     fn who_waits_as_long_as_he_is_told_gets_in_and_not_a_moment_before() {
-        let (start, rate) = (Instant::now(), Rate { per_s: 0.5, size: 2.0 });
+        let (start, rate) = (
+            Instant::now(),
+            Rate {
+                per_s: 0.5,
+                size: 2.0,
+            },
+        );
         let mut bucket = Bucket::full(start);
         assert_eq!(spend(&mut bucket, start, 1.0, rate), Ok(()));
         assert_eq!(spend(&mut bucket, start, 1.0, rate), Ok(()));
         assert_eq!(spend(&mut bucket, start, 1.0, rate), Err(Duration::from_secs(2)));
         let early = start + Duration::from_millis(1_999);
         assert!(spend(&mut bucket, early, 1.0, rate).is_err());
-        assert_eq!(spend(&mut bucket, start + Duration::from_secs(2), 1.0, rate), Ok(()));
+        assert_eq!(
+            spend(&mut bucket, start + Duration::from_secs(2), 1.0, rate),
+            Ok(())
+        );
     }
 
     #[test]
     fn what_never_fits_is_let_in_when_the_bucket_is_full_and_paid_for_afterwards() {
-        let (start, rate) = (Instant::now(), Rate { per_s: 10.0, size: 10.0 });
+        let (start, rate) = (
+            Instant::now(),
+            Rate {
+                per_s: 10.0,
+                size: 10.0,
+            },
+        );
         let mut bucket = Bucket::full(start);
         assert_eq!(spend(&mut bucket, start, 100.0, rate), Ok(()));
-        assert_eq!(spend(&mut bucket, start, 10.0, rate), Err(Duration::from_secs(10)));
+        assert_eq!(
+            spend(&mut bucket, start, 10.0, rate),
+            Err(Duration::from_secs(10))
+        );
         assert_eq!(bucket.full_at(Some(rate)), start + Duration::from_secs(10));
     }
 
     #[test]
     fn another_rate_counts_at_once_for_what_was_spent_before() {
-        let (start, slow) = (Instant::now(), Rate { per_s: 1.0, size: 10.0 });
+        let (start, slow) = (
+            Instant::now(),
+            Rate {
+                per_s: 1.0,
+                size: 10.0,
+            },
+        );
         let mut bucket = Bucket::full(start);
         assert_eq!(spend(&mut bucket, start, 10.0, slow), Ok(()));
-        let fast = Rate { per_s: 10.0, size: 10.0 };
+        let fast = Rate {
+            per_s: 10.0,
+            size: 10.0,
+        };
         assert_eq!(spend(&mut bucket, start, 10.0, fast), Err(Duration::from_secs(1)));
-        let wide = Rate { per_s: 1.0, size: 20.0 };
+        let wide = Rate {
+            per_s: 1.0,
+            size: 20.0,
+        };
         assert_eq!(spend(&mut bucket, start, 10.0, wide), Ok(()));
         bucket.settle(start, None);
         assert_eq!(bucket.full_at(None), start, "without a rate nothing is owed");

@@ -109,7 +109,10 @@ impl Exceeded {
 
 /// What the result says where it is no longer known which quota it was.
 pub fn used_up() -> Failure {
-    Failure::new(ErrorCode::QuotaExceeded, "the tenant has used up its quota on this worker")
+    Failure::new(
+        ErrorCode::QuotaExceeded,
+        "the tenant has used up its quota on this worker",
+    )
 }
 
 /// Whole where it is.

@@ -27,12 +27,18 @@ fn without_limits_every_job_is_taken_on_and_nothing_is_left_of_it() {
         },
         ..Ask::default()
     };
-    let shares: Vec<_> = (0..3).map(|_| tenants.admit("acme", &ask, now).map(Share::kept)).collect();
+    let shares: Vec<_> = (0..3)
+        .map(|_| tenants.admit("acme", &ask, now).map(Share::kept))
+        .collect();
     assert!(shares.iter().all(Result::is_ok));
     assert_eq!(tenants.tracked(), 1);
     drop(shares);
     assert!(tenants.admit("other", &ask, now).is_ok());
-    assert_eq!(tenants.tracked(), 1, "acme is forgotten, other not yet looked for");
+    assert_eq!(
+        tenants.tracked(),
+        1,
+        "acme is forgotten, other not yet looked for"
+    );
 }
 
 #[test]
@@ -52,7 +58,10 @@ fn jobs_that_find_a_slot_do_not_count_as_waiting_up_to_what_the_tenant_may_run()
         .collect();
     assert_eq!(shares.len(), 5, "two run, three wait");
     assert_eq!(quota_of(tenants.admit("acme", &ask, now)), Some(Quota::Queued));
-    assert!(tenants.admit("other", &ask, now).is_ok(), "others are not affected");
+    assert!(
+        tenants.admit("other", &ask, now).is_ok(),
+        "others are not affected"
+    );
     shares.remove(0).end();
     assert!(tenants.admit("acme", &ask, now).is_ok(), "one may run again");
     for share in &mut shares {
@@ -80,7 +89,10 @@ fn sums_of_bytes_and_estimates_are_held_until_the_job_ends() {
         },
         ..Ask::default()
     };
-    let first = tenants.admit("acme", &ask(60, 1 << 29, 3_000_000), now).expect("fits").kept();
+    let first = tenants
+        .admit("acme", &ask(60, 1 << 29, 3_000_000), now)
+        .expect("fits")
+        .kept();
     for (ask, quota) in [
         (ask(41, 0, 0), Some(Quota::HeldBytes)),
         (ask(1, (1 << 29) + 1, 0), Some(Quota::Memory)),
@@ -90,7 +102,10 @@ fn sums_of_bytes_and_estimates_are_held_until_the_job_ends() {
         assert_eq!(quota_of(tenants.admit("acme", &ask, now)), quota);
     }
     drop(first);
-    assert_eq!(quota_of(tenants.admit("acme", &ask(100, 1 << 30, 3_600_000), now)), None);
+    assert_eq!(
+        quota_of(tenants.admit("acme", &ask(100, 1 << 30, 3_600_000), now)),
+        None
+    );
 }
 
 #[test]
@@ -107,7 +122,11 @@ fn a_share_that_is_not_kept_costs_nothing_and_one_that_is_costs_its_rate() {
         ..Ask::default()
     };
     for _ in 0..10 {
-        drop(tenants.admit("acme", &ask, now).expect("the one before has given it back"));
+        drop(
+            tenants
+                .admit("acme", &ask, now)
+                .expect("the one before has given it back"),
+        );
     }
     for _ in 0..2 {
         drop(tenants.admit("acme", &ask, now).expect("within the burst").kept());
@@ -115,15 +134,27 @@ fn a_share_that_is_not_kept_costs_nothing_and_one_that_is_costs_its_rate() {
     let refused = tenants.admit("acme", &ask, now).err().expect("both are spent");
     assert_eq!(refused.quota, Quota::BytesIn);
     assert_eq!(refused.retry_after, Some(Duration::from_millis(500)));
-    let small = tenants.admit("acme", &Ask::default(), now).err().expect("the rate is spent");
-    assert_eq!((small.quota, small.retry_after), (Quota::Rate, Some(Duration::from_secs(1))));
+    let small = tenants
+        .admit("acme", &Ask::default(), now)
+        .err()
+        .expect("the rate is spent");
+    assert_eq!(
+        (small.quota, small.retry_after),
+        (Quota::Rate, Some(Duration::from_secs(1)))
+    );
     let again = Ask {
         taken_on_before: true,
         ..ask
     };
-    let again = tenants.admit("acme", &again, now).expect("it was paid for before");
+    let again = tenants
+        .admit("acme", &again, now)
+        .expect("it was paid for before");
     drop(again);
-    assert_eq!(quota_of(tenants.admit("acme", &ask, now)), Some(Quota::BytesIn), "nothing came back");
+    assert_eq!(
+        quota_of(tenants.admit("acme", &ask, now)),
+        Some(Quota::BytesIn),
+        "nothing came back"
+    );
     assert!(tenants.admit("acme", &ask, now + Duration::from_secs(1)).is_ok());
 }
 
@@ -133,12 +164,18 @@ fn results_are_charged_when_they_go_and_the_next_job_waits_for_it() {
         max_bytes_out_per_s: Some(1_000),
         ..TenantPolicy::default()
     });
-    let mut share = tenants.admit("acme", &Ask::default(), Instant::now()).expect("nothing went").kept();
+    let mut share = tenants
+        .admit("acme", &Ask::default(), Instant::now())
+        .expect("nothing went")
+        .kept();
     share.end();
     share.charge_out(3_000);
     drop(share);
     let now = Instant::now();
-    let refused = tenants.admit("acme", &Ask::default(), now).err().expect("too much went");
+    let refused = tenants
+        .admit("acme", &Ask::default(), now)
+        .err()
+        .expect("too much went");
     assert_eq!(refused.quota, Quota::BytesOut);
     let wait = refused.retry_after.expect("it comes back with time");
     assert!(wait <= Duration::from_secs(2), "{wait:?}");
@@ -164,7 +201,10 @@ fn other_settings_count_at_once_for_what_is_held_and_spent_already() {
     assert_eq!(held.len(), 4);
     tenants.replace(limits(1_000.0, 4));
     let soon = now + Duration::from_millis(4);
-    assert_eq!(quota_of(tenants.admit("acme", &Ask::default(), soon)), Some(Quota::Queued));
+    assert_eq!(
+        quota_of(tenants.admit("acme", &Ask::default(), soon)),
+        Some(Quota::Queued)
+    );
     tenants.replace(limits(1_000.0, 5));
     assert_eq!(quota_of(tenants.admit("acme", &Ask::default(), soon)), None);
     let mut settings = limits(1_000.0, 1);
@@ -174,6 +214,14 @@ fn other_settings_count_at_once_for_what_is_held_and_spent_already() {
     };
     settings.overrides.insert("acme".to_owned(), more);
     tenants.replace(settings);
-    assert_eq!(quota_of(tenants.admit("acme", &Ask::default(), soon)), None, "its own entry counts");
-    assert_eq!(tenants.policy("acme").rate_per_s, Some(1_000.0), "on top of the default");
+    assert_eq!(
+        quota_of(tenants.admit("acme", &Ask::default(), soon)),
+        None,
+        "its own entry counts"
+    );
+    assert_eq!(
+        tenants.policy("acme").rate_per_s,
+        Some(1_000.0),
+        "on top of the default"
+    );
 }

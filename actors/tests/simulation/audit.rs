@@ -488,7 +488,10 @@ impl World {
             }
             let held = node.tenants.held("acme");
             if held > 0 {
-                self.fail(format!("process {} has lost {held} shares of its tenant", node.id));
+                self.fail(format!(
+                    "process {} has lost {held} shares of its tenant",
+                    node.id
+                ));
             }
             if !node.leases.renewable(self.instant()).is_empty() || !node.claims.held_in_fleet().is_empty() {
                 self.fail(format!("process {} still holds leases or claims", node.id));
@@ -572,5 +575,6 @@ impl World {
 }
 
 fn says_over_quota(ack: &Bytes) -> bool {
-    ack.windows(QUOTA_EXCEEDED.len()).any(|part| part == QUOTA_EXCEEDED)
+    ack.windows(QUOTA_EXCEEDED.len())
+        .any(|part| part == QUOTA_EXCEEDED)
 }

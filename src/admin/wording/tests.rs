@@ -338,7 +338,10 @@ fn nobody_is_sent_to_a_replay_that_cannot_help() {
         said.advice.expect("there is some")
     };
     let quota = refused(RejectReason::QuotaExceeded);
-    assert!(quota.starts_with("Send it again when the tenant has less under way"), "{quota}");
+    assert!(
+        quota.starts_with("Send it again when the tenant has less under way"),
+        "{quota}"
+    );
     let tenant = refused(RejectReason::TenantNotAllowed);
     assert!(
         tenant.starts_with("Allow the tenant first (tenants.allowed, then SIGHUP)")

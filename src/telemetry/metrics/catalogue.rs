@@ -93,6 +93,7 @@ fn measured() -> Vec<Listed> {
         each(&logging::LINES_DROPPED, logging::LEVELS),
         each(&SPANS, &SpanOutcome::ALL.map(SpanOutcome::as_str)),
         one(&DROPPED),
+        each(&tenants::POLICY_FETCHES, tenants::POLICY_OUTCOMES),
     ];
     let others = [
         &steps::TASKS,
@@ -109,6 +110,8 @@ fn measured() -> Vec<Listed> {
         &retry::BUDGET_USAGE,
         &timeouts::RATE,
         &tenants::QUOTA_REJECTIONS,
+        &tenants::POLICY_STORE_UP,
+        &tenants::POLICY_STALE,
     ];
     all.extend(others.into_iter().map(without_series));
     // Only names that come with assignments get there, unless the program is at fault.

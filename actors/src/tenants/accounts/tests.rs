@@ -22,7 +22,11 @@ fn a_hundred_thousand_tenants_that_come_once_leave_no_more_behind_than_the_bound
         assert!(accounts.len() <= MAX_IDLE + 1);
     }
     assert_eq!((accounts.len(), accounts.idle.len()), (MAX_IDLE, MAX_IDLE));
-    assert!(accounts.open.capacity() < 4 * MAX_IDLE, "{}", accounts.open.capacity());
+    assert!(
+        accounts.open.capacity() < 4 * MAX_IDLE,
+        "{}",
+        accounts.open.capacity()
+    );
     accounts.forget(start + Duration::from_secs(2_000));
     assert_eq!((accounts.len(), accounts.idle.len()), (0, 0));
 }
@@ -30,7 +34,9 @@ fn a_hundred_thousand_tenants_that_come_once_leave_no_more_behind_than_the_bound
 #[test]
 fn who_still_holds_something_is_never_forgotten_for_others() {
     let (mut accounts, policy, now) = (Accounts::default(), policy(Some(0.001)), Instant::now());
-    let held = accounts.admit("acme", &policy, &Ask::default(), now).expect("it is new");
+    let held = accounts
+        .admit("acme", &policy, &Ask::default(), now)
+        .expect("it is new");
     for number in 0..2 * MAX_IDLE {
         let taken = accounts
             .admit(&number.to_string(), &policy, &Ask::default(), now)
@@ -42,7 +48,13 @@ fn who_still_holds_something_is_never_forgotten_for_others() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Admit { tenant: u8, bytes: u64, memory: u64, has_slot: bool, before: bool },
+    Admit {
+        tenant: u8,
+        bytes: u64,
+        memory: u64,
+        has_slot: bool,
+        before: bool,
+    },
     Begin(usize),
     End(usize, bool),
     Charge(u8, u64),
