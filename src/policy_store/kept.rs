@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use caf_actors::settings::PolicyStoreSettings;
+use caf_actors::settings::rules::Rules;
 use caf_actors::tenants::Kept;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -61,7 +62,9 @@ impl Keeper {
             return Err("the disk did not answer in time".to_owned());
         };
         let told = read?.filter(|told| store.url.as_ref() == Some(&told.url) && store.policy == told.policy);
-        Ok(told.map(|told| told.tenants).unwrap_or_default())
+        let mut tenants = told.map(|told| told.tenants).unwrap_or_default();
+        tenants.retain(|_, kept| is_valid(kept));
+        Ok(tenants)
     }
 
     /// Keeps what has changed, unless the last write has not ended yet.
@@ -98,6 +101,13 @@ impl Keeper {
         self.has_complained = failed.is_some();
         failed.filter(|_| is_new)
     }
+}
+
+/// A file that was changed by hand is not believed more than the store.
+fn is_valid(kept: &Kept) -> bool {
+    let mut rules = Rules::default();
+    kept.policy.validate(&mut rules);
+    rules.into_broken().is_empty()
 }
 
 fn read(file: &Path) -> Result<Option<Document>, String> {
