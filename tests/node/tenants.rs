@@ -369,7 +369,9 @@ fn no_job_waits_for_the_store_beyond_its_bound() {
             .collect();
         latencies.sort_unstable();
         let (median, worst) = (latencies[15], latencies[29]);
-        println!("first jobs of 30 tenants, the store answers {name}: median {median} ms, longest {worst} ms");
+        println!(
+            "first jobs of 30 tenants, the store answers {name}: median {median} ms, longest {worst} ms"
+        );
         let most = std::env::var_os(LONG).map_or(2_000, |_| promised_ms);
         assert!(worst <= most, "{latencies:?}");
         all.extend(load);

@@ -172,7 +172,8 @@ pub struct PolicyStoreSettings {
     pub timeout_ms: u64,
     /// How long the first jobs of a tenant wait for its policy, in milliseconds; then they go by the settings. 0 never waits.
     pub first_wait_ms: u64,
-    /// Most tenants whose policies are kept; those that were asked about longest ago go first.
+    /// Most tenants whose policies are kept, and most that are known to have none; those that were asked about longest ago go
+    /// first.
     pub max_tenants: usize,
 }
 

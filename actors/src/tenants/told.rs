@@ -86,8 +86,10 @@ pub struct Kept {
 #[derive(Debug, Default)]
 pub(super) struct Told {
     entries: HashMap<Arc<str>, Entry>,
-    /// In which order they are forgotten: those without a policy first, of these the one that was asked about longest ago.
-    order: BTreeSet<Rank>,
+    /// Those with a policy, by when they were asked about last, and those without: as many of either are kept, so that
+    /// tenants that nobody knows take no room from those with a policy.
+    with_policy: BTreeSet<Rank>,
+    without: BTreeSet<Rank>,
     /// Failures in a row, and until when nobody is asked for their sake.
     failures: u32,
     resting: Option<Instant>,
@@ -95,7 +97,7 @@ pub(super) struct Told {
     changed: bool,
 }
 
-type Rank = (bool, Instant, Arc<str>);
+type Rank = (Instant, Arc<str>);
 
 #[derive(Debug)]
 struct Entry {
@@ -164,14 +166,8 @@ impl Told {
             self.resting = Some(now + Duration::from_millis(store.timeout_ms));
         }
         self.unrank(&tenant);
-        let entry = self.entries.entry(Arc::clone(&tenant)).or_insert_with(|| Entry {
-            policy: None,
-            is_known: false,
-            asked_at: now,
-            next: now,
-            asking: None,
-            failures: 0,
-        });
+        let entry = self.entries.entry(Arc::clone(&tenant));
+        let entry = entry.or_insert_with(|| Entry::blank(now));
         entry.asked_at = now;
         entry.asking = Some(is_answered.clone());
         let etag = entry.policy.as_ref().and_then(|policy| policy.etag.clone());
@@ -208,15 +204,18 @@ impl Told {
         now: Instant,
     ) -> Option<bool> {
         let turned = self.note(matches!(answer, Answer::Away), now);
-        self.unrank(&question.tenant);
-        if let Some(entry) = self.entries.get_mut(&question.tenant) {
-            entry.asking = None;
-            let had = entry.policy.as_ref().map(|policy| policy.given.clone());
-            entry.take(answer, below, store, now);
-            let has = entry.policy.as_ref().map(|policy| &policy.given);
-            self.changed |= had.as_ref() != has;
-            self.rank(&question.tenant);
-        }
+        let tenant = &question.tenant;
+        self.unrank(tenant);
+        // It may have been forgotten for others meanwhile.
+        let entry = self.entries.entry(Arc::clone(tenant));
+        let entry = entry.or_insert_with(|| Entry::blank(now));
+        entry.asking = None;
+        let had = entry.policy.as_ref().map(|policy| policy.given.clone());
+        entry.take(answer, below, store, now);
+        let has = entry.policy.as_ref().map(|policy| &policy.given);
+        self.changed |= had.as_ref() != has;
+        self.rank(tenant);
+        self.forget(store.max_tenants);
         question.answered.send_replace(true);
         turned
     }
@@ -303,10 +302,7 @@ impl Told {
                 confirmed_at: now,
             }),
             is_known: true,
-            asked_at: now,
-            next: now,
-            asking: None,
-            failures: 0,
+            ..Entry::blank(now)
         };
         self.entries.insert(Arc::clone(&tenant), entry);
         self.rank(&tenant);
@@ -316,35 +312,55 @@ impl Told {
     /// Tenants about which something is known, or asked.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        assert_eq!(self.entries.len(), self.order.len());
+        assert_eq!(self.entries.len(), self.with_policy.len() + self.without.len());
         self.entries.len()
     }
 
     fn rank(&mut self, tenant: &Arc<str>) {
         if let Some(entry) = self.entries.get(tenant) {
-            self.order.insert(entry.rank(tenant));
+            let rank = (entry.asked_at, Arc::clone(tenant));
+            match entry.policy {
+                Some(_) => self.with_policy.insert(rank),
+                None => self.without.insert(rank),
+            };
         }
     }
 
     fn unrank(&mut self, tenant: &Arc<str>) {
         if let Some(entry) = self.entries.get(tenant) {
-            self.order.remove(&entry.rank(tenant));
+            let rank = (entry.asked_at, Arc::clone(tenant));
+            match entry.policy {
+                Some(_) => self.with_policy.remove(&rank),
+                None => self.without.remove(&rank),
+            };
         }
     }
 
     fn forget(&mut self, most: usize) {
-        while self.entries.len() > most
-            && let Some((had_policy, _, tenant)) = self.order.pop_first()
+        while self.with_policy.len() > most
+            && let Some((_, tenant)) = self.with_policy.pop_first()
         {
             self.entries.remove(&tenant);
-            self.changed |= had_policy;
+            self.changed = true;
+        }
+        while self.without.len() > most
+            && let Some((_, tenant)) = self.without.pop_first()
+        {
+            self.entries.remove(&tenant);
         }
     }
 }
 
 impl Entry {
-    fn rank(&self, tenant: &Arc<str>) -> Rank {
-        (self.policy.is_some(), self.asked_at, Arc::clone(tenant))
+    fn blank(now: Instant) -> Self {
+        Self {
+            policy: None,
+            is_known: false,
+            asked_at: now,
+            next: now,
+            asking: None,
+            failures: 0,
+        }
     }
 
     fn take(&mut self, answer: Answer, below: &TenantPolicy, store: &PolicyStoreSettings, now: Instant) {
