@@ -72,7 +72,7 @@ impl PolicyStore {
                         asking.push(async move {
                             let answer = match wire {
                                 // It waited for its turn while others found that the store is away.
-                                _ if rests => Err(Refusal::Away("the store is away".to_owned())),
+                                _ if rests => Err(Refusal::NotAsked),
                                 Ok(wire) => wire.ask(&question.tenant, &store.policy, question.etag.as_deref()).await,
                                 Err(why) => Err(Refusal::Away(why)),
                             };
@@ -114,6 +114,7 @@ impl PolicyStore {
             Ok(answer) => (answer, String::new()),
             Err(Refusal::Away(why)) => (Answer::Away, why),
             Err(Refusal::Unusable(why)) => (Answer::Unusable, why),
+            Err(Refusal::NotAsked) => return self.tenants.forgo(question, Instant::now()),
         };
         self.log.measure(|| events::policy_fetched(&answer));
         if answer == Answer::Unusable {

@@ -134,6 +134,11 @@ impl Tenants {
         told.hear(question, answer, &below, store, now)
     }
 
+    /// Nobody will ask this question: the next job of its tenant may put it again a little later.
+    pub fn forgo(&self, question: &Question, now: Instant) {
+        self.state().told.not_asked(question, now);
+    }
+
     /// Where policies are kept, as the settings have it now.
     pub fn store(&self) -> PolicyStoreSettings {
         self.state().settings.policy_store.clone()

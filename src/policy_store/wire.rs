@@ -46,6 +46,8 @@ const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC
 pub(super) enum Refusal {
     /// The store cannot be asked, or answers nobody.
     Away(String),
+    /// It was known to be away by then.
+    NotAsked,
     /// It says something about this tenant that is no policy.
     Unusable(String),
 }
@@ -173,6 +175,14 @@ async fn read(answer: Response<hyper::body::Incoming>, had_etag: bool) -> Result
 
 /// A policy by the rules of the settings: the same keys, no others, every value within its range.
 fn policy_of(body: &[u8]) -> Result<TenantOverride, String> {
+    // A list would be read as the values of the keys in their order.
+    if body
+        .trim_ascii_start()
+        .first()
+        .is_some_and(|first| *first != b'{')
+    {
+        return Err("it is no JSON object".to_owned());
+    }
     let policy: TenantOverride =
         serde_json::from_slice(body).map_err(|error| shortened(&error.to_string()))?;
     let mut rules = Rules::default();

@@ -13,7 +13,7 @@ use caf_testkit::{AssignmentBuilder, wait_until};
 use serde_json::{Value, json};
 
 use crate::side_effects::Outside;
-use crate::support::{Node, SOON, assert_each_answered_once, jobs};
+use crate::support::{Node, SOON, assert_each_answered_once, jobs, program};
 
 /// So slow that nothing is regained while a test runs.
 const QUOTAS: &str = r#"
@@ -377,4 +377,29 @@ fn no_job_waits_for_the_store_beyond_its_bound() {
         all.extend(load);
     }
     assert_each_answered_once(&node.answers(), &all);
+}
+
+#[test]
+fn the_example_of_the_manual_is_accepted_and_a_limit_that_lets_nothing_through_is_not() {
+    let manual = include_str!("../../README.md");
+    let section = manual.split_once("\n## Tenants\n").expect("there is one").1;
+    let example = section
+        .split("```toml\n")
+        .nth(1)
+        .and_then(|text| text.split("```").next());
+    let example = example.expect("it has an example");
+    let check = |text: &str| {
+        let worker = program()
+            .args(["config", "check"])
+            .file("config/worker.toml", text);
+        worker.run(SOON).expect("it ends")
+    };
+    assert_eq!(check(example).code(), Some(0), "{}", check(example).stderr());
+    let refused = check(&example.replace("rate_per_s = 500.0", "rate_per_s = 0.0"));
+    assert_eq!(refused.code(), Some(78));
+    let told = refused.stdout() + &refused.stderr();
+    assert!(
+        told.contains("tenants.overrides.\"acme.eu\".rate_per_s: must be from 0.001"),
+        "{told}"
+    );
 }

@@ -93,6 +93,8 @@ pub(super) struct Told {
     /// Failures in a row, and until when nobody is asked for their sake.
     failures: u32,
     resting: Option<Instant>,
+    /// A question is on its way that tells whether the store is back.
+    probing: bool,
     /// Whether policies have changed since [`Told::take_changed`].
     changed: bool,
 }
@@ -164,6 +166,7 @@ impl Told {
         if self.failures >= AWAY_FROM {
             // One question at a time, to hear whether it is back.
             self.resting = Some(now + Duration::from_millis(store.timeout_ms));
+            self.probing = true;
         }
         self.unrank(&tenant);
         let entry = self.entries.entry(Arc::clone(&tenant));
@@ -173,7 +176,8 @@ impl Told {
         let etag = entry.policy.as_ref().and_then(|policy| policy.etag.clone());
         self.rank(&tenant);
         self.forget(store.max_tenants);
-        let wait = (may_wait && store.first_wait_ms > 0).then(|| FirstAnswer {
+        let waits = may_wait && store.first_wait_ms > 0 && self.failures < AWAY_FROM;
+        let wait = waits.then(|| FirstAnswer {
             answered: is_answered,
             until: now + store.first_wait(),
         });
@@ -223,13 +227,15 @@ impl Told {
     /// Counts failures to reach the store.
     fn note(&mut self, away: bool, now: Instant) -> Option<bool> {
         let was_away = self.failures >= AWAY_FROM;
-        if away {
+        if away && self.is_resting(now) && !std::mem::take(&mut self.probing) {
+            // It was asked before that was known: no further news.
+        } else if away {
             self.failures = self.failures.saturating_add(1);
             if self.failures >= AWAY_FROM {
                 self.resting = Some(now + pause(self.failures - AWAY_FROM));
             }
         } else {
-            (self.failures, self.resting) = (0, None);
+            (self.failures, self.resting, self.probing) = (0, None, false);
         }
         let is_away = self.failures >= AWAY_FROM;
         (was_away != is_away).then_some(is_away)

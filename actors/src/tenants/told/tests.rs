@@ -133,6 +133,25 @@ fn what_was_told_counts_while_the_store_is_away_and_it_is_asked_less_and_less() 
 }
 
 #[test]
+fn many_questions_that_fail_at_once_make_nobody_wait_longer_for_its_return() {
+    let mut rig = Rig::new();
+    rig.store.max_tenants = 100;
+    let questions: Vec<_> = (0..100).map(|n| asked(rig.look(&n.to_string())).0).collect();
+    for question in &questions {
+        rig.hear(question, Answer::Away);
+    }
+    assert!(rig.told.is_resting(rig.now));
+    rig.now += FIRST_PAUSE;
+    let (probe, waits) = asked(rig.look("0"));
+    assert!(!waits);
+    rig.hear(&probe, Answer::Away);
+    rig.now += FIRST_PAUSE;
+    assert!(is_settled(&rig.look("0")), "each failed look doubles the pause");
+    rig.now += FIRST_PAUSE;
+    asked(rig.look("0"));
+}
+
+#[test]
 fn an_answer_that_cannot_be_used_changes_nothing_and_makes_nobody_wait_again() {
     let mut rig = Rig::new();
     let (question, _) = asked(rig.look("acme"));
