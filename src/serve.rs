@@ -43,6 +43,7 @@ use tokio::time::timeout;
 use crate::admin::{Admin, Told};
 use crate::exit::Exit;
 use crate::http::health::Health;
+use crate::policy_store::PolicyStore;
 use crate::ports::Ports;
 use crate::settings::Settings;
 use crate::settings::feature::Feature;
@@ -178,6 +179,8 @@ pub async fn run(
     health.watch(&tree);
     health.watch_streams(is_open);
     let looking = actix_rt::spawn(health.clone().keep_looking());
+    let policies = PolicyStore::open(&in_force.tenants, state.policies.clone(), log).await;
+    let asking = actix_rt::spawn(policies.run());
     let outside = Outside::start(settings, in_force, &tree, to_pass_on, log)?;
     let exit = feed_and_wait(
         settings,
@@ -190,6 +193,7 @@ pub async fn run(
     )
     .await?;
     looking.abort();
+    asking.abort();
     if let Some(traces) = traces {
         traces.stop().await;
     }

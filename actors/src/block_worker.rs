@@ -550,6 +550,7 @@ async fn take_task(
             in_time(job, end, prepare).await?.map_err(Attempt::NoInputs)?
         }
     };
+    job.holdings.share.charge_in(prepared.bytes);
     if let Some(timeout_ms) = prepared.timeout_ms {
         let shorter = job.started.checked_add(Duration::from_millis(timeout_ms.max(1)));
         job.deadline = shorter.map_or(job.deadline, |shorter| shorter.min(job.deadline));

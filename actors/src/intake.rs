@@ -37,7 +37,7 @@ use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, T
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
-use crate::tenants::{Ask, Share, Tenants};
+use crate::tenants::{Ask, FirstAnswer, Share, Tenants};
 use crate::trace::{Span, Tracer};
 
 /// How long a message stays away that another worker is busy with, in milliseconds: it is asked about no more often than
@@ -143,27 +143,38 @@ impl Intake {
         holdings.span.identify(&identity);
         identity.correlation.span = holdings.span.context().cloned();
         self.log_received(&identity, &arrival, &holdings);
-        let standing = self.standing(&identity, &arrival);
-        if let Standing::New | Standing::Interrupted { .. } = &standing {
-            let token = holdings.cancel.token().clone();
-            holdings.cancel = self.parts.cancellations.enter(&identity, token, arrival.received);
-        }
-        let (first_start, sent_ack) = match &standing {
-            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
-            _ => (arrival.received, None),
-        };
         let prepared = assignment.and_then(|assignment| self.parts.preparation.prepare(assignment));
-        Some(Case {
+        let mut case = Case {
+            first_start: arrival.received,
             arrival,
             identity,
             prepared,
-            standing,
+            standing: Standing::New,
             known: Known::default(),
-            first_start,
-            sent_ack,
+            sent_ack: None,
             fixed_ack: None,
             holdings,
-        })
+        };
+        self.look(&mut case);
+        Some(case)
+    }
+
+    /// From here on, requests to cancel find it; those that came before are found by it. Copies are not to be found.
+    fn enter(&self, case: &mut Case) {
+        if let Standing::New | Standing::Interrupted { .. } = &case.standing {
+            let token = case.holdings.cancel.token().clone();
+            let cancellations = &self.parts.cancellations;
+            case.holdings.cancel = cancellations.enter(&case.identity, token, case.arrival.received);
+        }
+    }
+
+    /// Takes in what this process knows of the assignment.
+    fn look(&self, case: &mut Case) {
+        case.standing = self.standing(&case.identity, &case.arrival);
+        (case.first_start, case.sent_ack) = match &case.standing {
+            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
+            _ => (case.arrival.received, None),
+        };
     }
 
     fn log_received(&self, identity: &Identity, arrival: &Arrival, holdings: &Holdings) {
@@ -261,6 +272,33 @@ impl Intake {
         let Some(mut case) = self.open(arrival, holdings) else {
             return;
         };
+        match self.policy_to_wait_for(&case) {
+            None => self.proceed(case),
+            Some(policy) => {
+                let intake = self.clone();
+                actix::spawn(async move {
+                    policy.wait().await;
+                    // Another message with the same assignment may have come meanwhile.
+                    intake.look(&mut case);
+                    intake.proceed(case);
+                });
+            }
+        }
+    }
+
+    /// Has the policy store asked, for a job that may run; something to wait for only for the first jobs of a tenant.
+    fn policy_to_wait_for(&self, case: &Case) -> Option<FirstAnswer> {
+        let tenant = &case.identity.tenant_id;
+        let may_run = case.prepared.is_ok()
+            && StandingFact::of(&case.standing, None) == StandingFact::Free
+            && !self.parts.status.is_draining()
+            && self.parts.tenants.is_allowed(tenant);
+        may_run.then(|| self.parts.tenants.consult(tenant, Instant::now()))?
+    }
+
+    /// Decides the row of a case and carries it out, at once or when the fleet has granted it.
+    fn proceed(&self, mut case: Case) {
+        self.enter(&mut case);
         let (row, admitted) = self.choose_row(&mut case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings);

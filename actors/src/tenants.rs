@@ -1,23 +1,31 @@
 //! Tenants: who may send jobs, and how much of this worker each may use.
 //!
 //! Neighbours: intake asks whether a tenant may, and takes a [`Share`] of its quotas for each job; pools share their slots
-//! by weight. What the operator says may change while the node runs: whoever asks gets what is in force at that moment, and
+//! by weight; the node's client of the policy store takes [`Question`]s and gives answers. What the operator says may change while the node runs: whoever asks gets what is in force at that moment, and
 //! what is held and owed already counts against it. One lock, held for some hash look-ups, never across a wait.
 
 mod accounts;
 mod bucket;
 pub mod quota;
+mod told;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::accounts::{Accounts, Used};
 pub use self::quota::{Ask, Exceeded, Quota};
+pub use self::told::{Answer, FirstAnswer, Kept, Question};
+use self::told::{Found, Told};
 pub use crate::settings::TenantPolicy;
-use crate::settings::TenantSettings;
+use crate::settings::{PolicyStoreSettings, TenantSettings};
+
+/// Most questions that wait to be asked: at the store's usual speed a second's worth. Who finds no room asks later.
+const MAX_QUESTIONS: usize = 1_024;
 
 /// What is in force for tenants. Cheap to clone; all clones see a change.
 #[derive(Clone, Default)]
@@ -29,6 +37,9 @@ struct State {
     default: Arc<TenantPolicy>,
     overrides: HashMap<String, Arc<TenantPolicy>>,
     accounts: Accounts,
+    told: Told,
+    /// Where questions go; nothing while nobody asks them.
+    questions: Option<mpsc::Sender<Question>>,
 }
 
 /// What one job takes of the quotas of its tenant. Returns when dropped; until it is kept, what it has paid returns too.
@@ -71,6 +82,94 @@ impl Tenants {
         self.state().policy(tenant_id)
     }
 
+    /// A job of this tenant has come: has the store asked where that is due. Something to wait for only for the first jobs of
+    /// a tenant, and not for longer than the settings say.
+    pub fn consult(&self, tenant_id: &str, now: Instant) -> Option<FirstAnswer> {
+        let mut state = self.state();
+        let State {
+            settings,
+            told,
+            questions,
+            ..
+        } = &mut *state;
+        let (questions, store) = (questions.as_ref()?, &settings.policy_store);
+        store.url.as_ref()?;
+        match told.look(tenant_id, store, now) {
+            Found::Settled => None,
+            Found::Wait(wait) => Some(wait),
+            Found::Ask(question, wait) => match questions.try_send(question) {
+                Ok(()) => wait,
+                Err(error) => {
+                    told.not_asked(&error.into_inner(), now);
+                    None
+                }
+            },
+        }
+    }
+
+    /// Questions for the store, from now on. Whoever called this before gets no more.
+    pub fn questions(&self) -> mpsc::Receiver<Question> {
+        let (sender, receiver) = mpsc::channel(MAX_QUESTIONS);
+        self.state().questions = Some(sender);
+        receiver
+    }
+
+    /// The answer to a question that was put to the store of these settings; it is dropped when another one is in force by
+    /// now. Returns whether the store has gone away by it, or come back.
+    pub fn hear(
+        &self,
+        question: &Question,
+        answer: Answer,
+        asked: &PolicyStoreSettings,
+        now: Instant,
+    ) -> Option<bool> {
+        let mut state = self.state();
+        let below = state.by_settings(&question.tenant);
+        let State { settings, told, .. } = &mut *state;
+        let store = &settings.policy_store;
+        if (&store.url, &store.policy) != (&asked.url, &asked.policy) {
+            told.not_asked(question, now);
+            return None;
+        }
+        told.hear(question, answer, &below, store, now)
+    }
+
+    /// Nobody will ask this question: the next job of its tenant may put it again a little later.
+    pub fn forgo(&self, question: &Question, now: Instant) {
+        self.state().told.not_asked(question, now);
+    }
+
+    /// Where policies are kept, as the settings have it now.
+    pub fn store(&self) -> PolicyStoreSettings {
+        self.state().settings.policy_store.clone()
+    }
+
+    /// Whether nobody is to ask the store at the moment: it is away, and was asked a short time ago.
+    pub fn store_rests(&self, now: Instant) -> bool {
+        self.state().told.is_resting(now)
+    }
+
+    /// Whether the store is away, and how long ago the oldest policy was confirmed that should have been again.
+    pub fn store_state(&self, now: Instant) -> (bool, Duration) {
+        let state = self.state();
+        (state.told.is_away(), state.told.stale(now))
+    }
+
+    /// What the store has told, for a later process; nothing when that is what it was the last time.
+    pub fn take_told(&self) -> Option<BTreeMap<String, Kept>> {
+        self.state().told.take_changed()
+    }
+
+    /// What an earlier process was told by the same store.
+    pub fn recall(&self, kept: BTreeMap<String, Kept>, now: Instant) {
+        let mut state = self.state();
+        let most = state.settings.policy_store.max_tenants;
+        for (tenant, kept) in kept.into_iter().take(most) {
+            let below = state.by_settings(&tenant);
+            state.told.recall(&tenant, kept, &below, most, now);
+        }
+    }
+
     /// Row 4b: takes a share for a new job of this tenant.
     ///
     /// # Errors
@@ -110,13 +209,29 @@ impl State {
             .map(|(tenant, policy)| (tenant.clone(), Arc::new(policy.on_top_of(&settings.default))))
             .collect();
         self.default = Arc::new(settings.default.clone());
+        let (old, new) = (&self.settings.policy_store, &settings.policy_store);
+        if (&old.url, &old.policy) != (&new.url, &new.policy) {
+            // Another one has told nothing yet.
+            self.told = Told::default();
+        }
         self.settings = settings;
+        let mut told = std::mem::take(&mut self.told);
+        told.revise(self.settings.policy_store.max_tenants, |tenant| {
+            self.by_settings(tenant)
+        });
+        self.told = told;
         let mut accounts = std::mem::take(&mut self.accounts);
         accounts.revise(|tenant| self.policy(tenant));
         self.accounts = accounts;
     }
 
     fn policy(&self, tenant_id: &str) -> Arc<TenantPolicy> {
+        let told = self.told.policy(tenant_id);
+        told.unwrap_or_else(|| self.by_settings(tenant_id))
+    }
+
+    /// What settings alone say.
+    fn by_settings(&self, tenant_id: &str) -> Arc<TenantPolicy> {
         Arc::clone(self.overrides.get(tenant_id).unwrap_or(&self.default))
     }
 }

@@ -16,17 +16,22 @@ use url::Url;
 pub type KeyPath = Vec<String>;
 
 /// Keys whose values are never shown; `*` stands for any name.
-pub const SECRET_KEYS: [&str; 6] = [
+pub const SECRET_KEYS: [&str; 7] = [
     "nats.password",
     "nats.token",
     "http.admin_token",
     "blocks.sql.connections.*.password",
     "worker.tracing.secret_headers",
     "secrets.*.value",
+    "tenants.policy_store.token",
 ];
 
 /// Keys whose values are addresses that may carry a user part.
-const URL_KEYS: [&str; 2] = ["nats.url", "blocks.sql.connections.*.url"];
+const URL_KEYS: [&str; 3] = [
+    "nats.url",
+    "blocks.sql.connections.*.url",
+    "tenants.policy_store.url",
+];
 
 /// Keys whose values are addresses that may carry a key in path or query.
 const ENDPOINT_KEYS: [&str; 2] = ["worker.tracing.endpoint", "worker.tracing.traces_endpoint"];
@@ -316,7 +321,12 @@ mod tests {
 
     #[test]
     fn secret_keys_are_hidden_whatever_their_value() {
-        for key in ["nats.password", "nats.token", "blocks.sql.connections.a.password"] {
+        for key in [
+            "nats.password",
+            "nats.token",
+            "tenants.policy_store.token",
+            "blocks.sql.connections.a.password",
+        ] {
             for value in [json!("x"), json!(5), json!(["x"])] {
                 assert_eq!(masked(&path(key), &value), json!(REDACTED), "{key}");
             }

@@ -10,11 +10,16 @@ use super::Settings;
 impl Settings {
     /// Passwords, tokens and header values, also those inside of addresses; as given and decoded.
     pub fn secrets(&self) -> Vec<String> {
-        let mut found: Vec<String> = [&self.nats.password, &self.nats.token, &self.http.admin_token]
-            .into_iter()
-            .flatten()
-            .map(|secret| secret.expose().to_owned())
-            .collect();
+        let mut found: Vec<String> = [
+            &self.nats.password,
+            &self.nats.token,
+            &self.http.admin_token,
+            &self.tenants.policy_store.token,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|secret| secret.expose().to_owned())
+        .collect();
         for value in self.worker.tracing.headers().into_values() {
             // `Bearer x`, of which the library may write the second half.
             found.extend(value.rsplit_once(' ').map(|(_, last)| last.to_owned()));
@@ -72,6 +77,7 @@ mod tests {
         settings.nats.url = "nats://user:pa%40ss@h:1, tls://t0ken@h".to_owned();
         settings.nats.password = Some("nats-password".into());
         settings.nats.token = Some("nats-token".into());
+        settings.tenants.policy_store.token = Some("store-token".into());
         settings.http.admin_token = Some("admin-token".into());
         settings.worker.tracing.secret_headers = Some("authorization=Bearer%20otel".into());
         let mut connection = SqlConnectionSettings::new("postgres://u:in-url@h/d?password=queried");
@@ -92,6 +98,7 @@ mod tests {
             "pa@ss",
             "queried",
             "sql-password",
+            "store-token",
             "t0ken",
             "t0ken",
         ];

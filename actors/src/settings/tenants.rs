@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use caf_protocol::ids::{MAX_TENANT_BYTES, is_usable};
+use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -163,7 +164,7 @@ pub struct PolicyStoreSettings {
     /// Name of the policy that is asked for.
     pub policy: String,
     /// Sent as `Authorization: Bearer …`.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// PEM file with authorities to trust beside the public ones.
     pub ca_file: Option<PathBuf>,
     /// How long an answer counts before it is asked again, in seconds; what was told counts until something else is.
@@ -172,7 +173,8 @@ pub struct PolicyStoreSettings {
     pub timeout_ms: u64,
     /// How long the first jobs of a tenant wait for its policy, in milliseconds; then they go by the settings. 0 never waits.
     pub first_wait_ms: u64,
-    /// Most tenants whose policies are kept; those that were asked about longest ago go first.
+    /// Most tenants whose policies are kept, and most that are known to have none; those that were asked about longest ago go
+    /// first.
     pub max_tenants: usize,
 }
 
@@ -210,8 +212,9 @@ impl PolicyStoreSettings {
         let rule = "must have 1 to 256 bytes and no control characters, and not be . or ..";
         let is_name = is_usable(&self.policy, MAX_TENANT_BYTES) && !is_dots(&self.policy);
         rules.require("policy", is_name, rule);
-        let is_visible =
-            |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_visible = |token: &Secret| {
+            !token.expose().is_empty() && token.expose().bytes().all(|byte| byte.is_ascii_graphic())
+        };
         let rule = "must be visible ASCII characters without spaces";
         rules.require("token", self.token.as_ref().is_none_or(is_visible), rule);
         let named = self
@@ -356,7 +359,7 @@ mod tests {
             settings.policy_store = PolicyStoreSettings {
                 url: Some("https://user:pw@host/x?y".to_owned()),
                 policy: "..".to_owned(),
-                token: Some("a\r\nb".to_owned()),
+                token: Some("a\r\nb".into()),
                 ca_file: Some(PathBuf::new()),
                 refresh_s: 0,
                 timeout_ms: 1,
@@ -382,7 +385,7 @@ mod tests {
     #[test]
     fn the_token_of_the_store_is_not_shown() {
         let settings = PolicyStoreSettings {
-            token: Some("s3cret".to_owned()),
+            token: Some("s3cret".into()),
             ..PolicyStoreSettings::default()
         };
         assert!(!format!("{settings:?}").contains("s3cret"));

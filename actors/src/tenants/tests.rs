@@ -225,3 +225,104 @@ fn other_settings_count_at_once_for_what_is_held_and_spent_already() {
         "on top of the default"
     );
 }
+
+#[test]
+fn a_hundred_thousand_random_tenants_leave_bounded_traces_and_the_known_ones_keep_their_policies() {
+    let tenants = Tenants::new(TenantSettings {
+        default: TenantPolicy {
+            rate_per_s: Some(0.001),
+            ..TenantPolicy::default()
+        },
+        policy_store: PolicyStoreSettings {
+            url: Some("http://store".to_owned()),
+            max_tenants: 1_000,
+            ..PolicyStoreSettings::default()
+        },
+        ..TenantSettings::default()
+    });
+    let mut questions = tenants.questions();
+    let (store, now) = (tenants.store(), Instant::now());
+    let known = TenantOverride {
+        weight: Some(9),
+        ..TenantOverride::default()
+    };
+    for number in 0..100_000 {
+        let tenant = match number {
+            0 => "acme".to_owned(),
+            number => format!("random-{number}-{}", "x".repeat(200)),
+        };
+        let waits = tenants.consult(&tenant, now);
+        // From here on nobody asks: what waits is bounded, and what finds no room is not waited for.
+        if number < 50_000 {
+            let question = questions.try_recv().expect("is asked");
+            let answer = match number {
+                0 => Answer::Policy(known.clone(), None),
+                _ => Answer::Absent,
+            };
+            assert_eq!(tenants.hear(&question, answer, &store, now), None);
+        }
+        assert_eq!(waits.is_some(), number < 50_000 + MAX_QUESTIONS, "{number}");
+        drop(
+            tenants
+                .admit(&tenant, &Ask::default(), now)
+                .expect("it is new")
+                .kept(),
+        );
+    }
+    assert_eq!(tenants.tracked(), accounts::MAX_IDLE);
+    assert_eq!(tenants.state().told.len(), 1 + 1_000);
+    assert_eq!(tenants.policy("acme").weight, 9);
+}
+
+#[test]
+fn what_the_store_says_lies_on_top_of_the_settings_also_when_these_change_and_goes_with_the_store() {
+    let settings = |weight, max_running, url: Option<&str>| {
+        let mut settings = TenantSettings {
+            default: TenantPolicy {
+                weight,
+                ..TenantPolicy::default()
+            },
+            ..TenantSettings::default()
+        };
+        let own = TenantOverride {
+            max_running: Some(max_running),
+            burst: Some(max_running.try_into().expect("small")),
+            ..TenantOverride::default()
+        };
+        settings.overrides.insert("acme".to_owned(), own);
+        settings.policy_store.url = url.map(str::to_owned);
+        settings
+    };
+    let tenants = Tenants::new(settings(2, 3, Some("http://store")));
+    let mut questions = tenants.questions();
+    let now = Instant::now();
+    let wait = tenants.consult("acme", now);
+    assert!(wait.is_some());
+    let question = questions.try_recv().expect("is asked");
+    let told = TenantOverride {
+        burst: Some(7),
+        ..TenantOverride::default()
+    };
+    let answer = Answer::Policy(told, None);
+    let other = PolicyStoreSettings {
+        url: Some("http://other".to_owned()),
+        ..PolicyStoreSettings::default()
+    };
+    assert_eq!(tenants.hear(&question, answer.clone(), &other, now), None);
+    let seen = |tenants: &Tenants| {
+        let policy = tenants.policy("acme");
+        (policy.weight, policy.max_running, policy.burst)
+    };
+    assert_eq!(
+        seen(&tenants),
+        (2, Some(3), Some(3)),
+        "another store's word does not count"
+    );
+    assert_eq!(tenants.hear(&question, answer, &tenants.store(), now), None);
+    assert_eq!(seen(&tenants), (2, Some(3), Some(7)));
+    tenants.replace(settings(5, 4, Some("http://store")));
+    assert_eq!(seen(&tenants), (5, Some(4), Some(7)));
+    tenants.replace(settings(5, 4, None));
+    assert_eq!(seen(&tenants), (5, Some(4), Some(4)));
+    assert!(tenants.consult("acme", now).is_none() && questions.try_recv().is_err());
+}

@@ -120,6 +120,7 @@ fn measured() -> Vec<Listed> {
             metric: &cancellation::REQUESTS,
             from_zero: requests.collect(),
         },
+        each(&tenants::POLICY_FETCHES, tenants::POLICY_OUTCOMES),
     ];
     let others = [
         &steps::TASKS,
@@ -136,6 +137,8 @@ fn measured() -> Vec<Listed> {
         &retry::BUDGET_USAGE,
         &timeouts::RATE,
         &tenants::QUOTA_REJECTIONS,
+        &tenants::POLICY_STORE_UP,
+        &tenants::POLICY_STALE,
     ];
     all.extend(others.into_iter().map(without_series));
     // Only names that come with assignments get there, unless the program is at fault.
