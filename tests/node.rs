@@ -22,6 +22,8 @@ mod deploy;
 mod discovery;
 #[path = "node/gates.rs"]
 mod gates;
+#[path = "node/http_guard.rs"]
+mod http_guard;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
 #[path = "node/large.rs"]
