@@ -124,7 +124,10 @@ impl Shared {
         let head = read_head(&mut stream)?;
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
         let to = stream.local_addr()?.ip();
-        lock(&self.seen).entry(path.clone()).or_default().push(Seen { head, to });
+        lock(&self.seen)
+            .entry(path.clone())
+            .or_default()
+            .push(Seen { head, to });
         let Some(script) = lock(&self.scripts).get(&path).cloned() else {
             return Ok(());
         };

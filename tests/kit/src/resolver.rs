@@ -53,7 +53,10 @@ impl Names {
     /// How often this name was looked up.
     pub fn looked_up(&self, name: &str) -> usize {
         let counted = std::fs::read_to_string(self.directory().join(format!("{name}.count")));
-        counted.ok().and_then(|count| count.parse().ok()).unwrap_or_default()
+        counted
+            .ok()
+            .and_then(|count| count.parse().ok())
+            .unwrap_or_default()
     }
 
     pub(crate) fn directory(&self) -> PathBuf {
