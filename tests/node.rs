@@ -32,6 +32,8 @@ mod fairness;
 mod gates;
 #[path = "node/hostile.rs"]
 mod hostile;
+#[path = "node/http_guard.rs"]
+mod http_guard;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
 #[path = "node/large.rs"]

@@ -17,7 +17,7 @@ const MODULES: &str = "\
     dependencies destination dial discovery dlq dry_run echo endpoint endpoints ends entry environment \
     error_code errors event_loop events examples exec exec_assignment exit explain fail family feature fetch \
     fields flags fleet floor flow fold forbidden forms fs get guard happenings headers health heartbeat held \
-    http ids in_force inputs intake job journal json kept kind labels lane layers lease lease_keeper \
+    hostile http ids in_force inputs intake job journal json kept kind labels lane layers lease lease_keeper \
     leftovers levels limit limits line live load log logging login lookup machine made marks mask messages \
     metrics model modules named_secrets nats not_yet numbers objects origin otel otlp outage outbox outcome \
     output params path payload peers places plan policies policy policy_cache policy_file policy_store pool \

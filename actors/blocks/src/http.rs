@@ -120,10 +120,10 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 /// take a limit of its own.
 const NO_LIMIT: Duration = Duration::from_secs(2 * 3_600);
 
-/// How many times the limit on a body it may travel as: a chunk of one byte takes six.
-const MAX_TRAVEL_FACTOR: u64 = 8;
-/// Bytes added to that, for bodies whose limit is small.
-const TRAVEL_MARGIN_BYTES: u64 = 64 * 1024;
+/// How many times the limit on a body it may travel as: room for chunks of a few bytes each.
+const MAX_TRAVEL_FACTOR: u64 = 2;
+/// Bytes added to that, so that bodies far below the limit may come in chunks of one byte, six for one.
+const TRAVEL_MARGIN_BYTES: u64 = 1 << 20;
 
 impl HttpRequest {
     pub(crate) fn new(

@@ -13,14 +13,12 @@ use caf_protocol::outcome::Failure;
 use futures_util::{Stream, StreamExt};
 use serde_json::json;
 
-use super::decode::{self, Coding, Decoder};
+use super::decode::{self, Coding, Decoder, TURN_BYTES};
 use super::wire::Breach;
 use crate::inputs::to_base64;
 
-/// Compressed bytes that are undone in one go: the most that comes of them is about a megabyte, a millisecond's work.
+/// Compressed bytes that are undone in one go: of gzip at most a megabyte comes of them, a millisecond's work.
 const PIECE_BYTES: usize = 1_024;
-/// Bytes undone after which others have their turn on this thread.
-const TURN_BYTES: usize = 256 * 1024;
 
 /// Reads the body to its end. `announced` is the length that its head states, if it does.
 pub(super) async fn receive<S>(

@@ -18,6 +18,8 @@ use serde_json::json;
 const MAX_OVERHEAD_BYTES: usize = 64 * 1024;
 /// Largest window of Zstandard, in bytes: the most that HTTP lets a server use (RFC 9659).
 const MAX_WINDOW_BYTES: u64 = 8 << 20;
+/// Bytes undone after which others have their turn on this thread.
+pub(super) const TURN_BYTES: usize = 1 << 20;
 /// Room for what Brotli hands out at a time, in bytes.
 const BROTLI_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -177,7 +179,7 @@ pub(super) fn too_large(max_bytes: usize) -> Failure {
 
 /// Undoes all frames, block by block.
 async fn unpack_zstd(packed: &[u8], unpacked: &mut Bounded) -> io::Result<()> {
-    let mut rest = packed;
+    let (mut rest, mut since_turn) = (packed, 0);
     let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(MAX_WINDOW_BYTES);
     while !rest.is_empty() {
@@ -199,11 +201,15 @@ async fn unpack_zstd(packed: &[u8], unpacked: &mut Bounded) -> io::Result<()> {
             let is_over = decoder
                 .decode_blocks(&mut rest, BlockDecodingStrategy::UptoBlocks(1))
                 .map_err(|error| io::Error::other(error.to_string()))?;
-            decoder.collect_to_writer(&mut *unpacked)?;
+            let came = decoder.collect_to_writer(&mut *unpacked)?;
             if is_over {
                 break;
             }
-            tokio::task::yield_now().await;
+            since_turn += came;
+            if since_turn >= TURN_BYTES {
+                since_turn = 0;
+                tokio::task::yield_now().await;
+            }
         }
     }
     Ok(())

@@ -84,13 +84,8 @@ fn bombs_of_every_coding_are_stopped_at_the_limit() {
     ] {
         assert!(bomb.len() < 400_000, "{coding:?}: {}", bomb.len());
         let mut decoder = Decoder::new(coding, 1 << 20);
-        let failure = bomb
-            .chunks(1_000)
-            .find_map(|piece| decoder.write(piece).err())
-            .map_or_else(
-                || block_on(decoder.finish()).expect_err("is refused"),
-                |failure| failure,
-            );
+        let early = bomb.chunks(1_000).find_map(|piece| decoder.write(piece).err());
+        let failure = early.unwrap_or_else(|| block_on(decoder.finish()).expect_err("is refused"));
         assert_eq!(failure.code, ErrorCode::ResourceUnavailable, "{coding:?}");
     }
 }
@@ -120,7 +115,7 @@ fn many_bytes_that_say_nothing_are_refused_too() {
 fn a_compressed_body_that_is_cut_off_or_broken_is_no_body() {
     let whole = gzip(&(0..200_u8).collect::<Vec<_>>());
     let zstd = zstd_repeats(1, 2);
-    let huge_window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 20 << 3, 1, 0, 0];
+    let huge_window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 14 << 3, 1, 0, 0];
     for (coding, bytes) in [
         (Coding::Gzip, &whole[..whole.len() - 1]),
         (Coding::Gzip, &whole[..20]),
