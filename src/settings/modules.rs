@@ -10,7 +10,7 @@ use super::origin::Origin;
 /// Every file and folder of the sources of the worker, and its crates.
 const MODULES: &str = "\
     abandoned ack actors address admin admission advice answers ask assignment assignments asyncapi \
-    attention audit auditor background backoff bench block block_worker blocks body book buckets budget \
+    attention audit auditor background backoff bench block block_worker blocks body book bounded buckets budget \
     cancellation catalogue cgroup chance changes check circuit_breaker claim_store claims classification cli clock \
     config connection consumption contract counts course database dead_letter dead_letters decision decode \
     deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \
@@ -22,7 +22,7 @@ const MODULES: &str = "\
     postgres preparation preview print process_stats properties protocol publisher pull put queue record \
     redirects reference recordings reload reloadable replay replays request reserve result retry retry_after room roots \
     router_side rows rules run running runtime sampler sandbox schemas secrets select sending serve settings show \
-    shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state state_dir \
+    shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state state_dir statement \
     status steps streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
     top trace trace_context traces tracing usage validate view vitals watch watchdog window wire wiring wording \
     words worker worker_id writer writing";

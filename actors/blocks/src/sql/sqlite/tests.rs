@@ -502,3 +502,61 @@ fn sqlite_asks_for_a_thread_and_postgres_does_not() {
         assert_eq!(task.mode(), mode, "{connection}");
     }
 }
+
+#[test]
+fn statements_that_only_mean_harm_end_soon_and_within_memory() {
+    let deep = format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(5_000));
+    let nested = format!("SELECT {}1", "-(".repeat(2_000));
+    let joined = format!("SELECT 1 FROM {}", vec!["(SELECT 1)"; 100].join(","));
+    let wide = format!("SELECT {}", vec!["randomblob(3000000)"; 60].join(", "));
+    let long_pattern = format!("SELECT 'a' LIKE '{}'", "%a".repeat(10_000));
+    for text in [
+        "SELECT randomblob(1000000000)",
+        "SELECT zeroblob(2000000000)",
+        "SELECT printf('%.*c', 1000000000, 'x')",
+        "SELECT hex(zeroblob(100000000))",
+        "SELECT replace(hex(zeroblob(4000000)), '0', hex(zeroblob(4000000)))",
+        "WITH RECURSIVE x(a) AS (SELECT 'x' UNION ALL SELECT a || a FROM x) SELECT length(a) FROM x",
+        "SELECT load_extension('/tmp/x.so')",
+        "SELECT writefile('/tmp/x', 'x')",
+        "SELECT edit('x')",
+        "CREATE VIRTUAL TABLE t USING csv(filename='/etc/passwd')",
+        "CREATE TABLE t(a); CREATE TRIGGER r AFTER INSERT ON t BEGIN INSERT INTO t VALUES (1); END; \
+         PRAGMA recursive_triggers = ON; INSERT INTO t VALUES (1)",
+        deep.as_str(),
+        nested.as_str(),
+        joined.as_str(),
+        wide.as_str(),
+        long_pattern.as_str(),
+    ] {
+        let context = context_for(Duration::from_secs(20));
+        let shown: String = text.chars().take(60).collect();
+        let failure = query_with(&SqlSettings::default(), context, json!({"query": text})).expect_err(&shown);
+        assert_ne!(failure, Failure::deadline(), "{shown}");
+    }
+}
+
+#[test]
+fn a_read_only_connection_is_refused_what_writes_before_it_runs() {
+    let file = File::new();
+    for text in [
+        "CREATE TEMP TABLE x(a)",
+        "CREATE VIEW v AS SELECT 1",
+        "ANALYZE",
+        "BEGIN IMMEDIATE",
+        "SAVEPOINT s",
+        "ALTER TABLE t ADD b",
+        "VACUUM",
+        "UPDATE t SET a = 2",
+    ] {
+        let failure = file.query("ro", text).expect_err(text);
+        assert_eq!(failure.code, ErrorCode::PermissionDenied, "{text}: {failure:?}");
+    }
+    assert!(
+        file.query(
+            "ro",
+            "WITH x AS (SELECT a FROM t) SELECT count(*) FROM x, json_each('[1]')"
+        )
+        .is_ok()
+    );
+}
