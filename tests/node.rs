@@ -20,6 +20,8 @@ mod dead_letters;
 mod deploy;
 #[path = "node/discovery.rs"]
 mod discovery;
+#[path = "node/files_guard.rs"]
+mod files_guard;
 #[path = "node/gates.rs"]
 mod gates;
 #[path = "node/kubernetes.rs"]

@@ -15,7 +15,7 @@ const MODULES: &str = "\
     config connection consumption contract counts course database dead_letter dead_letters decision decode \
     deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \
     errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields \
-    flags fleet floor flow fold forbidden fs get guard happenings headers health heartbeat held http ids in_force \
+    flags fleet floor flow fold forbidden fs functions get guard happenings headers health heartbeat held http ids in_force \
     inputs intake job journal json kept kind labels lane layers lease lease_keeper leftovers levels limit limits line \
     live load log logging made marks mask messages metrics model modules nats not_yet numbers objects origin otel \
     otlp outage outbox outcome output params path payload places plan policies policy policy_file pool ports \

@@ -4,6 +4,8 @@
 //! nothing that a job sets reaches another one. A job cannot reach other files: attaching, extensions and all pragmas but
 //! harmless ones are refused.
 
+mod functions;
+
 use std::time::Duration;
 
 use caf_protocol::block::Outputs;
@@ -36,7 +38,7 @@ const MIN_VALUE_LIMIT_BYTES: u64 = 16 << 20;
 const LIMITS: [(Limit, i32); 5] = [
     (Limit::SQLITE_LIMIT_ATTACHED, 0),
     // A pattern is compared at every place of a text, within one step.
-    (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000),
+    (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200),
     // Triggers that fire themselves.
     (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 100),
     (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
@@ -130,6 +132,7 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
         Limit::SQLITE_LIMIT_LENGTH,
         i32::try_from(value_bytes).unwrap_or(i32::MAX),
     )?;
+    functions::replace_slow_ones(connection, value_bytes)?;
     for (limit, most) in LIMITS {
         connection.set_limit(limit, most)?;
     }

@@ -560,3 +560,56 @@ fn a_read_only_connection_is_refused_what_writes_before_it_runs() {
         .is_ok()
     );
 }
+
+#[test]
+fn long_texts_are_searched_in_one_pass_with_the_same_results_as_ever() {
+    let long = "WITH x(a) AS (SELECT hex(zeroblob(1000000))) ";
+    // Built in, each of these takes from minutes to hours, and nothing interrupts it.
+    for (expression, expected) in [
+        ("instr(a, substr(a, 1, 1000000) || '1')", json!(0)),
+        (
+            "length(replace(a, substr(a, 1, 1000000) || '1', 'x'))",
+            json!(2_000_000),
+        ),
+        (
+            "length(trim(a, replace(substr(a, 1, 500000), '0', 'b') || '0'))",
+            json!(0),
+        ),
+        ("a LIKE '%' || substr(a, 1, 150) || '1'", json!(0)),
+    ] {
+        let text = format!("{long} SELECT {expression} AS v FROM x");
+        let given = json!({"query": text});
+        let outputs = query_with(
+            &SqlSettings::default(),
+            context_for(Duration::from_secs(20)),
+            given,
+        );
+        assert_eq!(
+            outputs.expect(expression)["rows"][0]["v"],
+            expected,
+            "{expression}"
+        );
+    }
+    for (expression, expected) in [
+        ("instr('grüße', 'ß')", json!(4)),
+        ("instr('abc', '')", json!(1)),
+        ("instr('abc', 'x')", json!(0)),
+        ("instr(x'00ff01', x'01')", json!(3)),
+        ("instr(NULL, 'a')", json!(null)),
+        ("instr(12345, 34)", json!(3)),
+        ("replace('aXbX', 'X', 'yy')", json!("ayybyy")),
+        ("replace('abc', '', 'x')", json!("abc")),
+        ("replace('abc', 'b', NULL)", json!(null)),
+        ("replace(1231, 1, 9)", json!("9239")),
+        ("trim('xyaxy', 'xy')", json!("a")),
+        ("ltrim('xxa', 'x') || rtrim('axx', 'x')", json!("aa")),
+        ("trim('  a ')", json!("a")),
+        ("trim('a', NULL)", json!(null)),
+    ] {
+        assert_eq!(
+            rows(json!({"query": format!("SELECT {expression} AS v")})),
+            json!([{"v": expected}]),
+            "{expression}"
+        );
+    }
+}
