@@ -28,6 +28,8 @@ mod deploy;
 mod discovery;
 #[path = "node/fairness.rs"]
 mod fairness;
+#[path = "node/files_guard.rs"]
+mod files_guard;
 #[path = "node/gates.rs"]
 mod gates;
 #[path = "node/hostile.rs"]

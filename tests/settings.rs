@@ -411,6 +411,7 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
             named.push(
                 format!("{section}.{key}")
                     .replace("roots.data", "roots.*")
+                    .replace("quotas.data", "quotas.*")
                     .replace("levels.async_nats", "levels.*"),
             );
         }

@@ -44,11 +44,7 @@ impl RowSet {
         let row = Value::Object(row);
         self.bytes += size(&row);
         if self.bytes > self.limits.max_bytes {
-            let failure = Failure::new(
-                ErrorCode::ResourceUnavailable,
-                "the answer is larger than the limit",
-            );
-            return Err(failure.with("limit_bytes", json!(self.limits.max_bytes)));
+            return Err(self.limits.too_large());
         }
         self.rows.push(row);
         Ok(())

@@ -6,7 +6,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
+use caf_protocol::outcome::Failure;
 
 use super::postgres::Postgres;
 use crate::settings::{SqlConnectionSettings, SqlMemorySettings, ms};
@@ -42,6 +44,12 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// What an answer above the limit in bytes fails with.
+    pub(super) fn too_large(&self) -> Failure {
+        let text = "the answer is larger than the limit";
+        Failure::new(ErrorCode::ResourceUnavailable, text).with("limit_bytes", self.max_bytes.into())
+    }
+
     /// The limit on the run of a statement.
     pub(super) fn statement_limit(&self) -> OperationLimit {
         OperationLimit {

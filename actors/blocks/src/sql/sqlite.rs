@@ -4,6 +4,8 @@
 //! nothing that a job sets reaches another one. A job cannot reach other files: attaching, extensions and all pragmas but
 //! harmless ones are refused.
 
+mod functions;
+
 use std::time::Duration;
 
 use caf_protocol::block::Outputs;
@@ -33,6 +35,17 @@ const MAX_BUSY_WAIT: Duration = Duration::from_secs(5);
 const PAGE_BYTES: u64 = 4_096;
 /// Largest single value in bytes, unless the answer may be larger: bounds what one expression can allocate.
 const MIN_VALUE_LIMIT_BYTES: u64 = 16 << 20;
+/// Further limits of one statement. Work within one step of the machine is not interrupted, so that none may be long.
+const LIMITS: [(Limit, i32); 5] = [
+    (Limit::SQLITE_LIMIT_ATTACHED, 0),
+    // A pattern is compared at every place of a text, within one step.
+    (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200),
+    // Triggers that fire themselves.
+    (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 100),
+    (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+    // The compiler calls itself for each level.
+    (Limit::SQLITE_LIMIT_EXPR_DEPTH, 500),
+];
 /// Pragmas that tell about the database or change only this connection, and neither lift a limit nor show a path.
 const PRAGMAS: [&str; 20] = [
     "case_sensitive_like",
@@ -121,7 +134,10 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
         Limit::SQLITE_LIMIT_LENGTH,
         i32::try_from(value_bytes).unwrap_or(i32::MAX),
     )?;
-    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    functions::replace_slow_ones(connection, value_bytes)?;
+    for (limit, most) in LIMITS {
+        connection.set_limit(limit, most)?;
+    }
     // Temporary tables, sorters and queues of recursive queries would fill the disk; in memory the heap limit, which
     // all SQLite jobs of the process share, ends the job that grows.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -138,10 +154,16 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
     }
     let looking = watch.clone();
     connection.progress_handler(STEPS_PER_LOOK, Some(move || looking.check().is_err()))?;
-    connection.authorizer(Some(authorize))
+    let read_only = source.read_only;
+    connection.authorizer(Some(move |context: AuthContext<'_>| {
+        authorize(read_only, &context)
+    }))
 }
 
-fn authorize(context: AuthContext<'_>) -> Authorization {
+fn authorize(read_only: bool, context: &AuthContext<'_>) -> Authorization {
+    if read_only && !reads(&context.action) {
+        return Authorization::Deny;
+    }
     match context.action {
         AuthAction::Attach { .. } | AuthAction::Detach { .. } => Authorization::Deny,
         AuthAction::Pragma { pragma_name, .. } => {
@@ -157,6 +179,18 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
         } => Authorization::Deny,
         _ => Authorization::Allow,
     }
+}
+
+/// Whether an action belongs to a statement that reads. Others are refused by the mode of the connection too.
+fn reads(action: &AuthAction<'_>) -> bool {
+    matches!(
+        action,
+        AuthAction::Select
+            | AuthAction::Read { .. }
+            | AuthAction::Function { .. }
+            | AuthAction::Recursive
+            | AuthAction::Pragma { .. }
+    )
 }
 
 /// Several statements; parameters belong to the last, and so does the answer. Each is prepared after the one before has
@@ -214,9 +248,13 @@ fn run_statement(
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
         let values = (0..width)
-            .map(|index| row.get_ref(index).map(value_of))
+            .map(|index| row.get_ref(index))
             .collect::<Result<Vec<_>, _>>()?;
-        answer.push(values)?;
+        // A row of thousands of large values must not be copied before it is judged.
+        if values.iter().map(size_of).sum::<u64>() > limits.max_bytes {
+            return Err(limits.too_large().into());
+        }
+        answer.push(values.into_iter().map(value_of))?;
     }
     drop(rows);
     // The count of the last change stands until the next one, so it counts only if something changed now.
@@ -245,6 +283,14 @@ fn bound(index: usize, param: &Value) -> Result<SqlValue, Failure> {
         Value::String(text) => SqlValue::Text(text.clone()),
         Value::Array(_) | Value::Object(_) => SqlValue::Text(param.to_string()),
     })
+}
+
+/// Bytes that a value has at least in an answer.
+fn size_of(value: &ValueRef<'_>) -> u64 {
+    match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len() as u64,
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 1,
+    }
 }
 
 fn value_of(value: ValueRef<'_>) -> Value {

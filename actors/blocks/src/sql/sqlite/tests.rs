@@ -503,3 +503,114 @@ fn sqlite_asks_for_a_thread_and_postgres_does_not() {
         assert_eq!(task.mode(), mode, "{connection}");
     }
 }
+
+#[test]
+fn statements_that_only_mean_harm_end_soon_and_within_memory() {
+    let deep = format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(5_000));
+    let nested = format!("SELECT {}1", "-(".repeat(2_000));
+    let joined = format!("SELECT 1 FROM {}", vec!["(SELECT 1)"; 100].join(","));
+    let wide = format!("SELECT {}", vec!["randomblob(3000000)"; 60].join(", "));
+    let long_pattern = format!("SELECT 'a' LIKE '{}'", "%a".repeat(10_000));
+    for text in [
+        "SELECT randomblob(1000000000)",
+        "SELECT zeroblob(2000000000)",
+        "SELECT printf('%.*c', 1000000000, 'x')",
+        "SELECT hex(zeroblob(100000000))",
+        "SELECT replace(hex(zeroblob(4000000)), '0', hex(zeroblob(4000000)))",
+        "WITH RECURSIVE x(a) AS (SELECT 'x' UNION ALL SELECT a || a FROM x) SELECT length(a) FROM x",
+        "SELECT load_extension('/tmp/x.so')",
+        "SELECT writefile('/tmp/x', 'x')",
+        "SELECT edit('x')",
+        "CREATE VIRTUAL TABLE t USING csv(filename='/etc/passwd')",
+        "CREATE TABLE t(a); CREATE TRIGGER r AFTER INSERT ON t BEGIN INSERT INTO t VALUES (1); END; \
+         PRAGMA recursive_triggers = ON; INSERT INTO t VALUES (1)",
+        deep.as_str(),
+        nested.as_str(),
+        joined.as_str(),
+        wide.as_str(),
+        long_pattern.as_str(),
+    ] {
+        let context = context_for(Duration::from_secs(20));
+        let shown: String = text.chars().take(60).collect();
+        let failure = query_with(&SqlSettings::default(), context, json!({"query": text})).expect_err(&shown);
+        assert_ne!(failure, Failure::deadline(), "{shown}");
+    }
+}
+
+#[test]
+fn a_read_only_connection_is_refused_what_writes_before_it_runs() {
+    let file = File::new();
+    for text in [
+        "CREATE TEMP TABLE x(a)",
+        "CREATE VIEW v AS SELECT 1",
+        "ANALYZE",
+        "BEGIN IMMEDIATE",
+        "SAVEPOINT s",
+        "ALTER TABLE t ADD b",
+        "VACUUM",
+        "UPDATE t SET a = 2",
+    ] {
+        let failure = file.query("ro", text).expect_err(text);
+        assert_eq!(failure.code, ErrorCode::PermissionDenied, "{text}: {failure:?}");
+    }
+    assert!(
+        file.query(
+            "ro",
+            "WITH x AS (SELECT a FROM t) SELECT count(*) FROM x, json_each('[1]')"
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn long_texts_are_searched_in_one_pass_with_the_same_results_as_ever() {
+    let long = "WITH x(a) AS (SELECT hex(zeroblob(1000000))) ";
+    // Built in, each of these takes from minutes to hours, and nothing interrupts it.
+    for (expression, expected) in [
+        ("instr(a, substr(a, 1, 1000000) || '1')", json!(0)),
+        (
+            "length(replace(a, substr(a, 1, 1000000) || '1', 'x'))",
+            json!(2_000_000),
+        ),
+        (
+            "length(trim(a, replace(substr(a, 1, 500000), '0', 'b') || '0'))",
+            json!(0),
+        ),
+        ("a LIKE '%' || substr(a, 1, 150) || '1'", json!(0)),
+    ] {
+        let text = format!("{long} SELECT {expression} AS v FROM x");
+        let given = json!({"query": text});
+        let outputs = query_with(
+            &SqlSettings::default(),
+            context_for(Duration::from_secs(20)),
+            given,
+        );
+        assert_eq!(
+            outputs.expect(expression)["rows"][0]["v"],
+            expected,
+            "{expression}"
+        );
+    }
+    for (expression, expected) in [
+        ("instr('grüße', 'ß')", json!(4)),
+        ("instr('abc', '')", json!(1)),
+        ("instr('abc', 'x')", json!(0)),
+        ("instr(x'00ff01', x'01')", json!(3)),
+        ("instr(NULL, 'a')", json!(null)),
+        ("instr(12345, 34)", json!(3)),
+        ("replace('aXbX', 'X', 'yy')", json!("ayybyy")),
+        ("replace('abc', '', 'x')", json!("abc")),
+        ("replace('abc', 'b', NULL)", json!(null)),
+        ("replace(1231, 1, 9)", json!("9239")),
+        ("trim('xyaxy', 'xy')", json!("a")),
+        ("ltrim('xxa', 'x') || rtrim('axx', 'x')", json!("aa")),
+        ("trim('  a ')", json!("a")),
+        ("trim('a', NULL)", json!(null)),
+    ] {
+        assert_eq!(
+            rows(json!({"query": format!("SELECT {expression} AS v")})),
+            json!([{"v": expected}]),
+            "{expression}"
+        );
+    }
+}
