@@ -498,7 +498,7 @@ mod tests {
     #[test]
     fn debug_shows_neither_address_nor_password() {
         let mut connection = SqlConnectionSettings::new("postgres://u:hunter2@db.host/x");
-        connection.password = Some("hunter3".to_owned());
+        connection.password = Some("hunter3".into());
         let shown = format!("{connection:?}");
         assert!(!shown.contains("hunter") && !shown.contains("db.host"), "{shown}");
     }

@@ -15,6 +15,9 @@ use caf_testkit::{Postgres, PostgresOptions};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+#[path = "postgres/secrets.rs"]
+mod secrets;
+
 /// Longest wait for something to happen on the server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -742,7 +745,7 @@ fn user_and_password_of_the_settings_count_and_are_never_shown() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| {
             connection.user = Some("nobody_here".to_owned());
-            connection.password = Some("hunter2".to_owned());
+            connection.password = Some("hunter2".into());
         });
         let failure = query(&blocks, "ro", "SELECT 1", json!([]))
             .await

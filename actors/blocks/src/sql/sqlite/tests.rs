@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use caf_protocol::block::{Block, BlockContext, RunMode};
 use caf_protocol::limit::{Operation, RanOut};
+use caf_protocol::secret::vault::Vault;
 use serde_json::Map;
 use uuid::Uuid;
 
