@@ -15,6 +15,9 @@ use caf_testkit::{Postgres, PostgresOptions};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+#[path = "postgres/secrets.rs"]
+mod secrets;
+
 /// Longest wait for something to happen on the server.
 const PATIENCE: Duration = Duration::from_secs(20);
 

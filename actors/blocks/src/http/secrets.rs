@@ -201,3 +201,128 @@ pub(super) fn follow(from: &Url, next: &mut Request) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use caf_protocol::secret::vault::{Destination, NamedSecret};
+    use serde_json::json;
+
+    use super::*;
+    use crate::settings::HttpSettings;
+    use crate::tests::{context, inputs};
+
+    fn vault() -> Vault {
+        let vault = Vault::default();
+        let named = |value: &str, hosts: &[&str]| {
+            let hosts = hosts.iter().map(|host| Destination::parse(host).expect("is one"));
+            let types = [BLOCK_TYPE.to_owned()];
+            NamedSecret::new(value.into(), ["acme".to_owned()], types, hosts.collect())
+        };
+        vault.replace([
+            ("a".to_owned(), named("value-of-a\n", &["a.example", "b.example"])),
+            ("b".to_owned(), named("value-of-b\u{e4}", &["a.example"])),
+            ("broken".to_owned(), named("value\nof-c", &["a.example"])),
+        ]);
+        vault
+    }
+
+    fn filled_in(headers: Value, body: Value) -> Result<Request, Failure> {
+        let given = json!({"url": "https://a.example/x", "method": "POST", "headers": headers, "body": body});
+        let request = Request::from_inputs(&inputs(given), &HttpSettings::default())?;
+        assert!(!format!("{request:?}").contains("value-of"), "{request:?}");
+        put_in(&request, &vault(), 64, &context())
+    }
+
+    #[test]
+    fn values_are_put_in_for_each_attempt_and_shown_by_nothing() {
+        let headers = json!({"X-A": {"$secret": "a", "prefix": "Key "}, "x-plain": 1});
+        let request = filled_in(headers, json!([{"$secret": "b"}, 2])).expect("is for this job");
+        assert_eq!(request.headers.get("x-a").expect("is set"), "Key value-of-a");
+        assert_eq!(
+            request.body.as_deref(),
+            Some("[\"value-of-b\u{e4}\",2]".as_bytes())
+        );
+        assert_eq!(
+            request.headers.get("content-type").expect("is set"),
+            "application/json"
+        );
+        assert!(!format!("{request:?}").contains("value-of"), "{request:?}");
+        let whole = filled_in(json!({}), json!({"$secret": "a"})).expect("is for this job");
+        assert_eq!(whole.body.as_deref(), Some(b"value-of-a".as_slice()));
+        assert!(!whole.headers.contains_key("content-type"), "a value is a text");
+        for (headers, body, code) in [
+            (
+                json!({"x": {"$secret": "broken"}}),
+                json!("x"),
+                ErrorCode::ExecutionFailed,
+            ),
+            (
+                json!({"x": {"$secret": "a", "prefix": "a\nb"}}),
+                json!("x"),
+                ErrorCode::InvalidInput,
+            ),
+            (
+                json!({"host": {"$secret": "a"}}),
+                json!("x"),
+                ErrorCode::InvalidFormat,
+            ),
+            (
+                json!({"x": [{"$secret": "a"}]}),
+                json!("x"),
+                ErrorCode::InvalidFormat,
+            ),
+            (
+                json!({}),
+                json!([{"$secret": "a"}, "x".repeat(60)]),
+                ErrorCode::InvalidInput,
+            ),
+        ] {
+            assert_eq!(
+                filled_in(headers.clone(), body).expect_err("is refused").code,
+                code,
+                "{headers}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_redirect_takes_headers_nowhere_and_a_body_only_where_its_secrets_are_for() {
+        let from = Url::parse("https://a.example/x").expect("is one");
+        for (body, to, keeps_headers, is_followed) in [
+            (json!({"$secret": "b"}), "https://a.example/y", true, true),
+            (json!({"$secret": "b"}), "https://b.example/y", false, false),
+            (json!({"$secret": "b"}), "http://a.example/y", false, false),
+            (json!([{"$secret": "a"}]), "https://b.example/y", false, true),
+            (
+                json!([{"$secret": "a"}, {"$secret": "b"}]),
+                "https://b.example/y",
+                false,
+                false,
+            ),
+            (json!("plain"), "https://c.example/y", false, true),
+        ] {
+            let mut next =
+                filled_in(json!({"x-a": {"$secret": "a"}}), body.clone()).expect("is for this job");
+            next.url = Url::parse(to).expect("is one");
+            let followed = follow(&from, &mut next);
+            assert_eq!(followed.is_ok(), is_followed, "{body} {to}");
+            assert_eq!(next.headers.contains_key("x-a"), keeps_headers, "{body} {to}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_returned_beside_a_secret() {
+        let secrets = filled_in(json!({"x-a": {"$secret": "a"}}), json!("x"))
+            .expect("is for this job")
+            .secrets;
+        assert_eq!(
+            secrets.scrub_body(b"\xffvalue-of-a\xff".to_vec(), true),
+            b"\xff[REDACTED]\xff"
+        );
+        assert_eq!(secrets.scrub_body(b"anything".to_vec(), false), b"[REDACTED]");
+        assert_eq!(
+            Secrets::default().scrub_body(b"anything".to_vec(), false),
+            b"anything"
+        );
+    }
+}
