@@ -238,7 +238,6 @@ impl State {
 
 impl Share {
     /// The job is one from now on: what it has paid stays paid.
-    #[must_use]
     pub fn kept(mut self) -> Self {
         if let Some(held) = &mut self.0 {
             held.refund = false;
