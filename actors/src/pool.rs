@@ -351,8 +351,10 @@ impl Pool {
 
     /// Row 9 for jobs that were cancelled by request while they waited.
     fn take_cancelled(&mut self, now: Instant) {
-        let is_cancelled = |job: &Box<Job>| job.holdings.cancel.asked().is_some();
-        for waiting in self.line.take_where(now, is_cancelled) {
+        let cancelled = self
+            .line
+            .take_where(now, |job| job.holdings.cancel.asked().is_some());
+        for waiting in cancelled {
             self.measure_wait(&waiting, now);
             self.conclude_cancelled(*waiting.item, now);
         }

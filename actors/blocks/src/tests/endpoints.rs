@@ -7,15 +7,17 @@ use super::*;
 use crate::settings::FsSettings;
 
 fn settings(home: &std::path::Path) -> BlockSettings {
-    let mut settings = BlockSettings::default();
-    settings.fs = FsSettings {
-        roots: [
-            ("data".to_owned(), home.join("data")),
-            ("inner".to_owned(), home.join("data/inner")),
-            ("file".to_owned(), home.join("file")),
-        ]
-        .into(),
-        ..FsSettings::default()
+    let roots = [
+        ("data".to_owned(), home.join("data")),
+        ("inner".to_owned(), home.join("data/inner")),
+        ("file".to_owned(), home.join("file")),
+    ];
+    let mut settings = BlockSettings {
+        fs: FsSettings {
+            roots: roots.into(),
+            ..FsSettings::default()
+        },
+        ..BlockSettings::default()
     };
     settings.sql.allow_inline = true;
     let connections = [
