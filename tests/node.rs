@@ -46,13 +46,13 @@ mod queue;
 mod retries;
 #[path = "node/scripts.rs"]
 mod scripts;
+#[path = "node/secrets.rs"]
+mod secrets;
 #[path = "node/seen_from_outside.rs"]
 mod seen_from_outside;
 #[path = "faults/side_effects.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod side_effects;
-#[path = "node/secrets.rs"]
-mod secrets;
 #[path = "node/status.rs"]
 mod status;
 #[path = "node/support.rs"]
