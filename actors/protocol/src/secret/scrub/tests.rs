@@ -183,3 +183,34 @@ fn short_values_and_none_are_left_alone() {
         assert_eq!(scrubber.text("short abc"), "short abc");
     }
 }
+
+/// `SCRUB_COST=1 cargo test -p caf-protocol --release scrub::tests::what_it_costs -- --nocapture` prints the numbers.
+#[test]
+fn what_it_costs_to_look_at_a_line_and_a_body() {
+    if std::env::var_os("SCRUB_COST").is_none() {
+        return;
+    }
+    let line = "{\"timestamp\":\"2026-01-01T00:00:00.123456Z\",\"level\":\"INFO\",\"message\":\"Step execution completed\"}";
+    let body = "a json body with some words, {\"a\": 1}, \\\"escaped\\\"\n".repeat(20_000);
+    for count in [0, 1, 20, 200] {
+        let values: Vec<String> = (0..count)
+            .map(|n| format!("{:032x}", n * 0x9E37_79B9_7F4A_7C15_u128))
+            .collect();
+        let began = std::time::Instant::now();
+        let scrubber = Scrubber::new(values.iter().map(String::as_str));
+        let made = began.elapsed();
+        let began = std::time::Instant::now();
+        for _ in 0..100_000 {
+            std::hint::black_box(scrubber.text(std::hint::black_box(line)));
+        }
+        let of_line = began.elapsed() / 100_000;
+        let began = std::time::Instant::now();
+        std::hint::black_box(scrubber.text(std::hint::black_box(&body)));
+        println!(
+            "{count} values: made in {made:?}, a text of {} bytes {of_line:?}, of {} bytes {:?}",
+            line.len(),
+            body.len(),
+            began.elapsed()
+        );
+    }
+}
