@@ -112,6 +112,20 @@ mutant finished-runs-again actors/src/intake/decision.rs \
 mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
     '_ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,' \
     '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
+# Who was asked for before it came does not run.
+mutant tombstones-are-ignored actors/src/intake/decision.rs \
+    '    if facts.cancelled {' \
+    '    if facts.cancelled && facts.expired {'
+# A request that came before the outcome was known decides it.
+mutant requests-decide-nothing actors/src/cancellation.rs \
+    '        entry.asked.get().cloned()
+    }' \
+    '        None
+    }'
+# What has ended stays as it ended.
+mutant ends-are-not-sealed actors/src/cancellation.rs \
+    '            held.sealed = true;' \
+    '            held.sealed = false;'
 # Calls are counted.
 mutant one-call-too-many actors/src/block_worker/retry.rs \
     'if attempt.saturating_add(1) >= self.max_attempts(failure) {' \

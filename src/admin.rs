@@ -1,10 +1,11 @@
 //! What the node tells operators who ask it: what it does now ([`status`]), and what became of an assignment
-//! ([`explain`]).
+//! ([`explain`]); and what it does for them: it cancels ([`cancel`]).
 //!
-//! Neighbours: the admin port shows it; it asks health, journal and the fleet's claims. Reads only, never slows the
+//! Neighbours: the admin port shows it; it asks health, journal and the fleet's claims. Never slows the
 //! pipeline: what it asks of stations is answered within 50 ms or left out. Tells ids, codes and numbers, and the masked
 //! text of failures; never payloads, inputs, outputs or secrets.
 
+pub mod cancel;
 pub mod explain;
 pub mod status;
 pub mod wording;
@@ -13,7 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use caf_actors::cancellation::Cancellations;
 use caf_actors::journal::Journal;
+use caf_actors::nats::cancel::PassOn;
 use caf_actors::settings::{DrainSettings, LimitSettings};
 use caf_protocol::timestamp::iso_micros;
 use serde_json::{Map, Value};
@@ -48,12 +51,21 @@ struct Parts {
     drain: DrainSettings,
     stream: String,
     ack_wait_ms: u64,
+    cancellations: Cancellations,
+    pass_on: PassOn,
 }
 
 impl Admin {
-    /// For the node with this health page.
-    pub fn new(settings: &Settings, health: Health, told: Told) -> Self {
+    /// For the node with this health page. It is told who can be cancelled, and how all workers hear of it.
+    pub fn new(
+        settings: &Settings,
+        health: Health,
+        told: Told,
+        (cancellations, pass_on): (Cancellations, PassOn),
+    ) -> Self {
         Self(Arc::new(Parts {
+            cancellations,
+            pass_on,
             health,
             journal: told.journal,
             features: told.features,

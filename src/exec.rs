@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::Claims;
 use caf_actors::clock;
 use caf_actors::events::{self, Log};
@@ -80,6 +81,7 @@ pub async fn run(
         claims: Claims::new(&settings.idempotency, None),
         outbox: None,
         marks: None,
+        cancellations: Cancellations::off(),
         tracer: Tracer::default(),
     };
     let loops = EventLoops::start(settings);

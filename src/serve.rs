@@ -13,6 +13,7 @@ use caf_actors::counts::Counts;
 use caf_actors::events::{self, Log};
 use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
 use caf_actors::nats::buckets::{ensure_claims_bucket_when_possible, watch_claims_window};
+use caf_actors::nats::cancel::{CancelListener, CancelParts, ToPassOn, passing_on};
 use caf_actors::nats::claim_store::NatsClaimStore;
 use caf_actors::nats::connection::{ConnectError, Connection, connect};
 use caf_actors::nats::discovery::{Discovery, DiscoveryParts, service};
@@ -50,7 +51,7 @@ use crate::signals::Signals;
 use crate::state::{State, watch_room};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
-use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_status};
+use crate::wiring::{Edges, EventLoops, Tree, adopt, build, new_cancellations, new_status};
 
 /// How long the last verdicts may take to reach the broker.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
@@ -59,6 +60,8 @@ const REFRESHES_PER_TTL: u32 = 6;
 /// Longest time between two writes of a claim that is held: where much goes through a bucket, what was written longest ago
 /// falls out of it long before its time to live has passed.
 const REFRESH_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait for the broker to take the subscription to requests to cancel.
+const HEARING_LIMIT: Duration = Duration::from_secs(2);
 /// Pause before it is tried again whether questions get through. Each try waits for some seconds itself.
 const ASK_RETRY: Duration = Duration::from_secs(5);
 
@@ -89,8 +92,10 @@ pub async fn run(
         metrics.know_job_types(&blocks.registry.job_types());
     }
     let measures = metrics.is_some();
+    let cancellations = new_cancellations(settings, in_force, log);
+    let (pass_on, to_pass_on) = passing_on();
     let tls = told.admin_tls.clone();
-    let admin = Admin::new(settings, health.clone(), told);
+    let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
     let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
@@ -148,6 +153,7 @@ pub async fn run(
         claims: claims.clone(),
         outbox: Some(state.outbox.clone()),
         marks: Some(state.marks.clone()),
+        cancellations,
         tracer: tracer.clone(),
     };
     let spiller = Spiller::new(outputs, log.clone());
@@ -161,7 +167,7 @@ pub async fn run(
     health.watch(&tree);
     health.watch_streams(is_open);
     let looking = actix_rt::spawn(health.clone().keep_looking());
-    let outside = Outside::start(settings, in_force, &tree, log)?;
+    let outside = Outside::start(settings, in_force, &tree, to_pass_on, log)?;
     let exit = feed_and_wait(
         settings,
         tree,
@@ -263,6 +269,7 @@ async fn feed_and_wait(
     let working = async {
         state.recover(settings, replay, &claims, log).await;
         until_askable(&claims, log).await;
+        outside.until_it_hears().await;
         for child in [watchdog, abandoned].into_iter().flatten() {
             adopt(&supervisor, child).await;
         }
@@ -315,10 +322,17 @@ async fn feed_and_wait(
 struct Outside {
     keeper: LeaseKeeper,
     discovery: Option<Discovery>,
+    listener: Option<CancelListener>,
 }
 
 impl Outside {
-    fn start(settings: &Settings, in_force: &InForce, tree: &Tree, log: &Log) -> anyhow::Result<Self> {
+    fn start(
+        settings: &Settings,
+        in_force: &InForce,
+        tree: &Tree,
+        to_pass_on: ToPassOn,
+        log: &Log,
+    ) -> anyhow::Result<Self> {
         let pools = tree.pools.iter().map(|pool| PoolVitals {
             class: pool.class,
             slots: Arc::clone(&pool.slots),
@@ -350,11 +364,35 @@ impl Outside {
             })
         };
         let discovery = settings.nats.discovery.then(discovery).flatten();
-        Ok(Self { keeper, discovery })
+        let listener = tree.cancellations.is_on().then(|| {
+            CancelListener::start(CancelParts {
+                settings: settings.nats.clone(),
+                cancellations: tree.cancellations.clone(),
+                claims: tree.claims.clone(),
+                to_pass_on,
+                log: log.clone(),
+            })
+        });
+        Ok(Self {
+            keeper,
+            discovery,
+            listener: listener.flatten(),
+        })
+    }
+
+    /// Waits until requests to cancel are heard: what was asked for before an assignment is taken must be known by then.
+    async fn until_it_hears(&self) {
+        if let Some(listener) = &self.listener {
+            // A broker that does not permit it keeps nobody from working.
+            let _ = timeout(HEARING_LIMIT, listener.listens()).await;
+        }
     }
 
     fn stop(self) {
         self.keeper.stop();
+        if let Some(listener) = self.listener {
+            listener.stop();
+        }
         if let Some(discovery) = self.discovery {
             discovery.stop();
         }

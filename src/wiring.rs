@@ -10,6 +10,7 @@ use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
+use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::Claims;
 use caf_actors::claims::record::QuarantineRule;
 use caf_actors::event_loop::{self, LoopClock};
@@ -23,7 +24,9 @@ use caf_actors::outbox::Outbox;
 use caf_actors::pool::auditor::audit;
 use caf_actors::pool::policy::QueueRules;
 use caf_actors::pool::room::{self, Room};
-use caf_actors::pool::{Deferrals, EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots};
+use caf_actors::pool::{
+    Deferrals, EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots, TakeCancelled,
+};
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
 use caf_actors::sink::Sink;
@@ -83,6 +86,8 @@ pub struct PoolHandle {
     pub class: ResourceClass,
     /// Shutdown empties its line.
     pub empty: Route<EmptyLine>,
+    /// Told when jobs of its line may have been cancelled.
+    pub cancelled: Route<TakeCancelled>,
     /// The health page looks at it.
     pub look: Route<LookAtPool>,
     /// Its slots.
@@ -103,6 +108,8 @@ pub struct Edges {
     pub outbox: Option<Outbox>,
     /// Where it stands what runs, for whoever comes after a sudden death.
     pub marks: Option<Marks>,
+    /// Who is cancelled by request.
+    pub cancellations: Cancellations,
     /// Opens the spans of deliveries; the default one opens none.
     pub tracer: Tracer,
 }
@@ -129,6 +136,8 @@ pub struct Tree {
     pub restarts: Budget,
     /// Cancels every job.
     pub cancel_all: CancellationToken,
+    /// Who is cancelled by request.
+    pub cancellations: Cancellations,
     /// Watches the parts.
     pub supervisor: Addr<Supervisor>,
     /// Tells when the node must leave.
@@ -163,6 +172,7 @@ pub async fn build(
         claims,
         outbox,
         marks,
+        cancellations,
         tracer,
     } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
@@ -214,6 +224,7 @@ pub async fn build(
             log,
         )
         .await;
+        cancellations.watch_line(&handle.cancelled);
         pools.push(handle);
         doors.push(door);
     }
@@ -240,6 +251,7 @@ pub async fn build(
             max_attempts: settings.nats.max_deliver,
         },
         cancel_all: cancel_all.clone(),
+        cancellations: cancellations.clone(),
         tracer,
         log: log.clone(),
     };
@@ -262,6 +274,7 @@ pub async fn build(
         threads,
         restarts,
         cancel_all,
+        cancellations,
         supervisor,
         escalations,
         escalate,
@@ -298,6 +311,16 @@ pub fn operation_limits(in_force: &InForce) -> OperationLimits {
 pub fn new_status(settings: &Settings) -> NodeStatus {
     let deferrals = Deferrals::new(settings.nats.max_ack_pending);
     NodeStatus::new(HeldPermits::new(&settings.limits), deferrals)
+}
+
+/// Who can be cancelled by request: nobody, unless the feature is in force.
+pub fn new_cancellations(settings: &Settings, in_force: &InForce, log: &Log) -> Cancellations {
+    let settings = &settings.worker.cancellation;
+    if !in_force.cancellation {
+        return Cancellations::off();
+    }
+    let ttl = Duration::from_secs(settings.tombstone_ttl_s);
+    Cancellations::new(ttl, settings.max_tombstones, log.clone())
 }
 
 /// Gives a child to the supervisor and waits until it takes messages.
@@ -358,6 +381,7 @@ async fn start_pool(
     let handle = PoolHandle {
         class,
         empty: Route::default(),
+        cancelled: Route::default(),
         look: Route::default(),
         slots: Arc::clone(&slots),
         places: door.places.clone(),
@@ -367,6 +391,7 @@ async fn start_pool(
     let tells_timeouts = blueprint.tells_timeouts();
     let places = door.places.clone();
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
+    let cancelled = handle.cancelled.clone();
     let child = Child {
         name: format!("pool.{}", class.as_str()),
         may_finish: false,
@@ -375,7 +400,7 @@ async fn start_pool(
             let (places, slots, workers) = (places.clone(), Arc::clone(&slots), workers.clone());
             let (publisher, log) = (publisher.clone(), log.clone());
             let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
-            let slots_returned = slots_returned.clone();
+            let (slots_returned, cancelled) = (slots_returned.clone(), cancelled.clone());
             async move {
                 let make = move || {
                     let pool = Pool::new(class, places, slots, workers, publisher, log);
@@ -385,6 +410,7 @@ async fn start_pool(
                     enqueue.connect(address);
                     slots_returned.connect(address);
                     empty.connect(address);
+                    cancelled.connect(address);
                     look.connect(address);
                 };
                 spawn_actor(&on, make, connect, ended).await;

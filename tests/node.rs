@@ -12,6 +12,8 @@ mod alerts;
 mod answering;
 #[path = "node/boards.rs"]
 mod boards;
+#[path = "node/cancellation.rs"]
+mod cancellation;
 #[path = "node/commands.rs"]
 mod commands;
 #[path = "node/core_mode.rs"]

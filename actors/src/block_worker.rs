@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout_at};
 use self::retry::limit::{End, Limit};
 use self::retry::{Course, NextStep, RetryPlan};
 use self::threads::{Threads, within};
+use crate::cancellation::Stop;
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
 use crate::events::{self, Log};
@@ -204,7 +205,7 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
     };
     let _floor = tokio::select! {
         biased;
-        () = job.cancel.cancelled() => return cancelled(job, 0, worker),
+        () = job.holdings.cancel.token().cancelled() => return cancelled(job, 0, worker),
         entered = timeout_at(job.deadline, entered) => match entered {
             Ok(floor) => floor,
             Err(_) => return too_late(),
@@ -224,7 +225,7 @@ async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
     // The disk may hang.
     let _mark = tokio::select! {
         biased;
-        () = job.cancel.cancelled() => return cancelled(job, 0, worker),
+        () = job.holdings.cancel.token().cancelled() => return cancelled(job, 0, worker),
         marked = timeout_at(job.deadline, mark) => match marked {
             Ok(mark) => mark,
             Err(_) => return too_late(),
@@ -321,7 +322,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         let since = Instant::now();
         tokio::select! {
             biased;
-            () = job.cancel.cancelled() => return cancelled(job, attempt, worker),
+            () = job.holdings.cancel.token().cancelled() => return cancelled(job, attempt, worker),
             () = tokio::time::sleep_until(job.deadline) => return out_of_time(course, Limit::Deadline),
             () = tokio::time::sleep(delay) => {}
         }
@@ -337,7 +338,7 @@ async fn clearance(job: &Job, end: End) -> Cleared {
     loop {
         let proof = tokio::select! {
             biased;
-            () = job.cancel.cancelled() => return Cleared::Cancelled,
+            () = job.holdings.cancel.token().cancelled() => return Cleared::Cancelled,
             proof = timeout_at(end.at, job.holdings.prove()) => proof,
         };
         let Ok(proof) = proof else {
@@ -347,7 +348,11 @@ async fn clearance(job: &Job, end: End) -> Cleared {
         if let Some(cleared) = Cleared::by(&proof, now, end.at) {
             return cleared;
         }
-        tokio::time::sleep_until(now + PROOF_RETRY).await;
+        tokio::select! {
+            biased;
+            () = job.holdings.cancel.token().cancelled() => return Cleared::Cancelled,
+            () = tokio::time::sleep_until(now + PROOF_RETRY) => {}
+        }
     }
 }
 
@@ -370,6 +375,9 @@ pub fn is_handed_back(repeatable: bool, has_lease: bool) -> bool {
 }
 
 fn cancelled(job: &Job, attempt: u32, worker: &BlockWorker) -> Ended {
+    if let Stop::Asked(asked) = job.holdings.cancel.stop() {
+        return Ended::Outcome(Outcome::from(asked.failure()), attempt);
+    }
     let may_run_twice = match &job.work {
         Work::Ready(task) => task.is_repeatable().unwrap_or(job.repeatable),
         Work::Referenced(_) => true,
@@ -412,7 +420,7 @@ async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker, span:
         correlation: job.identity.correlation.clone(),
         deadline: job.deadline,
         attempt: course.retries(),
-        cancel: job.cancel.child_token(),
+        cancel: job.holdings.cancel.token().child_token(),
     };
     context.correlation.span = span.context().cloned();
     // Tells a thread that outlives its attempt to stop at its next step.
@@ -467,7 +475,7 @@ async fn take_task(
 async fn in_time<T>(job: &Job, end: End, work: impl Future<Output = T>) -> Result<T, Attempt> {
     tokio::select! {
         biased;
-        () = job.cancel.cancelled() => Err(Attempt::Cancelled),
+        () = job.holdings.cancel.token().cancelled() => Err(Attempt::Cancelled),
         done = timeout_at(end.at, work) => done.map_err(|_| Attempt::OutOfTime(end.limit)),
     }
 }

@@ -5,6 +5,7 @@
 //! level, the rest in `context`.
 
 pub mod admin;
+pub mod cancellation;
 pub mod course;
 pub mod delivery;
 pub mod discovery;
@@ -349,7 +350,7 @@ pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
             .at_top("error_code", "WORKER_STEP_EXECUTION_FAILED")
             .because(failure)
             .limited(failure),
-        Some(failure) => event.because(failure),
+        Some(failure) => cancellation::by_request(event.because(failure), failure),
     }
 }
 

@@ -25,6 +25,7 @@ use self::decision::{
 };
 use self::preparation::{Preparation, Runnable};
 use crate::answers::Answers;
+use crate::cancellation::{Cancellable, Cancellations};
 use crate::claims::fleet::Revision;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
@@ -70,6 +71,8 @@ pub struct IntakeParts {
     pub quarantine: QuarantineRule,
     /// Parent of every job's cancellation.
     pub cancel_all: CancellationToken,
+    /// Who is to be cancelled, by request.
+    pub cancellations: Cancellations,
     /// Opens the span of each delivery.
     pub tracer: Tracer,
     /// Log.
@@ -140,6 +143,10 @@ impl Intake {
         identity.correlation.span = holdings.span.context().cloned();
         self.log_received(&identity, &arrival, &holdings);
         let standing = self.standing(&identity, &arrival);
+        if let Standing::New | Standing::Interrupted { .. } = &standing {
+            let token = holdings.cancel.token().clone();
+            holdings.cancel = self.parts.cancellations.enter(&identity, token, arrival.received);
+        }
         let (first_start, sent_ack) = match &standing {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
             _ => (arrival.received, None),
@@ -192,6 +199,7 @@ impl Intake {
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
             tenant_allowed: self.parts.tenants.is_allowed(&case.identity.tenant_id),
+            cancelled: case.holdings.cancel.asked().is_some(),
             expired: case
                 .prepared
                 .as_ref()
@@ -226,6 +234,7 @@ impl Intake {
             lease,
             permit,
             given_up,
+            cancel: Cancellable::by_shutdown(self.parts.cancel_all.child_token()),
             span: Span::default(),
         };
         let Some(mut case) = self.open(arrival, holdings) else {
@@ -267,7 +276,7 @@ impl Intake {
                 self.reject(case, reason, failure, dead_letter, refused);
             }
             (Row::GiveUp { reason, failure }, _) => self.give_up(case, reason, failure),
-            (Row::Expired, _) => self.expire(case),
+            (Row::Expired | Row::Cancelled, _) => self.end_unstarted(case),
             (row, _) => self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings),
         }
     }
@@ -392,11 +401,14 @@ impl Intake {
         self.answer(case, ack, (Outcome::from(failure), None), Some(why), row);
     }
 
-    /// Row 8b.
-    fn expire(&self, case: Case) {
+    /// Rows 8b and 9.
+    fn end_unstarted(&self, case: Case) {
         let ack = AckState::Unsent(self.ack(&case, None, None));
-        let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
-        self.answer(case, ack, (outcome, None), None, Row::Expired.number());
+        let (row, failure) = match case.holdings.cancel.seal() {
+            Some(asked) => (Row::Cancelled, asked.failure()),
+            None => (Row::Expired, Failure::timeout("the deadline of the assignment")),
+        };
+        self.answer(case, ack, (Outcome::from(failure), None), None, row.number());
     }
 
     /// The last word on a case that does not run.
@@ -408,8 +420,12 @@ impl Intake {
         dead_letter: Option<&'static str>,
         row: &'static str,
     ) {
-        // Row 8b has an acknowledgement like any job that runs.
-        let rejected = row != Row::Expired.number();
+        // It says so itself when somebody asks to cancel it now.
+        let _ = case.holdings.cancel.seal();
+        // Rows 8b and 9 have an acknowledgement like any job that runs.
+        let rejected = ![Row::Expired, Row::Cancelled]
+            .map(|row| row.number())
+            .contains(&row);
         let latency_ms = if rejected {
             0
         } else {
@@ -470,7 +486,6 @@ impl Intake {
             retry: runnable.retry,
             skip_retries: terms.skip_retries,
             alone,
-            cancel: self.parts.cancel_all.child_token(),
             load,
             ack: SentAck {
                 message,

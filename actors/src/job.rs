@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caf_protocol::ack::OverloadStatus;
 use caf_protocol::assignment::Identity;
-use caf_protocol::block::{Block, CancellationToken, ResourceClass, Task};
+use caf_protocol::block::{Block, ResourceClass, Task};
 use caf_protocol::dead_letter::Original;
 use caf_protocol::headers::Headers;
 use caf_protocol::reference::{Fetch, PayloadRef};
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::abandoned::GivenUp;
 use crate::block_worker::retry::RetryPlan;
+use crate::cancellation::Cancellable;
 use crate::claims::Claim;
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
@@ -83,6 +84,8 @@ pub struct Holdings {
     pub lease: Option<Arc<Lease>>,
     /// Room in the worker.
     pub permit: HeldPermit,
+    /// Fires when it is to stop, and says why.
+    pub cancel: Cancellable,
     /// In place of a lease, when the broker has given the message up.
     pub given_up: Option<GivenUp>,
     /// The span of the delivery: over when everything else is let go. Empty while traces are off.
@@ -175,8 +178,6 @@ pub struct Job {
     pub skip_retries: bool,
     /// Whether nothing may run beside it: it may have killed its worker before.
     pub alone: bool,
-    /// Fires when it is to stop.
-    pub cancel: CancellationToken,
     /// Load of the pool when the job came, if its queue is bounded.
     pub load: Option<PoolLoad>,
     /// Its acknowledgement.

@@ -8,6 +8,7 @@
 
 pub mod abandoned;
 pub mod buckets;
+pub mod cancel;
 pub mod claim_store;
 pub mod connection;
 pub mod dead_letters;
@@ -66,6 +67,7 @@ fn is_answerable(reply: &str, subjects: &SubjectSettings) -> bool {
     !reply.starts_with('$')
         && !ours.into_iter().any(|subject| is_below(subject))
         && !is_below(&subjects.owner)
+        && !is_below(&subjects.cancel)
 }
 
 #[cfg(test)]
@@ -88,6 +90,7 @@ mod tests {
             "caf.worker.heartbeat.v1",
             "caf.exec.dlq.v1",
             "caf.worker.owner.v1.somebody",
+            "caf.exec.cancel.v1.YWNtZQ",
         ] {
             assert!(!is_answerable(reply, &subjects), "{reply}");
         }

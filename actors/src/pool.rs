@@ -2,7 +2,7 @@
 //!
 //! Neighbours: intake takes a [`Place`] and hands over the job; the pool gives the oldest job to a block worker as soon
 //! as a slot is free. A job that runs out of time in the line, or has to make room for another (row 16), goes straight to
-//! the publisher. The pool never rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
+//! the publisher; so does one that is cancelled by request. The pool never rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
 //! re-created sees the true counts; the jobs that waited in it come back by redelivery.
 
 pub mod auditor;
@@ -90,6 +90,11 @@ pub enum EmptyLine {
     /// Nobody delivers them again: answer that there is no room.
     Refuse,
 }
+
+/// From whoever cancels: jobs in the line may have been cancelled by request.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct TakeCancelled;
 
 /// From the health page: proof of life.
 #[derive(Message)]
@@ -261,6 +266,21 @@ impl Pool {
         }
     }
 
+    /// Row 9 for jobs that were cancelled by request while they waited.
+    fn take_cancelled(&mut self, now: Instant) {
+        let is_cancelled = |job: &Box<Job>| job.holdings.cancel.asked().is_some();
+        for Waiting { since, item: job, .. } in self.line.take(is_cancelled) {
+            self.measure_wait(since, now);
+            self.conclude_cancelled(*job, now);
+        }
+    }
+
+    fn conclude_cancelled(&self, job: Job, now: Instant) {
+        if let Some(asked) = job.holdings.cancel.asked().cloned() {
+            self.conclude_by("9", job, Outcome::from(asked.failure()), now);
+        }
+    }
+
     /// A job leaves the line without a start. How long the others waited is measured with their start.
     fn measure_wait(&self, since: Instant, now: Instant) {
         let waited = now.saturating_duration_since(since);
@@ -298,6 +318,7 @@ impl Pool {
 
     fn empty_line(&mut self, how: EmptyLine) {
         let now = Instant::now();
+        self.take_cancelled(now);
         while let Some(Waiting {
             since, item: mut job, ..
         }) = self.line.pop()
@@ -345,7 +366,12 @@ impl Handler<Enqueue> for Pool {
     fn handle(&mut self, enqueue: Enqueue, context: &mut Self::Context) {
         let (Enqueue(mut job), now) = (enqueue, Instant::now());
         self.debts.extend(job.place.take_debt());
-        self.line.push_back(now, job.deadline, job);
+        if job.holdings.cancel.asked().is_some() {
+            // On its way here it was in no line.
+            self.conclude_cancelled(*job, now);
+        } else {
+            self.line.push_back(now, job.deadline, job);
+        }
         self.pump(context, false);
     }
 }
@@ -363,6 +389,15 @@ impl Handler<EmptyLine> for Pool {
 
     fn handle(&mut self, how: EmptyLine, _: &mut Self::Context) {
         self.empty_line(how);
+    }
+}
+
+impl Handler<TakeCancelled> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: TakeCancelled, context: &mut Self::Context) {
+        self.take_cancelled(Instant::now());
+        self.pump(context, true);
     }
 }
 

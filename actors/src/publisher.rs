@@ -185,8 +185,16 @@ impl Conclude {
         Self::of_job_by(row, job, step)
     }
 
-    /// [`Conclude::of_job`] for a job that leaves by another row.
+    /// [`Conclude::of_job`] for a job that leaves by another row. Row 9 it is all the same when somebody has asked for that:
+    /// from here on, nobody can any more.
     pub fn of_job_by(row: &'static str, job: Job, step: StepResult) -> Self {
+        let (row, step) = match job.holdings.cancel.seal() {
+            Some(asked) => {
+                let outcome = Outcome::from(asked.failure());
+                ("9", StepResult { outcome, ..step })
+            }
+            None => (row, step),
+        };
         let answer = Answer {
             ack: AckState::Sent(job.ack),
             dead_letter: dead_letter_of(&step.outcome),

@@ -158,8 +158,9 @@ pub struct SubjectSettings {
     pub dlq: String,
     /// Questions between workers: the subject is this, a dot and the name of the process that is asked.
     pub owner: String,
-    /// Requests to cancel an assignment. Not in effect yet.
-    pub cancel: Option<String>,
+    /// Requests to cancel: the subject is this, a dot and the tenant as base64url without padding. Heard while
+    /// `worker.cancellation.enabled` is on.
+    pub cancel: String,
 }
 
 impl Default for SubjectSettings {
@@ -171,7 +172,7 @@ impl Default for SubjectSettings {
             heartbeat: "caf.worker.heartbeat.v1".to_owned(),
             dlq: "caf.exec.dlq.v1".to_owned(),
             owner: "caf.worker.owner.v1".to_owned(),
-            cancel: None,
+            cancel: "caf.exec.cancel.v1".to_owned(),
         }
     }
 }

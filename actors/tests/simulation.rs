@@ -43,7 +43,7 @@ const ENOUGH_SEEDS: u64 = 5_000;
 /// How often, at least.
 const LEAST: u64 = 100;
 /// What a simulation that works must come across.
-const SEEN: [&str; 35] = [
+const SEEN: [&str; 39] = [
     "row 1",
     "row 2",
     "row 3",
@@ -70,6 +70,10 @@ const SEEN: [&str; 35] = [
     "replay suppressed",
     "suppressed before it ended",
     "suppressed before it was sent",
+    "cancel: a job that is held",
+    "cancel: a tombstone is left",
+    "cancel: it has ended",
+    "cancelled in the line",
     "fault: killed",
     "fault: killed between two steps",
     "fault: frozen",

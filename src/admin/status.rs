@@ -61,6 +61,7 @@ impl Admin {
             "features": parts.features,
             "restarts": {"total": restarts.values().sum::<u64>(), "by_part": restarts},
             "stray_threads": take("stray_threads"),
+            "cancellation": parts.cancellation(),
             "journal": parts.journal.memory(),
         })
     }
@@ -136,6 +137,12 @@ impl Parts {
         };
         value["phase"] = phase.into();
         value
+    }
+
+    /// Nothing while requests to cancel are not carried out.
+    fn cancellation(&self) -> Option<Value> {
+        let tombstones = self.cancellations.tombstones(Instant::now())?;
+        Some(json!({ "tombstones": tombstones }))
     }
 
     fn drain(&self, now_ms: u64) -> Value {

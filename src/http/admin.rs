@@ -1,17 +1,22 @@
-//! The pages of the admin port: `/` for people, `/status` and `/explain/{assignment_id}` for programs.
+//! The pages of the admin port: `/` for people, `/status`, `/explain/{assignment_id}` and `POST /v1/cancel` for programs.
 //!
 //! Neighbours: `serve` opens the port, [`super::guard`] stands before the pages, [`crate::admin`] has the answers. The page
 //! at `/` is one file that asks the other two; what it may do is said by its policy.
 
+use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::from_fn;
 use actix_web::{HttpRequest, HttpResponse, web};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
+use tokio::time::timeout;
 use url::form_urlencoded;
 
+use super::REQUEST_LIMIT;
+use super::connection::BODY_LIMIT;
 use super::guard::Guard;
 use crate::admin::Admin;
+use crate::admin::cancel::NotCancelled;
 
 /// The page. Each answer puts a number that is used once in place of [`NONCE`].
 const PAGE: &str = include_str!("page.html");
@@ -35,6 +40,7 @@ pub fn pages(admin: Admin, guard: Guard) -> impl Fn(&mut web::ServiceConfig) + C
             .route("/", web::route().to(page))
             .route("/status", web::route().to(status))
             .route("/explain/{assignment_id:.*}", web::route().to(explain))
+            .route("/v1/cancel", web::route().to(cancel))
             .default_service(web::to(nothing_here));
         config.app_data(admin.clone()).service(guarded);
     }
@@ -86,8 +92,36 @@ async fn explain(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse 
     }
 }
 
+async fn cancel(request: HttpRequest, payload: web::Payload, admin: web::Data<Admin>) -> HttpResponse {
+    let said = |status: StatusCode, error: &str| HttpResponse::build(status).json(json!({ "error": error }));
+    // Without a length nothing of it is passed on: see the connection.
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    match length {
+        None => return said(StatusCode::LENGTH_REQUIRED, "the request needs a Content-Length"),
+        Some(length) if length > BODY_LIMIT => {
+            let error = format!("a request has at most {BODY_LIMIT} bytes");
+            return said(StatusCode::PAYLOAD_TOO_LARGE, &error);
+        }
+        Some(_) => {}
+    }
+    let body = match timeout(REQUEST_LIMIT, payload.to_bytes_limited(BODY_LIMIT)).await {
+        Ok(Ok(Ok(body))) => body,
+        Ok(_) => return said(StatusCode::BAD_REQUEST, "the request broke off"),
+        Err(_) => return said(StatusCode::REQUEST_TIMEOUT, "the request did not come in time"),
+    };
+    match admin.cancel(&body).await {
+        Ok(answer) => HttpResponse::Ok().json(answer),
+        Err(NotCancelled::Bad(error)) => said(StatusCode::BAD_REQUEST, &error),
+        Err(NotCancelled::Off) => said(
+            StatusCode::NOT_FOUND,
+            "requests to cancel are not carried out: worker.cancellation.enabled is off",
+        ),
+    }
+}
+
 async fn nothing_here() -> HttpResponse {
     HttpResponse::NotFound().json(json!({
-        "error": "there is nothing here: see /, /status and /explain/<assignment id>"
+        "error": "there is nothing here: see /, /status, /explain/<assignment id> and POST /v1/cancel"
     }))
 }

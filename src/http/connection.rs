@@ -1,4 +1,5 @@
-//! A connection that carries one request: what comes after its head is never passed on, and its time is limited.
+//! A connection that carries one request: its head and, up to a limit, the body that the head announces. What comes after
+//! that is never passed on, and its time is limited.
 //!
 //! Neighbours: [`super::Port`] puts it between the socket and the HTTP server, which would otherwise read and keep all the
 //! requests that whoever does not wait for answers sends.
@@ -10,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use caf_protocol::cancel::MAX_REQUEST_BYTES;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -22,6 +24,8 @@ const HEAD_LIMIT: usize = 16 * 1024;
 /// What is said to whoever sends a larger one. The server behind would answer only to eight times as much.
 const TOO_LARGE: &[u8] =
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// Largest body that is passed on, in bytes: the largest request that a page takes.
+pub(super) const BODY_LIMIT: usize = MAX_REQUEST_BYTES;
 /// So much is read and dropped after the head, in bytes: closing a socket with something unread may take the answer from a
 /// reader. The rest stays with the system, which lets the sender wait.
 const REST_LIMIT: usize = 64 * 1024;
@@ -30,14 +34,18 @@ const DROPPED_AT_ONCE: usize = 2 * 1024;
 
 /// One request and its answer on a stream.
 ///
-/// Bodies of requests are not passed on: all pages are asked with GET or HEAD. A page that takes a POST needs its
-/// `Content-Length` read here, and so many bytes more up to a limit.
+/// Of the body nothing is passed on unless the head says its length, once, and it is not over the limit: a server that has
+/// another idea of where it ends would take the rest for a request of its own.
 #[derive(Debug)]
 pub(super) struct OneRequest<S> {
     stream: S,
     head: Head,
     /// How much of the head came.
     head_bytes: usize,
+    /// What the head says of the body.
+    announced: Announced,
+    /// How much of the body is still to come.
+    body_bytes: usize,
     /// How much was dropped after it.
     dropped_bytes: usize,
     life: Pin<Box<Sleep>>,
@@ -75,6 +83,46 @@ impl Head {
     }
 }
 
+/// What a head says of the length of its body, line by line.
+#[derive(Debug, Default)]
+struct Announced {
+    /// The beginning of the line.
+    line: Vec<u8>,
+    length: Option<usize>,
+    /// It is said in more than one way, or in one that is not understood: nothing is passed on.
+    is_unclear: bool,
+}
+
+/// Longest beginning of a line that is looked at, in bytes: enough for every line that says a length.
+const LINE_LIMIT: usize = 64;
+
+impl Announced {
+    fn see(&mut self, byte: u8) {
+        if byte != b'\n' {
+            if self.line.len() < LINE_LIMIT {
+                self.line.push(byte);
+            }
+            return;
+        }
+        let line = String::from_utf8_lossy(&self.line).to_ascii_lowercase();
+        self.line.clear();
+        let Some((name, value)) = line.split_once(':') else {
+            return;
+        };
+        let length = value.trim().parse::<usize>().ok();
+        match name.trim() {
+            "content-length" if self.length.is_none() && length.is_some() => self.length = length,
+            "content-length" | "transfer-encoding" => self.is_unclear = true,
+            _ => {}
+        }
+    }
+
+    fn body_bytes(&self) -> usize {
+        let length = self.length.filter(|length| *length <= BODY_LIMIT);
+        length.filter(|_| !self.is_unclear).unwrap_or_default()
+    }
+}
+
 impl<S> OneRequest<S> {
     /// Its time begins now.
     pub(super) fn new(stream: S) -> Self {
@@ -82,6 +130,8 @@ impl<S> OneRequest<S> {
             stream,
             head: Head::Before,
             head_bytes: 0,
+            announced: Announced::default(),
+            body_bytes: 0,
             dropped_bytes: 0,
             life: Box::pin(sleep(LIFE_LIMIT)),
             stall: None,
@@ -117,6 +167,17 @@ impl<S> OneRequest<S> {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// How many of these bytes belong to the request.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        if self.head != Head::Over {
+            taken = self.take_head(bytes)?;
+        }
+        let body = self.body_bytes.min(bytes.len() - taken);
+        self.body_bytes -= body;
+        Ok(taken + body)
+    }
+
     /// How many of these bytes belong to the head.
     fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut taken = 0;
@@ -125,7 +186,11 @@ impl<S> OneRequest<S> {
                 break;
             }
             self.head = self.head.after(*byte);
+            self.announced.see(*byte);
             taken += 1;
+        }
+        if self.head == Head::Over {
+            self.body_bytes = self.announced.body_bytes();
         }
         self.head_bytes += taken;
         if self.head_bytes > HEAD_LIMIT {
@@ -187,13 +252,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for OneRequest<S> {
         if let Some(said) = this.refusing {
             return this.refuse(context, said);
         }
-        if this.head == Head::Over {
+        if this.head == Head::Over && this.body_bytes == 0 {
             return this.drop_rest(context);
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         let read = buffer.filled().get(before..).unwrap_or_default();
-        let (read, taken) = (read.len(), this.take_head(read));
+        let (read, taken) = (read.len(), this.take(read));
         // With an error nothing is handed over.
         buffer.set_filled(before + taken.as_ref().map_or(0, |taken| *taken));
         let Ok(taken) = taken else {
@@ -252,6 +317,44 @@ mod tests {
                 let (_, got) = tokio::join!(writing, server.read_to_end(&mut read));
                 assert_eq!(got.expect("ends"), head.len());
                 assert_eq!(read, head);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_body_so_much_is_passed_on_as_the_head_says_and_nothing_of_what_is_unclear() {
+        let limit = BODY_LIMIT.to_string();
+        let over = (BODY_LIMIT + 1).to_string();
+        for (headers, passed) in [
+            ("Content-Length: 5\r\n", 5),
+            ("content-length:5\n", 5),
+            ("CONTENT-LENGTH:   5  \r\nHost: a\r\n", 5),
+            ("Content-Length: 0\r\n", 0),
+            (&format!("Content-Length: {limit}\r\n"), BODY_LIMIT),
+            (&format!("Content-Length: {over}\r\n"), 0),
+            ("Content-Length: 5\r\nContent-Length: 5\r\n", 0),
+            ("Content-Length: 5, 5\r\n", 0),
+            ("Content-Length: -5\r\n", 0),
+            ("Content-Length: 99999999999999999999999\r\n", 0),
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 0),
+            ("Transfer-Encoding: chunked\r\n", 0),
+            ("X-Content-Length: 5\r\n", 0),
+            (&format!("X: {}content-length: 5\r\n", " ".repeat(80)), 0),
+        ] {
+            let head = format!("POST / HTTP/1.1\r\n{headers}\r\n").into_bytes();
+            let sent = [head.clone(), vec![b'{'; BODY_LIMIT + 100]].concat();
+            for at_once in [3, 4096] {
+                let (mut client, server) = duplex(4096);
+                let mut server = OneRequest::new(server);
+                let writing = async {
+                    for part in sent.chunks(at_once) {
+                        client.write_all(part).await.expect("is sent");
+                    }
+                    client.shutdown().await.expect("ends");
+                };
+                let mut read = Vec::new();
+                let (_, got) = tokio::join!(writing, server.read_to_end(&mut read));
+                assert_eq!(got.expect("ends"), head.len() + passed, "{headers}");
             }
         }
     }

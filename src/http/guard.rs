@@ -1,4 +1,5 @@
-//! Who may ask the admin port: the right host name, the token where one is set, and no method that changes anything.
+//! Who may ask the admin port: the right host name, the token where one is set, and a method that suits the page. What
+//! changes something is asked for with POST, by programs only: never by a browser, whatever page it shows.
 //!
 //! Neighbours: [`super::admin`] puts it before its pages. A page of another site that a browser was led to cannot read
 //! answers (no CORS), nor pretend to be of this site: a name that was bound to this address (DNS rebinding) is not one of
@@ -21,6 +22,9 @@ use super::audit::{Asker, Audit};
 
 /// The page that needs no token: it holds nothing, and asks for the token.
 const OPEN_PATH: &str = "/";
+
+/// Pages that change something. They are asked with POST, all others with GET or HEAD.
+pub const CHANGING: [&str; 1] = ["/v1/cancel"];
 
 /// What every answer of the port says to browsers.
 const ALWAYS: [(HeaderName, &str); 6] = [
@@ -50,6 +54,12 @@ pub struct Guard {
 pub enum Refused {
     /// Only questions are answered here.
     Method,
+    /// Only POST changes something.
+    NotPost,
+    /// It comes from a browser, and changes something.
+    Browser,
+    /// It changes something, and what it brings is no JSON.
+    NotJson,
     /// A name that is not ours, or none.
     Host,
     /// The token is missing or wrong.
@@ -80,7 +90,11 @@ impl Guard {
     /// # Errors
     /// Why it is refused.
     pub fn judge(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
-        if method != Method::GET && method != Method::HEAD {
+        let changes = CHANGING.contains(&path);
+        if changes && method != Method::POST {
+            return Err(Refused::NotPost);
+        }
+        if !changes && method != Method::GET && method != Method::HEAD {
             return Err(Refused::Method);
         }
         let mut hosts = headers.get_all(header::HOST);
@@ -94,7 +108,10 @@ impl Guard {
         if path != OPEN_PATH && !self.has_token(headers) {
             return Err(Refused::Token);
         }
-        Ok(())
+        match changes {
+            true => judge_change(headers),
+            false => Ok(()),
+        }
     }
 
     /// Whether a `Host` header names this port: an address, `localhost`, or a configured name.
@@ -179,6 +196,24 @@ impl Guard {
     }
 }
 
+/// A browser says with each POST where it comes from; and no page can make one send JSON elsewhere without asking first, with
+/// a method that is refused here.
+fn judge_change(headers: &HeaderMap) -> Result<(), Refused> {
+    if headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site") {
+        return Err(Refused::Browser);
+    }
+    let mut kinds = headers.get_all(header::CONTENT_TYPE);
+    let is_json = |kind: &HeaderValue| {
+        let kind = kind.to_str().unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        kind.eq_ignore_ascii_case("application/json")
+    };
+    match (kinds.next(), kinds.next()) {
+        (Some(kind), None) if is_json(kind) => Ok(()),
+        _ => Err(Refused::NotJson),
+    }
+}
+
 /// Nothing, or a colon and a port.
 fn is_port(text: &str) -> bool {
     text.is_empty()
@@ -193,6 +228,18 @@ impl Refused {
             Self::Method => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 "only GET and HEAD are answered here",
+            ),
+            Self::NotPost => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this page changes something: only POST is answered here",
+            ),
+            Self::Browser => (
+                StatusCode::FORBIDDEN,
+                "a request of a browser (it has an Origin) changes nothing here",
+            ),
+            Self::NotJson => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "the request must say Content-Type: application/json",
             ),
             Self::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
@@ -218,7 +265,10 @@ impl Refused {
             Self::Token => {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"caf-worker\""));
             }
-            Self::Host => {}
+            Self::NotPost => {
+                response.insert_header((header::ALLOW, "POST"));
+            }
+            Self::Host | Self::Browser | Self::NotJson => {}
         }
         response.json(json!({ "error": error }))
     }
@@ -328,5 +378,47 @@ mod tests {
             assert_eq!(guard.judge(&method, "/", &host), Err(Refused::Method), "{method}");
         }
         assert_eq!(guard.judge(&Method::HEAD, "/", &host), Ok(()));
+    }
+
+    #[test]
+    fn what_changes_something_is_asked_by_programs_with_post_and_json_only() {
+        let guard = Guard::new(Some("t"), &[]);
+        let judge = |method: &Method, change: &[(HeaderName, &str)]| {
+            let all = [
+                &[(header::HOST, "127.0.0.1"), (header::AUTHORIZATION, "Bearer t")],
+                change,
+            ]
+            .concat();
+            guard.judge(method, "/v1/cancel", &headers(&all))
+        };
+        let json = (header::CONTENT_TYPE, "application/json; charset=utf-8");
+        assert_eq!(judge(&Method::POST, std::slice::from_ref(&json)), Ok(()));
+        for method in [Method::GET, Method::HEAD, Method::PUT, Method::OPTIONS] {
+            let judged = judge(&method, std::slice::from_ref(&json));
+            assert_eq!(judged, Err(Refused::NotPost), "{method}");
+        }
+        for kind in [
+            None,
+            Some("text/plain"),
+            Some("application/x-www-form-urlencoded"),
+            Some(""),
+        ] {
+            let kind: Vec<_> = kind
+                .map(|kind| (header::CONTENT_TYPE, kind))
+                .into_iter()
+                .collect();
+            assert_eq!(judge(&Method::POST, &kind), Err(Refused::NotJson), "{kind:?}");
+        }
+        for origin in ["http://127.0.0.1", "http://evil.example", "null"] {
+            let from = [json.clone(), (header::ORIGIN, origin)];
+            assert_eq!(judge(&Method::POST, &from), Err(Refused::Browser), "{origin}");
+        }
+        let fetched = [json.clone(), (HeaderName::from_static("sec-fetch-site"), "none")];
+        assert_eq!(judge(&Method::POST, &fetched), Err(Refused::Browser));
+        let no_token = headers(&[(header::HOST, "127.0.0.1"), json]);
+        assert_eq!(
+            guard.judge(&Method::POST, "/v1/cancel", &no_token),
+            Err(Refused::Token)
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_actors::block_worker::threads::Threads;
+use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::{Claims, ClaimsSnapshot};
 use caf_actors::consumption::ConsumptionView;
 use caf_actors::lease::{LeaseSnapshot, LeaseTable};
@@ -90,6 +91,8 @@ pub struct PartsView {
     pub outbox_oldest_ms: Option<u64>,
     /// Deliveries that are held.
     pub leases: LeaseSnapshot,
+    /// Requests to cancel that wait for what they ask for; nothing while they are not carried out.
+    pub tombstones: Option<usize>,
     /// Share of the restarts that is used up.
     pub restart_budget_used: f64,
 }
@@ -115,6 +118,7 @@ pub(super) struct Parts {
     outbox: Option<Outbox>,
     pub(super) leases: LeaseTable,
     restarts: Budget,
+    cancellations: Cancellations,
 }
 
 impl Parts {
@@ -131,6 +135,7 @@ impl Parts {
             outbox: tree.outbox.clone(),
             leases: tree.leases.clone(),
             restarts: tree.restarts.clone(),
+            cancellations: tree.cancellations.clone(),
         }
     }
 
@@ -161,6 +166,7 @@ impl Parts {
             outbox: self.outbox.as_ref().map(Outbox::snapshot),
             outbox_oldest_ms: self.outbox.as_ref().and_then(Outbox::oldest_stored_at_ms),
             leases: self.leases.snapshot(now),
+            tombstones: self.cancellations.tombstones(now),
             restart_budget_used: self.restarts.used(now),
         }
     }

@@ -11,7 +11,7 @@ use super::origin::Origin;
 const MODULES: &str = "\
     abandoned ack actors address admin admin_tls admission advice answers ask assignment assignments asyncapi \
     attention audit auditor background backoff bench block block_worker blocks body book buckets budget \
-    cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
+    cancel cancellation catalogue cgroup changes check circuit_breaker claim_store claims classification cli clock \
     config connection consumption contract counts course database dead_letter dead_letters decision decode \
     deferrals delete delivery dependencies dial discovery dlq dry_run echo ends entry environment error_code \
     errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields \
@@ -24,6 +24,7 @@ const MODULES: &str = "\
     router_side rows rules run running runtime sampler schemas secrets select sending serve settings show \
     shrinking shutdown signals sink sleep slots source sources span spans spill sql sqlite state state_dir \
     status steps stream streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
+    tombstones \
     top trace trace_context traces tracing validate view vitals watch watchdog window wire wiring wording \
     words worker worker_id writer writing";
 /// Names the libraries.

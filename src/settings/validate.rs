@@ -60,6 +60,7 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
     });
     rules.section("tracing", |rules| worker.tracing.validate(rules));
     rules.section("metrics", |rules| worker.metrics.validate(rules));
+    rules.section("cancellation", |rules| worker.cancellation.validate(rules));
 }
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {

@@ -31,7 +31,7 @@ use caf_worker::settings::environment::split;
 use caf_worker::settings::in_force::InForce;
 use caf_worker::settings::load::Ranks;
 use caf_worker::telemetry::metrics::Metrics;
-use caf_worker::wiring::{Edges, EventLoops, Tree, build, new_status};
+use caf_worker::wiring::{Edges, EventLoops, Tree, build, new_cancellations, new_status};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -353,6 +353,9 @@ impl Rig {
         let mut blocks = Blocks::from(registry);
         blocks.fetchers = fetchers;
         let in_force = InForce::of(&settings, &every_policy());
+        let log_of_all =
+            Log::new(logger, "worker-under-test").with_meter(Arc::clone(&meter) as Arc<dyn Meter>);
+        let cancellations = new_cancellations(&settings, &in_force, &log_of_all);
         let tree = build(
             &settings,
             &in_force,
@@ -363,11 +366,12 @@ impl Rig {
                 claims,
                 outbox: None,
                 marks: None,
+                cancellations,
                 tracer: Tracer::default(),
             },
             EventLoops::start(&settings),
             status,
-            &Log::new(logger, "worker-under-test").with_meter(Arc::clone(&meter) as Arc<dyn Meter>),
+            &log_of_all,
         )
         .await;
         Self {

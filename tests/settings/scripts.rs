@@ -202,8 +202,9 @@ fn the_production_profile_is_seen_when_it_is_named() -> Result<()> {
         "{ran:?}"
     );
     assert!(
-        ran.answer
-            .contains("[WARN] CP2 is on for retry, timeouts, queue, metrics, tracing, cancellation, circuit breaker:"),
+        ran.answer.contains(
+            "[WARN] CP2 is on for retry, timeouts, queue, metrics, tracing, cancellation, circuit breaker:"
+        ),
         "{}",
         ran.answer
     );

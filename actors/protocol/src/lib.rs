@@ -6,11 +6,12 @@
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
 //! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
-//! that the worker lives, [`discovery`] where it is and how loaded; [`trace_context`] is who called and what is passed on.
+//! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded; [`trace_context`] is who called and what is passed on.
 
 pub mod ack;
 pub mod assignment;
 pub mod block;
+pub mod cancel;
 pub mod dead_letter;
 pub mod discovery;
 pub mod error_code;

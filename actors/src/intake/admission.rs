@@ -136,8 +136,11 @@ impl Intake {
         Ok(())
     }
 
-    /// The fleet has granted it.
+    /// The fleet has granted it. Somebody may have asked meanwhile to cancel it.
     fn granted(&self, mut case: Case, row: Row, admitted: Option<Admitted>) {
+        if row == Row::Run && case.holdings.cancel.asked().is_some() {
+            return self.carry_out(case, Row::Cancelled, None);
+        }
         let too_late = self.parts.status.is_draining() && row == Row::Run;
         if too_late {
             let verdict = Verdict::Nak {

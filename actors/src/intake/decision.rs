@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     pub refusal: Option<&'a Refusal>,
     /// Whether the tenant may send jobs.
     pub tenant_allowed: bool,
+    /// Whether somebody has asked to cancel it.
+    pub cancelled: bool,
     /// Whether its deadline has passed.
     pub expired: bool,
     /// What its pool says. Full as well when a worker that has died since had refused it: the acknowledgement may be out.
@@ -81,6 +83,7 @@ impl<'a> Facts<'a> {
             redeliverable: true,
             refusal,
             tenant_allowed,
+            cancelled: false,
             expired: false,
             pool: PoolFact::Room,
         }
@@ -157,6 +160,8 @@ pub enum Row {
         /// For so long, in milliseconds.
         delay_ms: u64,
     },
+    /// 9: accepted and cancelled at once.
+    Cancelled,
     /// 8b: accepted and timed out at once.
     Expired,
     /// The job runs; 6, 7, 8 or 9 follow.
@@ -193,6 +198,7 @@ impl Row {
             Self::HandBack => "12",
             Self::Reject { reason, .. } => rejection_number(*reason),
             Self::Defer { .. } => "5",
+            Self::Cancelled => "9",
             Self::Expired => "8b",
             Self::Run => "6",
         }
@@ -216,7 +222,12 @@ impl Row {
     pub fn needs_claim(&self) -> bool {
         matches!(
             self,
-            Self::GiveUp { .. } | Self::Reject { .. } | Self::Defer { .. } | Self::Expired | Self::Run
+            Self::GiveUp { .. }
+                | Self::Reject { .. }
+                | Self::Defer { .. }
+                | Self::Cancelled
+                | Self::Expired
+                | Self::Run
         )
     }
 
@@ -232,6 +243,7 @@ impl Row {
             Self::HandBack => "handed_back",
             Self::Reject { .. } => "rejected",
             Self::Defer { .. } => "deferred",
+            Self::Cancelled => "cancelled",
             Self::Expired => "expired",
             Self::Run => "run",
         }
@@ -329,6 +341,10 @@ pub fn decide(facts: &Facts<'_>) -> Row {
             dead_letter: true,
         };
     }
+    // Before time is looked at: who has asked for it is told that it was done.
+    if facts.cancelled {
+        return Row::Cancelled;
+    }
     if facts.expired {
         return Row::Expired;
     }
@@ -365,6 +381,7 @@ mod tests {
             redeliverable: true,
             refusal: Some(refusal),
             tenant_allowed: false,
+            cancelled: true,
             expired: true,
             pool: PoolFact::Full,
         }
@@ -425,6 +442,8 @@ mod tests {
         facts.refusal = None;
         assert_eq!(reason_of(&facts), (RejectReason::TenantNotAllowed, true));
         facts.tenant_allowed = true;
+        assert_eq!(decide(&facts), Row::Cancelled);
+        facts.cancelled = false;
         assert_eq!(decide(&facts), Row::Expired);
         facts.expired = false;
         assert_eq!(reason_of(&facts), (RejectReason::QueueFull, false));

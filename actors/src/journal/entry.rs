@@ -21,11 +21,12 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 46] = [
+const FACTS: [&str; 49] = [
     "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
     "broker_told",
+    "cancel_reason",
     "dead_letter_at_ms",
     "deaths",
     "degraded",
@@ -54,6 +55,8 @@ const FACTS: [&str; 46] = [
     "reason",
     "rejection_reason",
     "replay",
+    "requested_by",
+    "requested_for",
     "resource_class",
     "resource_pool",
     "response_code",

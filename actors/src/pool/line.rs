@@ -72,6 +72,18 @@ impl<T> Line<T> {
         expired.into()
     }
 
+    /// Takes out everything that `is_wanted`.
+    pub(super) fn take(&mut self, is_wanted: impl Fn(&T) -> bool) -> Vec<Waiting<T>> {
+        let (taken, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.items)
+            .into_iter()
+            .partition(|waiting| is_wanted(&waiting.item));
+        self.items = waiting;
+        for taken in &taken {
+            self.uncount(taken.deadline);
+        }
+        taken.into()
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first_key_value().map(|(deadline, _)| *deadline)
     }
@@ -109,9 +121,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Steps: 0..=9 push with that deadline, 10 pop, 11.. let time pass and take the expired.
+        /// Steps: 0..=9 push with that deadline, 10 pop, 11.. let time pass and take the expired, 16 take every third.
         #[test]
-        fn items_leave_once_in_order_and_never_after_their_deadline(steps in prop::collection::vec(0u64..16, 0..200)) {
+        fn items_leave_once_in_order_and_never_after_their_deadline(steps in prop::collection::vec(0u64..17, 0..200)) {
             let start = Instant::now();
             let (mut line, mut model, mut clock) = (Line::default(), Vec::<(u64, usize)>::new(), 0);
             for (id, step) in steps.into_iter().enumerate() {
@@ -124,6 +136,12 @@ mod tests {
                     10 => {
                         let first = (!model.is_empty()).then(|| model.remove(0).1);
                         prop_assert_eq!(line.pop().map(|waiting| waiting.item), first);
+                    }
+                    16 => {
+                        let gone: Vec<_> = model.iter().map(|(_, id)| *id).filter(|id| id % 3 == 0).collect();
+                        model.retain(|(_, id)| id % 3 != 0);
+                        let taken = line.take(|id| id % 3 == 0).into_iter().map(|waiting| waiting.item);
+                        prop_assert_eq!(taken.collect::<Vec<_>>(), gone);
                     }
                     _ => {
                         clock += step - 10;

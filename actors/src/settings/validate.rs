@@ -101,17 +101,22 @@ impl NatsTlsSettings {
 impl SubjectSettings {
     fn validate(&self, rules: &mut Rules) {
         let all = [
-            ("assign", Some(&self.assign)),
-            ("ack", Some(&self.ack)),
-            ("result", Some(&self.result)),
-            ("heartbeat", Some(&self.heartbeat)),
-            ("dlq", Some(&self.dlq)),
-            ("owner", Some(&self.owner)),
-            ("cancel", self.cancel.as_ref()),
+            ("assign", &self.assign),
+            ("ack", &self.ack),
+            ("result", &self.result),
+            ("heartbeat", &self.heartbeat),
+            ("dlq", &self.dlq),
+            ("owner", &self.owner),
+            ("cancel", &self.cancel),
         ];
         let mut seen = HashMap::new();
         for (key, subject) in all {
-            let Some(subject) = subject else { continue };
+            // Requests come one token below.
+            let rest = subject.strip_prefix(&self.cancel);
+            let token = rest.and_then(|rest| rest.strip_prefix('.'));
+            let is_heard = token.is_some_and(|token| !token.contains('.'));
+            let rule = "must not be one token below nats.subjects.cancel, where requests to cancel are heard";
+            rules.relate(key, "cancel", !is_heard, rule);
             rules.require(key, is_subject(subject), SUBJECT_RULE);
             if let Some(earlier) = seen.insert(subject.as_str(), key) {
                 let rule = format!("must differ from nats.subjects.{earlier}");

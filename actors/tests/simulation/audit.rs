@@ -13,6 +13,7 @@ use caf_actors::pool::room::Admission;
 use caf_actors::settings::SubjectSettings;
 use caf_actors::sink::Outgoing;
 use caf_protocol::assignment::{MAX_DEADLINE_MS, Reading};
+use caf_protocol::cancel::CancelOutcome;
 use caf_protocol::headers::MESSAGE_ID;
 use caf_protocol::ids::AssignmentKey;
 
@@ -54,6 +55,8 @@ struct Ledger {
     /// What the claim said of that when a process took the assignment on.
     known_deaths: BTreeMap<usize, (u32, bool)>,
     running: Vec<Running>,
+    /// Processes that have heard a request to cancel it before they knew how it ends.
+    cancel_heard: BTreeSet<usize>,
     last_write: BTreeMap<usize, Micros>,
     let_go: BTreeMap<usize, Micros>,
 }
@@ -92,10 +95,6 @@ impl Audit {
         let id = letter.headers.get(MESSAGE_ID).expect("every letter has an id");
         self.by_message_id.insert(id.to_owned(), spec);
     }
-
-    pub(crate) fn result_written(&mut self, spec: usize, result: &Outgoing, row: &'static str) {
-        self.ledgers[spec].written.insert(result.payload.clone(), row);
-    }
 }
 
 pub(crate) fn result_id(spec: usize) -> String {
@@ -106,6 +105,37 @@ impl World {
     fn ledger_of(&mut self, key: &str) -> (usize, &mut Ledger) {
         let spec = self.audit.by_key[key];
         (spec, &mut self.audit.ledgers[spec])
+    }
+
+    /// A result is written. Where a request to cancel was heard before the outcome was known, it decides that.
+    pub(crate) fn result_written(
+        &mut self,
+        process: usize,
+        spec: usize,
+        result: &Outgoing,
+        row: &'static str,
+    ) {
+        let ledger = &mut self.audit.ledgers[spec];
+        ledger.written.insert(result.payload.clone(), row);
+        let ran = matches!(row, "row 6" | "row 7" | "row 8" | "row 8b" | "row 16");
+        if ran && ledger.cancel_heard.contains(&process) {
+            self.fail(format!(
+                "process {process} answers assignment {spec} by {row}, and had heard that it is to be cancelled"
+            ));
+        }
+    }
+
+    /// A process has heard a request to cancel an assignment, and says what it met.
+    pub(crate) fn cancel_heard(&mut self, process: usize, spec: usize, outcome: CancelOutcome) {
+        self.note(|| format!("process {process} is asked to cancel assignment {spec}: {outcome:?}"));
+        self.audit.count(match outcome {
+            CancelOutcome::Cancelled => "cancel: a job that is held",
+            CancelOutcome::Unknown => "cancel: a tombstone is left",
+            CancelOutcome::Finished => "cancel: it has ended",
+        });
+        if outcome != CancelOutcome::Finished {
+            self.audit.ledgers[spec].cancel_heard.insert(process);
+        }
     }
 
     /// A message has left the queue: its assignment must be answered, or carried by another message.
@@ -328,6 +358,11 @@ impl World {
                 if alone { " alone" } else { "" }
             )
         });
+        if self.audit.ledgers[spec].cancel_heard.contains(&process) {
+            return self.fail(format!(
+                "process {process} runs assignment {spec}, and has heard that it is to be cancelled"
+            ));
+        }
         let key = self.scenario.specs[spec].key.as_ref().expect("it runs").as_str();
         let record = self.broker.claims.get(key).map(|(_, record)| record);
         let owner = &self.processes[process].owner;
@@ -531,7 +566,9 @@ impl World {
             "row 7" => matches!(spec.kind, Kind::Fails | Kind::Works { failures: 1.. }),
             "row 8" => spec.deadline_ms < MAX_DEADLINE_MS || self.scenario.limits_calls(),
             "row 8b" => spec.deadline_ms < MAX_DEADLINE_MS,
-            "row 9" => !spec.repeatable && !self.scenario.faults.is_empty(),
+            "row 9" => {
+                !spec.repeatable && !self.scenario.faults.is_empty() || self.scenario.is_cancelled(number)
+            }
             "row 14" => ledger.deaths >= self.scenario.rule.max_deaths && ledger.deaths_alone > 0,
             "row 17" => !self.scenario.is_calm || self.has_poison(),
             _ => false,

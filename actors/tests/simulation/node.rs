@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use caf_actors::answers::Answers;
+use caf_actors::cancellation::{Asker, Cancellable, Cancellations};
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
 use caf_actors::events::Log;
@@ -29,7 +30,9 @@ use caf_actors::pool::{Debt, Deferrals, Places};
 use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings};
 use caf_actors::sink::{Outgoing, Verdict};
 use caf_actors::trace::Span;
+use caf_protocol::assignment::{Assignment, Reading};
 use caf_protocol::block::{CancellationToken, ResourceClass};
+use caf_protocol::cancel::{CancelRequest, Target};
 use tokio::sync::{RwLock, oneshot, watch};
 use tokio::time::Instant;
 
@@ -43,6 +46,10 @@ use running::Waiting;
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Where the wall clock stood when the simulation began, in milliseconds since the Unix epoch.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+/// How long a request to cancel is kept: longer than any run.
+const TOMBSTONE_TTL: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// More than there are assignments.
+const MAX_TOMBSTONES: usize = 100;
 /// How long a pull waits at the broker.
 const PULL_WAIT: Micros = 5 * SECOND;
 
@@ -62,6 +69,7 @@ pub(crate) struct Node {
     answers: Answers,
     subjects: SubjectSettings,
     cancel: CancellationToken,
+    cancellations: Cancellations,
     draining: AtomicBool,
     /// Whether the source still asks for messages.
     pulling: watch::Sender<bool>,
@@ -113,6 +121,7 @@ impl Node {
             answers: Answers::new(&subjects, &format!("w{worker}")),
             subjects,
             cancel: CancellationToken::new(),
+            cancellations: Cancellations::new(TOMBSTONE_TTL, MAX_TOMBSTONES, Log::discard()),
             draining: AtomicBool::new(false),
             pulling: watch::Sender::new(true),
             line: Mutex::default(),
@@ -218,6 +227,7 @@ impl Node {
                 lease: Some(lease),
                 permit,
                 given_up: None,
+                cancel: Cancellable::by_shutdown(self.cancel.child_token()),
                 span: Span::default(),
             };
             if self.is_draining() {
@@ -278,6 +288,30 @@ impl Node {
             world.check_verdict(id, &token);
             world.send(id, line, Box::new(move |_, world| world.verdict(&token, verdict)));
         });
+    }
+
+    // ---- The listener ----
+
+    /// Somebody asks to cancel an assignment.
+    pub(crate) fn hear(self: Arc<Self>, spec: usize) {
+        let (Reading::Invalid(identity, _) | Reading::Valid(Assignment { identity, .. })) =
+            &self.spec(spec).reading
+        else {
+            return;
+        };
+        let request = CancelRequest {
+            tenant_id: identity.tenant_id.clone(),
+            target: Target::Assignment(identity.assignment_id.clone()),
+            reason: None,
+        };
+        let now = self.now();
+        let answer = self
+            .cancellations
+            .ask(&request, Asker::Subject, Some(&self.claims), now);
+        let outcome = answer.expect("it is on").outcome;
+        let id = self.id;
+        self.sim.with(|world| world.cancel_heard(id, spec, outcome));
+        self.take_cancelled();
     }
 
     // ---- Shutdown ----

@@ -132,6 +132,11 @@ impl World {
             self.kernel
                 .at(*at, Box::new(move |sim, world| world.happen(sim, fault)));
         }
+        for (at, spec) in &scenario.cancels {
+            let spec = *spec;
+            self.kernel
+                .at(*at, Box::new(move |_, world| world.request_to_cancel(spec)));
+        }
         let heal_at = if scenario.is_calm { 20_001 * MS } else { HEALED_AT };
         self.kernel.at(heal_at, Box::new(|_, world| world.healed = true));
     }
@@ -255,6 +260,26 @@ impl World {
                     world.processes[process].unreachable_at = Some(world.kernel.now);
                 });
             }
+        }
+    }
+
+    /// Somebody asks all workers to cancel an assignment: a plain message, which reaches who can be reached now.
+    fn request_to_cancel(&mut self, spec: usize) {
+        if !self.broker.up {
+            return;
+        }
+        let nodes: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|process| process.alive)
+            .filter_map(|process| process.node.clone())
+            .collect();
+        for node in nodes {
+            let id = node.id;
+            let hear = move |_: &Sim, world: &mut World| {
+                world.kernel.spawn(Some(id), async move { node.hear(spec) });
+            };
+            self.deliver(id, Box::new(hear));
         }
     }
 

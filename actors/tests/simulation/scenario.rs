@@ -110,6 +110,8 @@ pub(crate) struct Scenario {
     pub is_calm: bool,
     /// What all workers say of retries.
     pub retry: RetryRules,
+    /// When all workers are told to cancel which assignment.
+    pub cancels: Vec<(Micros, usize)>,
 }
 
 impl Scenario {
@@ -158,6 +160,7 @@ impl Scenario {
             skew_ms: (0..workers).map(|_| dice.range(0, 1_000)).collect(),
             is_calm,
             retry: retry_rules(dice),
+            cancels: Vec::new(),
         };
         if !is_calm {
             let count = dice.index(9);
@@ -169,12 +172,34 @@ impl Scenario {
             };
             scenario.faults = vec![(dice.range(0, 20) * SECOND, fault)];
         }
+        if dice.percent(40) {
+            let count = 1 + dice.index(4);
+            scenario.cancels = (0..count).map(|_| scenario.cancel(dice)).collect();
+        }
         scenario
     }
 
     /// Whether something beside the deadline bounds the calls of a job.
     pub(crate) fn limits_calls(&self) -> bool {
         self.retry.policy.is_some() || self.retry.total.is_some()
+    }
+
+    /// A request around the time at which its assignment is sent: before it, while it is worked on, or late.
+    fn cancel(&self, dice: &mut Dice) -> (Micros, usize) {
+        let number = dice.index(self.specs.len());
+        let spec = &self.specs[number];
+        let first = spec.sent[0];
+        let at = match dice.index(3) {
+            0 => first.saturating_sub(dice.range(0, 2_000) * MS),
+            1 => first + dice.range(0, 100) * MS,
+            _ => first + dice.range(0, 10_000) * MS,
+        };
+        (at, number)
+    }
+
+    /// Whether anybody asks to cancel an assignment.
+    pub(crate) fn is_cancelled(&self, spec: usize) -> bool {
+        self.cancels.iter().any(|(_, cancelled)| *cancelled == spec)
     }
 
     /// What was drawn, for the trace.
@@ -203,6 +228,8 @@ impl Scenario {
                 spec.duration / MS
             )
         }));
+        let cancels = self.cancels.iter();
+        lines.extend(cancels.map(|(at, spec)| format!("at {} ms: cancel assignment {spec}", at / MS)));
         lines.extend(
             self.faults
                 .iter()

@@ -71,6 +71,17 @@ fn words(note: &Note) -> String {
             number("max_queue_size")
         ),
         "Step execution completed" => format!("ended with success after {}", time("latency_ms")),
+        "Step cancellation requested" => {
+            let what = match text("requested_for") {
+                "run_id" => "its whole run",
+                "step_id" => "its step",
+                _ => "this assignment",
+            };
+            format!("cancellation requested {}, for {what}", by_whom(note))
+        }
+        "Step canceled" if note.text("requested_by").is_some() => {
+            format!("cancelled as requested {}", by_whom(note))
+        }
         "Step execution failed" | "Step canceled" => {
             format!("ended with {}: {}", text("status"), text("error_code"))
         }
@@ -87,6 +98,18 @@ fn words(note: &Note) -> String {
             (None, Some(code)) => format!("{}: {code}", lower(other)),
             (None, None) => lower(other),
         },
+    }
+}
+
+/// Who asked to cancel it, and why.
+fn by_whom(note: &Note) -> String {
+    let place = match note.text("requested_by") {
+        Some("admin") => "on the admin port",
+        _ => "on the broker",
+    };
+    match note.text("cancel_reason") {
+        Some(reason) => format!("{place} ({reason})"),
+        None => place.to_owned(),
     }
 }
 

@@ -304,7 +304,7 @@ fn lines_show_every_key_once_with_its_source_and_no_secret() {
 }
 
 #[test]
-fn keys_without_effect_warn_only_when_they_are_not_at_their_default() {
+fn keys_of_a_feature_that_is_off_warn_only_when_they_are_not_at_their_default() {
     let dir = Dir::new();
     let options = [
         ("nats.subjects.cancel", "caf.cancel"),
@@ -319,9 +319,16 @@ fn keys_without_effect_warn_only_when_they_are_not_at_their_default() {
     .unwrap();
     let warned = warnings(&loaded);
     assert_eq!(warned.len(), 1, "{warned:?}");
-    assert!(warned[0].starts_with("nats.subjects.cancel (command line) has no effect in this version: "));
+    let expected =
+        "nats.subjects.cancel (command line) has no effect while worker.cancellation.enabled is off";
+    assert_eq!(warned[0], expected);
+    let on = [("CP2_CANCELLATION_ENABLED", "true")];
+    assert_eq!(
+        warnings(&load(&sources(&dir, &[], &on, &options)).unwrap()),
+        [""; 0]
+    );
     let catalogue = Catalogue::default();
-    for (key, _) in crate::settings::not_yet::NOT_YET_IN_EFFECT {
+    for (key, _) in crate::settings::not_yet::OF_FEATURES {
         assert!(catalogue.keys().contains(&environment::split(key)), "{key}");
     }
 }

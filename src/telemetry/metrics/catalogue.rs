@@ -4,8 +4,9 @@
 //! Neighbours: the definitions stand beside the events that carry them, in `actors/src/events/`, and in [`super::state`] for
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
+use caf_actors::cancellation::Asker;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
-use caf_actors::events::{delivery, logging, queue, retry, running, steps, timeouts};
+use caf_actors::events::{cancellation, delivery, logging, queue, retry, running, steps, timeouts};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::error_code::ErrorCode;
@@ -67,6 +68,10 @@ fn measured() -> Vec<Listed> {
     let rejections = classes
         .iter()
         .flat_map(|&class| REJECTION_REASONS.iter().map(move |&reason| vec![class, reason]));
+    let requests = Asker::ALL.into_iter().flat_map(|by| {
+        let outcomes = cancellation::OUTCOMES.into_iter();
+        outcomes.map(move |outcome| vec![by.as_str(), outcome])
+    });
     let mut all = vec![
         one(&steps::TASK_FAILURES),
         each(&steps::WAITS, steps::CAUSES),
@@ -93,6 +98,10 @@ fn measured() -> Vec<Listed> {
         each(&logging::LINES_DROPPED, logging::LEVELS),
         each(&SPANS, &SpanOutcome::ALL.map(SpanOutcome::as_str)),
         one(&DROPPED),
+        Listed {
+            metric: &cancellation::REQUESTS,
+            from_zero: requests.collect(),
+        },
     ];
     let others = [
         &steps::TASKS,

@@ -86,6 +86,9 @@ states! {
         "Restarts within the window as a share of those allowed: above 1 the worker ends.";
     /// Threads without a job.
     STRAY_THREADS = "worker_stray_threads" [] Gauge: "Threads that are still busy although their job has ended.";
+    /// Requests to cancel that wait for what they ask for.
+    CANCEL_TOMBSTONES = "worker_cancel_tombstones" [] Gauge:
+        "Requests to cancel that are kept for what has not arrived; absent while worker.cancellation is off.";
     /// Event loops that do not wake up.
     LOOP_BLOCKED = "worker_event_loop_blocked_seconds" ["event_loop"] Gauge:
         "How long the event loop is overdue at this moment: 0 unless it is blocked.";
@@ -155,6 +158,9 @@ fn of_parts(parts: &PartsView, samples: &mut Vec<Sample>) {
         RESTART_BUDGET_USED.sample(&[], parts.restart_budget_used),
         STRAY_THREADS.sample(&[], number(parts.stray_threads)),
     ]);
+    if let Some(tombstones) = parts.tombstones {
+        samples.push(CANCEL_TOMBSTONES.sample(&[], number(tombstones)));
+    }
     if let Some(outbox) = &parts.outbox {
         let now_ms = epoch_ms(SystemTime::now());
         let age = parts.outbox_oldest_ms.map(|stored| now_ms.saturating_sub(stored));

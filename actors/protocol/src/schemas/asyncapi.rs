@@ -32,8 +32,8 @@ pub struct Names {
     pub dlq: String,
     /// First part of the subjects of questions between workers.
     pub owner: String,
-    /// Subject of requests to cancel, if one is set.
-    pub cancel: Option<String>,
+    /// First part of the subjects of requests to cancel.
+    pub cancel: String,
     /// Consumer, or queue group in core mode, that all workers of a fleet share.
     pub durable: String,
     /// Bucket of claims.

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::block_worker::retry::RetryRules;
 use crate::block_worker::retry::numbers::Asked;
+use crate::cancellation::Cancellable;
 use crate::held::HeldPermits;
 use crate::job::{Arrival, Holdings, SentAck};
 use crate::metrics::{Meter, Sample};
@@ -236,7 +237,6 @@ impl Bench {
             retry: self.rules.plan("probe", self.asked),
             skip_retries: self.skip_retries,
             alone: false,
-            cancel,
             load: None,
             ack: SentAck {
                 message: Arc::new(Outgoing {
@@ -252,6 +252,7 @@ impl Bench {
                 lease: None,
                 permit,
                 given_up: None,
+                cancel: Cancellable::by_shutdown(cancel),
                 span: Span::default(),
             },
         }

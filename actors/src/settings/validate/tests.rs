@@ -79,7 +79,7 @@ fn subjects_have_no_wildcards_and_differ() {
         let keys = nats(|s| s.subjects.assign = bad.to_owned());
         assert_eq!(keys, ["subjects.assign"], "{bad:?}");
     }
-    let keys = nats(|s| s.subjects.cancel = Some(s.subjects.result.clone()));
+    let keys = nats(|s| s.subjects.cancel = s.subjects.result.clone());
     assert_eq!(keys, ["subjects.cancel"]);
 }
 

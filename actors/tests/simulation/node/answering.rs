@@ -67,7 +67,7 @@ impl Node {
             .result(identity, step, load, MAX_MESSAGE_BYTES, self.epoch_ms());
         let result = Arc::new(written.message);
         self.sim
-            .with(|world| world.audit.result_written(spec, &result, row));
+            .with(|world| world.result_written(self.id, spec, &result, row));
         if let Some(claim) = &holdings.claim {
             claim.record_result(&result);
         }

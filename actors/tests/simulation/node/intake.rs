@@ -58,7 +58,7 @@ impl Node {
         spec: usize,
         sequence: u64,
         received: Instant,
-        holdings: Holdings,
+        mut holdings: Holdings,
     ) {
         let (identity, prepared) = match self.spec(spec).reading.clone() {
             Reading::Unanswerable(failure) => return self.bury(spec, sequence, &failure, holdings),
@@ -66,6 +66,10 @@ impl Node {
             Reading::Valid(assignment) => (assignment.identity.clone(), Ok(assignment)),
         };
         let standing = self.claims.look(&identity.key(), received);
+        if let Standing::New | Standing::Interrupted { .. } = &standing {
+            let token = holdings.cancel.token().clone();
+            holdings.cancel = self.cancellations.enter(&identity, token, received);
+        }
         let (first_start, sent_ack) = match &standing {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
             _ => (received, None),
@@ -95,6 +99,7 @@ impl Node {
     fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
         let now = self.now();
         let facts = Facts {
+            cancelled: case.holdings.cancel.asked().is_some(),
             unanswerable: false,
             standing: StandingFact::of(
                 &case.standing,
@@ -209,7 +214,10 @@ impl Node {
         Ok(())
     }
 
-    async fn granted(self: Arc<Self>, case: Case, row: Row, admitted: Option<Admitted>) {
+    async fn granted(self: Arc<Self>, case: Case, mut row: Row, admitted: Option<Admitted>) {
+        if row == Row::Run && case.holdings.cancel.asked().is_some() {
+            row = Row::Cancelled;
+        }
         if self.is_draining() && row == Row::Run {
             self.row("row 12", case.spec);
             let verdict = Verdict::Nak {
@@ -249,10 +257,13 @@ impl Node {
                 };
                 self.answer(case, name, ack, Outcome::from(failure), Some(reason.as_str()));
             }
-            (Row::Expired, _) => {
+            (Row::Expired | Row::Cancelled, _) => {
                 let ack = AckState::Unsent(self.ack(&case, None, None));
-                let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
-                self.answer(case, "row 8b", ack, outcome, None);
+                let (name, failure) = match case.holdings.cancel.seal() {
+                    Some(asked) => ("row 9", asked.failure()),
+                    None => ("row 8b", Failure::timeout("the deadline of the assignment")),
+                };
+                self.answer(case, name, ack, Outcome::from(failure), None);
             }
             (row, _) => self.settle_without_answer(&row, case.standing, case.spec, case.holdings),
         }
@@ -385,7 +396,7 @@ impl Node {
             },
             repeatable: self.spec(case.spec).repeatable,
             alone,
-            cancel: self.cancel.child_token(),
+            cancel: case.holdings.cancel.token().clone(),
             load,
             ack: AckState::Sent(caf_actors::job::SentAck {
                 message,
@@ -426,6 +437,7 @@ impl Node {
         dead_letter: Option<&'static str>,
     ) {
         case.holdings.permit.placed();
+        let _ = case.holdings.cancel.seal();
         let step = StepResult {
             outcome,
             latency_ms: 0,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use caf_actors::block_worker::retry::limit::{End, Limit};
 use caf_actors::block_worker::retry::{Course, NextStep, RetryPlan};
 use caf_actors::block_worker::{Cleared, PROOF_RETRY, is_handed_back};
+use caf_actors::cancellation::Stop;
 use caf_actors::intake::HAND_BACK_DELAY_MS;
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
 use caf_actors::pool::Place;
@@ -65,6 +66,10 @@ impl Node {
     pub(super) fn enqueue(self: &Arc<Self>, mut job: Job) {
         let (since, deadline) = (self.now(), job.deadline);
         self.debts.lock().expect(UNBROKEN).extend(job.place.take_debt());
+        if job.holdings.cancel.asked().is_some() {
+            self.conclude_cancelled(job);
+            return self.pump();
+        }
         self.line
             .lock()
             .expect(UNBROKEN)
@@ -75,6 +80,28 @@ impl Node {
             node.pump();
         });
         self.pump();
+    }
+
+    /// As [`caf_actors::pool::TakeCancelled`] has it done.
+    pub(super) fn take_cancelled(self: &Arc<Self>) {
+        let cancelled: Vec<Waiting> = {
+            let mut line = self.line.lock().expect(UNBROKEN);
+            let is_asked = |waiting: &Waiting| waiting.job.holdings.cancel.asked().is_some();
+            let (cancelled, waiting): (Vec<Waiting>, Vec<Waiting>) = line.drain(..).partition(is_asked);
+            *line = waiting.into();
+            cancelled
+        };
+        for Waiting { job, .. } in cancelled {
+            self.sim.with(|world| world.audit.count("cancelled in the line"));
+            self.conclude_cancelled(job);
+        }
+        self.pump();
+    }
+
+    fn conclude_cancelled(self: &Arc<Self>, job: Job) {
+        if let Some(asked) = job.holdings.cancel.asked().cloned() {
+            self.conclude_job(job, "row 9", Outcome::from(asked.failure()), 0);
+        }
     }
 
     fn pump(self: &Arc<Self>) {
@@ -135,6 +162,7 @@ impl Node {
     }
 
     pub(super) fn hand_line_back(self: &Arc<Self>) {
+        self.take_cancelled();
         let waiting: Vec<Waiting> = self.line.lock().expect(UNBROKEN).drain(..).collect();
         for Waiting { job, .. } in waiting {
             self.row("row 12", job.spec);
@@ -155,6 +183,13 @@ impl Node {
             latency_ms: elapsed_ms(job.started, self.now()),
             outcome,
             retries_used,
+        };
+        let (row, step) = match job.holdings.cancel.seal() {
+            Some(asked) => {
+                let outcome = Outcome::from(asked.failure());
+                ("row 9", StepResult { outcome, ..step })
+            }
+            None => (row, step),
         };
         let letter = dead_letter_of(&step.outcome);
         let at = (job.spec, job.sequence);
@@ -313,7 +348,11 @@ impl Node {
             if let Some(cleared) = Cleared::by(&proof, now, end.at) {
                 return cleared;
             }
-            self.sim.sleep_until(now + PROOF_RETRY).await;
+            tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => return Cleared::Cancelled,
+                () = self.sim.sleep_until(now + PROOF_RETRY) => {}
+            }
         }
     }
 
@@ -347,6 +386,9 @@ fn out_of_time(course: &mut Course, limit: Limit, now: Instant) -> Ended {
 }
 
 fn cancelled(job: &Job, attempt: u32) -> Ended {
+    if let Stop::Asked(asked) = job.holdings.cancel.stop() {
+        return Ended::Outcome(Outcome::from(asked.failure()), attempt);
+    }
     if is_handed_back(job.repeatable, job.holdings.lease.is_some()) {
         return Ended::Interrupted;
     }
