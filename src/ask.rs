@@ -1,8 +1,9 @@
-//! Asks a node's admin port, for people at a terminal: [`explain`] and [`top`].
+//! Asks a node's admin port, for people at a terminal: [`explain`], [`top`] and [`cancel`].
 //!
 //! Neighbours: the command line calls it; [`crate::http::admin`] answers. What comes back may hold whatever callers chose as
 //! ids: it is made harmless for a terminal before it is printed.
 
+pub mod cancel;
 pub mod explain;
 pub mod text;
 pub mod top;
@@ -12,9 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caf_actors::errors::chain;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::Request;
-use hyper::header::AUTHORIZATION;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::{Method, Request};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -35,7 +36,7 @@ const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 pub struct Node {
     base: Url,
     token: Option<String>,
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 /// An answer of the node.
@@ -125,14 +126,29 @@ impl Node {
     /// # Errors
     /// [`Silence`].
     pub async fn ask(&self, path: &str) -> Result<Said, Silence> {
+        self.exchange(Method::GET, path, Vec::new()).await
+    }
+
+    /// Tells it something that is JSON, at a path below its address.
+    ///
+    /// # Errors
+    /// [`Silence`].
+    pub async fn tell(&self, path: &str, body: Vec<u8>) -> Result<Said, Silence> {
+        self.exchange(Method::POST, path, body).await
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Said, Silence> {
         let base = self.base.as_str().trim_end_matches('/').to_owned();
         let silent = |why: &str| Silence::NoAnswer(base.clone(), text::clean(why));
-        let mut request = Request::get(format!("{base}{path}"));
+        let mut request = Request::builder().method(method).uri(format!("{base}{path}"));
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
         let request = request
-            .body(Empty::new())
+            .body(Full::new(Bytes::from(body)))
             .map_err(|error| silent(&chain(&error)))?;
         let asked = async {
             let response = self.client.request(request).await;

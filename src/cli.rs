@@ -55,6 +55,8 @@ pub enum Command {
     Dlq(Box<DlqCommand>),
     /// Ask a running node what became of an assignment, or what it waits for
     Explain(ask::ExplainArgs),
+    /// Ask a running node, and by it all workers, to cancel an assignment, a run or a step
+    Cancel(ask::CancelArgs),
     /// Watch a running node: pools, throughput, failures, running jobs
     Top(ask::TopArgs),
     /// Check, show or describe the settings and feature flags
@@ -168,6 +170,9 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
         }),
         Command::Explain(args) => settings::with_settings(&sources, cli.output, |loaded| {
             run::ask(|| ask::explain(args, &loaded.settings.http, cli.output))
+        }),
+        Command::Cancel(args) => settings::with_settings(&sources, cli.output, |loaded| {
+            run::ask(|| ask::cancel(args, &loaded.settings.http, cli.output))
         }),
         Command::Top(args) => settings::with_settings(&sources, cli.output, |loaded| {
             run::ask(|| ask::top(args, &loaded.settings.http, cli.output))

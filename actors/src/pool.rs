@@ -268,8 +268,8 @@ impl Pool {
 
     /// Row 9 for jobs that were cancelled by request while they waited.
     fn take_cancelled(&mut self, now: Instant) {
-        let is_cancelled = |job: &Box<Job>| job.holdings.cancel.asked().is_some();
-        for Waiting { since, item: job, .. } in self.line.take(is_cancelled) {
+        let cancelled = self.line.take(|job| job.holdings.cancel.asked().is_some());
+        for Waiting { since, item: job, .. } in cancelled {
             self.measure_wait(since, now);
             self.conclude_cancelled(*job, now);
         }

@@ -1,4 +1,4 @@
-//! `explain` and `top`: their arguments, and what becomes of the answers.
+//! `explain`, `top` and `cancel`: their arguments, and what becomes of the answers.
 //!
 //! Neighbours: [`crate::ask`] asks the node and writes the text.
 
@@ -6,6 +6,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caf_protocol::cancel::{CancelRequest, Target};
 use clap::Args;
 
 use super::{OutputFormat, print};
@@ -58,6 +59,48 @@ pub struct TopArgs {
     pub node: NodeArgs,
 }
 
+/// Arguments of `cancel`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("target").required(true))]
+pub struct CancelArgs {
+    /// Id of the assignment
+    #[arg(group = "target")]
+    pub assignment_id: Option<String>,
+    /// Cancel all jobs of this run instead
+    #[arg(long, group = "target", value_name = "RUN")]
+    pub run: Option<String>,
+    /// Cancel all jobs of this step instead
+    #[arg(long, group = "target", value_name = "STEP")]
+    pub step: Option<String>,
+    /// Whose jobs
+    #[arg(long, value_name = "TENANT")]
+    pub tenant: String,
+    /// Why, for the results and the log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+impl CancelArgs {
+    /// The request, by the rules that the node has for it.
+    fn request(&self) -> Result<CancelRequest, String> {
+        let targets = [
+            self.assignment_id.clone().map(Target::Assignment),
+            self.run.clone().map(Target::Run),
+            self.step.clone().map(Target::Step),
+        ];
+        let target = targets.into_iter().flatten().next();
+        let request = CancelRequest {
+            tenant_id: self.tenant.clone(),
+            target: target.ok_or("an assignment id, --run or --step is needed")?,
+            reason: self.reason.clone(),
+        };
+        CancelRequest::read(&request.write()).map_err(|failure| failure.message)
+    }
+}
+
 /// Which node, from arguments and settings.
 ///
 /// # Errors
@@ -99,6 +142,41 @@ pub(super) async fn explain(args: ExplainArgs, settings: &HttpSettings, output: 
                 200 => Exit::Ok,
                 _ => Exit::SomeFailed,
             }
+        }
+        Err(silence) => complain(&silence),
+    }
+}
+
+/// Cancels jobs: 0 when they were told to stop or will be when they arrive, 1 when what was asked for has ended before, or not
+/// every worker was told.
+pub(super) async fn cancel(args: CancelArgs, settings: &HttpSettings, output: OutputFormat) -> Exit {
+    let request = match args.request() {
+        Ok(request) => request,
+        Err(problem) => {
+            print::error(&problem);
+            return Exit::Usage;
+        }
+    };
+    let node = match node(&args.node, settings) {
+        Ok(node) => node,
+        Err(exit) => return exit,
+    };
+    match ask::cancel::ask(&node, &request).await {
+        Ok(said) if said.status == 200 => {
+            print::answer(&match output {
+                OutputFormat::Text => ask::cancel::render(&request, &said.body),
+                OutputFormat::Json => text::clean_json(&said.body.to_string()),
+            });
+            match said.body["outcome"] != "finished" && said.body["passed_on"] == true {
+                true => Exit::Ok,
+                false => Exit::SomeFailed,
+            }
+        }
+        Ok(said) => {
+            print::error(&text::clean(
+                said.body["error"].as_str().unwrap_or("it does not cancel"),
+            ));
+            Exit::Config
         }
         Err(silence) => complain(&silence),
     }

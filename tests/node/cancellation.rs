@@ -20,7 +20,7 @@ use caf_testkit::{AssignmentBuilder, Client, Postgres, Worker, wait_until};
 use serde_json::{Value, json};
 
 use crate::side_effects::Outside;
-use crate::support::{Node, SOON, assert_each_answered_once, jobs, statuses};
+use crate::support::{Node, SOON, assert_each_answered_once, jobs, program, statuses};
 
 /// A query that never ends.
 const ENDLESS: &str =
@@ -645,10 +645,37 @@ fn the_admin_port_cancels_for_programs_that_may_and_for_nobody_else() {
         "{said}"
     );
     assert_cancelled(&result_of(&node, &job), "admin");
-    let said = post(&mut node.worker, &[token], body.as_bytes())
-        .json()
-        .expect("is JSON");
-    assert_eq!(said["outcome"], "finished");
+    // The command has the token from its settings.
+    let address = format!("http://{server}");
+    let command = |arguments: &[&str]| {
+        let finished = program()
+            .arg("cancel")
+            .args(arguments)
+            .args(["--admin", address.as_str()])
+            .env("WORKER__HTTP__ADMIN_TOKEN", "a-token-of-some-length")
+            .run(SOON)
+            .expect("ends");
+        (finished.code(), finished.stdout(), finished.stderr())
+    };
+    let (code, said, _) = command(&[job.assignment_id(), "--tenant", "acme"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("it has ended before, and stays as it ended"),
+        "{said}"
+    );
+    let (code, said, _) = command(&["--run", "r", "--tenant", "acme", "--reason", "why not"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        said.contains("it is not here; what arrives within 3600 s is cancelled too. All workers were told."),
+        "{said}"
+    );
+    let (code, _, complaint) = command(&["--run", "r", "--tenant", ""]);
+    assert_eq!(code, Some(64));
+    assert!(
+        complaint.contains("tenant_id: must be a string of 1 to 256 bytes"),
+        "{complaint}"
+    );
+    assert_eq!(command(&["--run", "r", "a-1", "--tenant", "acme"]).0, Some(64));
 }
 
 #[test]
@@ -676,4 +703,44 @@ fn while_the_feature_is_off_nothing_is_heard_kept_or_done() {
     node.client.assign(&job).expect("is sent");
     outside.open();
     assert_eq!(result_of(&node, &job)["status"], "success");
+}
+
+/// While connecting, beginning, preparing or waiting for rows: the server is never left with a query.
+#[test]
+fn queries_that_are_cancelled_at_any_moment_leave_none_behind_at_the_server() {
+    let database = Postgres::start().expect("starts");
+    let settings = format!("[blocks.sql.connections.pg]\nurl = \"{}\"\n", database.url());
+    let node = Node::start_with(|worker| cancelling(worker).file("config/worker.toml", settings));
+    let load = jobs(60, |_| {
+        let query = json!({"connection": "pg", "query": "SELECT pg_sleep(300)::text AS slept"});
+        AssignmentBuilder::new("sql.query", query).deadline_ms(300_000)
+    });
+    let (nats, sent) = (node.client.nats(), load.clone());
+    let asked = node.client.run(async move {
+        for (n, job) in sent.iter().enumerate() {
+            let body = request("acme", "assignment_id", job.assignment_id()).to_string();
+            nats.publish("caf.exec.assign.v1", job.bytes().into()).await?;
+            // From before it has come to well into the query.
+            for _ in 0..(n * 5 % 120) {
+                nats.flush().await?;
+            }
+            nats.request(subject("acme"), body.into()).await?;
+        }
+        anyhow::Ok(())
+    });
+    asked.expect("in time").expect("are answered");
+    node.wait_answered(&load, SOON);
+    let begun = Instant::now();
+    let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state <> 'idle' \
+                  AND pid <> pg_backend_pid()";
+    wait_until("no query is left", 2 * promise(), || {
+        database.execute(active).expect("answers").trim() == "0"
+    });
+    println!(
+        "no query is left {} ms after the last result",
+        begun.elapsed().as_millis()
+    );
+    let said = node.answers();
+    assert_eq!(statuses(&said), [("cancelled".to_owned(), load.len())].into());
+    assert_each_answered_once(&said, &load);
 }

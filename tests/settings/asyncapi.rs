@@ -43,8 +43,7 @@ fn the_command_prints_the_document_with_the_subjects_in_force_and_no_secret() {
     assert!(!ran.answer.contains("s3cret"));
     let printed: Value = serde_json::from_str(&ran.answer).expect("is JSON");
     assert_eq!(printed["channels"]["result"]["address"], "my.results");
-    assert_eq!(printed["channels"]["cancel"]["address"], "my.cancels");
-    assert_eq!(printed["channels"]["cancel"]["x-read"], false);
+    assert_eq!(printed["channels"]["cancel"]["address"], "my.cancels.{tenant}");
     assert_eq!(
         printed["operations"]["takeAssignment"]["bindings"]["nats"]["queue"],
         "my-workers"

@@ -41,6 +41,10 @@ use crate::watch::attempt_limit;
 const SERVER_GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for the end of a transaction that failed; then the connection is thrown away.
 const ROLLBACK_LIMIT: Duration = Duration::from_secs(1);
+/// Cancel requests for one query: the server forgets one that overtakes its query, which may happen on a busy machine.
+const CANCEL_TRIES: u32 = 10;
+/// How long a query may take to end after a cancel request, before the next is sent.
+const CANCEL_AGAIN: Duration = Duration::from_millis(250);
 /// Longest wait for the server to take a cancel request.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -283,8 +287,14 @@ impl Drop for Running {
         // Without a runtime the process is ending, and the connection with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(tls)).await;
-                drop(client);
+                // Answered when everything before it has ended.
+                let mut ended = pin!(client.simple_query(""));
+                for _ in 0..CANCEL_TRIES {
+                    let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(tls.clone())).await;
+                    if tokio::time::timeout(CANCEL_AGAIN, &mut ended).await.is_ok() {
+                        break;
+                    }
+                }
             });
         }
     }

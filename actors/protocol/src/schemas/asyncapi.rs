@@ -137,7 +137,7 @@ fn channels(names: &Names) -> Value {
             "What an output in the object store is called, its size and digest. The form is NATS' (ADR-20).",
             &[],
         ),
-        "inbox": channel(Value::Null, "The reply subject of a request.", &["OwnerAnswer", "Ping", "Info", "Stats"]),
+        "inbox": channel(Value::Null, "The reply subject of a request.", &["OwnerAnswer", "Ping", "Info", "Stats", "CancelAnswer", "CancelRefusal"]),
     });
     let mut advisories = channel(
         "$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.{consumer}",
@@ -150,13 +150,15 @@ fn channels(names: &Names) -> Value {
         "consumer": { "description": "nats.durable." },
     });
     channels["advisories"] = advisories;
-    let mut cancel = channel(
-        names.cancel.clone(),
-        "Requests to cancel an assignment. Reserved: this version does not read them, and their form is not fixed.",
-        &[],
+    channels["cancel"] = channel_of_each(
+        &names.cancel,
+        (
+            "tenant",
+            "The tenant, as base64url without padding: permissions of the broker say who may cancel whose jobs.",
+        ),
+        "Requests to cancel what a tenant has sent, while worker.cancellation is on. Every worker hears each and answers for itself.",
+        &["CancelRequest"],
     );
-    cancel["x-read"] = json!(false);
-    channels["cancel"] = cancel;
     for verb in Verb::ALL {
         let prefix = format!("$SRV.{}", verb.as_str());
         let names = DiscoveryNames::of(verb);
@@ -223,6 +225,12 @@ fn operations(names: &Names) -> Value {
         "Take an assignment. There is no reply: answers go to ack and result.",
     );
     take["bindings"] = json!({ "nats": { "queue": names.durable, "bindingVersion": "0.1.0" } });
+    let hear =
+        "Cancel what is asked for, now or when it arrives, and say what was done where a reply is wanted.";
+    let mut hear_cancel = with_reply(operation("receive", "cancel", hear), "CancelAnswer");
+    if let Some(messages) = hear_cancel["reply"]["messages"].as_array_mut() {
+        messages.push(json!({"$ref": "#/channels/inbox/messages/CancelRefusal"}));
+    }
     let mut operations = json!({
         "takeAssignment": take,
         "acknowledge": operation("send", "ack", "Say whether the job was taken."),
@@ -231,6 +239,8 @@ fn operations(names: &Names) -> Value {
         "beat": operation("send", "heartbeat", "Say that the worker lives, and how it is."),
         "askOwner": with_reply(operation("send", "owner", "Ask whether a process still works on an assignment."), "OwnerAnswer"),
         "answerOwner": with_reply(operation("receive", "owner", "Say whether an assignment is worked on here."), "OwnerAnswer"),
+        "hearCancel": hear_cancel,
+        "passCancelOn": operation("send", "cancel", "Pass on to all workers what one was asked on its admin port."),
         "claim": operation("send", "claims", "Write down who works on an assignment."),
         "keepOutput": operation("send", "outputChunks", "Keep an output that is too large for a result."),
         "nameOutput": operation("send", "outputMeta", "Say what an output is called; the result refers to it."),

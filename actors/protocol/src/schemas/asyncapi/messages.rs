@@ -11,7 +11,7 @@ use super::examples;
 use crate::headers::{MESSAGE_ID, REPLAY};
 use crate::schemas::exec_assignment::AssignmentMessage;
 use crate::schemas::forbid_null;
-use crate::{ack, dead_letter, discovery, heartbeat, result};
+use crate::{ack, cancel, dead_letter, discovery, heartbeat, result};
 
 /// Where schemas stand in the document.
 const DEFINITIONS: &str = "/components/schemas";
@@ -36,8 +36,11 @@ pub(super) fn schemas() -> (Map<String, Value>, BTreeMap<&'static str, Value>) {
     add("Ping", of::<discovery::Ping>(&mut written));
     add("Info", of::<discovery::Info>(&mut written));
     add("Stats", of::<discovery::Stats>(&mut written));
+    add("CancelAnswer", of::<cancel::CancelAnswer>(&mut written));
+    add("CancelRefusal", of::<cancel::CancelRefusal>(&mut written));
     let mut read = settings().into_generator();
     add("ExecAssignment", of::<AssignmentMessage>(&mut read));
+    add("CancelRequest", of::<cancel::CancelMessage>(&mut read));
 
     let mut schemas = Map::new();
     for (name, schema) in written.take_definitions(true) {
@@ -51,8 +54,10 @@ pub(super) fn schemas() -> (Map<String, Value>, BTreeMap<&'static str, Value>) {
         rename(&mut schema);
         schemas.insert(format!("{READ}{name}"), schema);
     }
-    if let Some(reference) = payloads.get_mut("ExecAssignment") {
-        rename(reference);
+    for name in ["ExecAssignment", "CancelRequest"] {
+        if let Some(reference) = payloads.get_mut(name) {
+            rename(reference);
+        }
     }
     (schemas, payloads)
 }
@@ -105,6 +110,9 @@ pub(super) fn all(payloads: &BTreeMap<&'static str, Value>) -> Value {
         "Ping": json("Ping", "Who is there.", None),
         "Info": json("Info", "What a worker is.", None),
         "Stats": json("Stats", "How loaded a worker is.", None),
+        "CancelRequest": json("CancelRequest", "What is to be cancelled: exactly one of assignment, run and step.", None),
+        "CancelAnswer": json("CancelAnswer", "What one worker has done about a request to cancel.", None),
+        "CancelRefusal": json("CancelRefusal", "Why something is no request to cancel.", None),
         "Question": text("Question", "A question to services.", empty),
         "OwnerQuestion": text("OwnerQuestion", "Asks for one assignment.", key),
         "OwnerAnswer": text("OwnerAnswer", "Whether it is worked on here.", word),
