@@ -474,32 +474,34 @@ fn a_job_that_was_asked_for_is_not_run_by_whoever_gets_it_from_a_worker_that_lea
     drop(other);
 }
 
+/// Sends a job and, so many round trips to the broker later, the request to cancel it, whose answer is returned.
+fn send_and_cancel(client: &Client, job: &AssignmentBuilder, round_trips: usize) -> Value {
+    let (nats, payload) = (client.nats(), job.bytes());
+    let body = request("acme", "assignment_id", job.assignment_id()).to_string();
+    let asked = client.run(async move {
+        nats.publish("caf.exec.assign.v1", payload.into()).await?;
+        for _ in 0..round_trips {
+            nats.flush().await?;
+        }
+        let answer = nats.request(subject("acme"), body.into()).await?;
+        anyhow::Ok(serde_json::from_slice(&answer.payload)?)
+    });
+    asked.expect("in time").expect("is answered")
+}
+
 /// What the answers say is what the results say, however close request and end are.
 #[test]
 fn a_request_and_an_end_at_the_same_time_yield_one_result_that_both_agree_on() {
-    const COUNT: usize = 400;
+    const COUNT: usize = 200;
     let node = Node::start_with(|worker| cancelling(worker).env("WORKER_IO_POOL_SIZE", "50"));
     let load = jobs(COUNT, |n| match n % 4 {
         0 => AssignmentBuilder::echo(),
-        ms => AssignmentBuilder::sleep(ms as u64 * 3),
+        ms => AssignmentBuilder::sleep(ms as u64 * 2),
     });
-    let (nats, sent) = (node.client.nats(), load.clone());
-    let asked = node.client.run(async move {
-        let mut said = Vec::new();
-        for (n, job) in sent.iter().enumerate() {
-            let body = request("acme", "assignment_id", job.assignment_id()).to_string();
-            let payload = job.bytes();
-            nats.publish("caf.exec.assign.v1", payload.into()).await?;
-            // From at once to well after the end.
-            for _ in 0..(n * 7 % 40) {
-                nats.flush().await?;
-            }
-            let answer = nats.request(subject("acme"), body.into()).await?;
-            said.push(serde_json::from_slice::<Value>(&answer.payload)?);
-        }
-        anyhow::Ok(said)
-    });
-    let said = asked.expect("in time").expect("are answered");
+    // From at once to well after the end.
+    let said: Vec<Value> = (load.iter().enumerate())
+        .map(|(n, job)| send_and_cancel(&node.client, job, n * 7 % 20))
+        .collect();
     node.wait_answered(&load, SOON);
     let all = node.answers();
     assert_each_answered_once(&all, &load);
@@ -711,24 +713,14 @@ fn queries_that_are_cancelled_at_any_moment_leave_none_behind_at_the_server() {
     let database = Postgres::start().expect("starts");
     let settings = format!("[blocks.sql.connections.pg]\nurl = \"{}\"\n", database.url());
     let node = Node::start_with(|worker| cancelling(worker).file("config/worker.toml", settings));
-    let load = jobs(60, |_| {
+    let load = jobs(40, |_| {
         let query = json!({"connection": "pg", "query": "SELECT pg_sleep(300)::text AS slept"});
         AssignmentBuilder::new("sql.query", query).deadline_ms(300_000)
     });
-    let (nats, sent) = (node.client.nats(), load.clone());
-    let asked = node.client.run(async move {
-        for (n, job) in sent.iter().enumerate() {
-            let body = request("acme", "assignment_id", job.assignment_id()).to_string();
-            nats.publish("caf.exec.assign.v1", job.bytes().into()).await?;
-            // From before it has come to well into the query.
-            for _ in 0..(n * 5 % 120) {
-                nats.flush().await?;
-            }
-            nats.request(subject("acme"), body.into()).await?;
-        }
-        anyhow::Ok(())
-    });
-    asked.expect("in time").expect("are answered");
+    // From before it has come to well into the query.
+    for (n, job) in load.iter().enumerate() {
+        send_and_cancel(&node.client, job, n * 5 % 60);
+    }
     node.wait_answered(&load, SOON);
     let begun = Instant::now();
     let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state <> 'idle' \
