@@ -36,7 +36,7 @@ for target in "${targets[@]}"; do
     found="$root/target/fuzz-corpus/$target"
     mkdir -p "$found" "fuzz/corpus/$target"
     say "== $target, $seconds s"
-    cargo fuzz run --release --sanitizer "$sanitizer" "$target" "$found" "fuzz/corpus/$target" -- \
+    cargo fuzz run --release --sanitizer "$sanitizer" --target-dir "$root/target/fuzz" "$target" "$found" "fuzz/corpus/$target" -- \
         -max_total_time="$seconds" -max_len="$max_bytes" -rss_limit_mb=2048 -timeout=10 -verbosity=0 -print_final_stats=1 ||
         failed+=("$target")
 done

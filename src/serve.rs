@@ -101,9 +101,9 @@ pub async fn run(
     }
     let measures = metrics.is_some();
     let secrets = told.secrets.clone();
-    let tls = told.admin_tls.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
+    let tls = told.admin_tls.clone();
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
     let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
         Ok(ports) => ports,

@@ -5,6 +5,7 @@
 //! Never touches a network; files only below a directory of its own.
 
 pub mod assignment;
+pub mod cancel;
 pub mod claim;
 pub mod dead_letter;
 pub mod headers;

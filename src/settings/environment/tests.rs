@@ -32,6 +32,7 @@ fn every_plain_name_sets_its_key() {
         let text = match key {
             "nats.url" | "blocks.sql.connections.default.url" => "nats://h",
             _ if name.ends_with("SUBJECT") => "a.b",
+            "worker.sandbox.enabled" => "true",
             _ => "7",
         };
         let (entries, problems) = read(&[(name, text)]);
