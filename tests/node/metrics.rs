@@ -124,7 +124,7 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_pull_rebuilds_total", "counter", "", ""),
     ("worker_restarts_total", "counter", "actor", ""),
     ("worker_restart_budget_used", "gauge", "", ""),
-    ("worker_cancel_requests_total", "counter", "outcome,source", ""),
+    ("worker_cancel_requests_total", "counter", "source outcome", ""),
     ("worker_cancel_tombstones", "gauge", "", ""),
     ("worker_stray_threads", "gauge", "", ""),
     ("worker_duplicates_total", "counter", "kind", ""),
