@@ -113,9 +113,9 @@ mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
     '_ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,' \
     '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
 # Who was asked for before it came does not run.
-mutant tombstones-are-ignored actors/src/intake/decision.rs \
-    '    if facts.cancelled {' \
-    '    if facts.cancelled && facts.expired {'
+mutant tombstones-are-ignored actors/src/cancellation.rs \
+    'self.tombstones.find(&wanted, now)' \
+    'self.tombstones.find([], now)'
 # A request that came before the outcome was known decides it.
 mutant requests-decide-nothing actors/src/cancellation.rs \
     '        entry.asked.get().cloned()

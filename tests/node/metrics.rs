@@ -131,7 +131,7 @@ const CONTRACT: &[(&str, &str, &str, &str)] = &[
     ("worker_policy_stale_seconds", "gauge", "", ""),
     ("worker_secret_uses_total", "counter", "outcome", ""),
     ("worker_restart_budget_used", "gauge", "", ""),
-    ("worker_cancel_requests_total", "counter", "outcome,source", ""),
+    ("worker_cancel_requests_total", "counter", "source outcome", ""),
     ("worker_cancel_tombstones", "gauge", "", ""),
     ("worker_stray_threads", "gauge", "", ""),
     ("worker_duplicates_total", "counter", "kind", ""),

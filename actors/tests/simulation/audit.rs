@@ -59,6 +59,8 @@ struct Ledger {
     running: Vec<Running>,
     /// Processes that have heard a request to cancel it before they knew how it ends.
     cancel_heard: BTreeSet<usize>,
+    /// Processes that have written another result than that it is cancelled, and still hold it.
+    answering: BTreeSet<usize>,
     last_write: BTreeMap<usize, Micros>,
     let_go: BTreeMap<usize, Micros>,
 }
@@ -120,11 +122,19 @@ impl World {
         let ledger = &mut self.audit.ledgers[spec];
         ledger.written.insert(result.payload.clone(), row);
         let ran = matches!(row, "row 6" | "row 7" | "row 8" | "row 8b" | "row 16");
+        if ran {
+            ledger.answering.insert(process);
+        }
         if ran && ledger.cancel_heard.contains(&process) {
             self.fail(format!(
                 "process {process} answers assignment {spec} by {row}, and had heard that it is to be cancelled"
             ));
         }
+    }
+
+    /// A process has let an assignment go after it had written a result.
+    pub(crate) fn answered_or_suppressed(&mut self, process: usize, spec: usize) {
+        self.audit.ledgers[spec].answering.remove(&process);
     }
 
     /// A process has heard a request to cancel an assignment, and says what it met.
@@ -135,6 +145,11 @@ impl World {
             CancelOutcome::Unknown => "cancel: a tombstone is left",
             CancelOutcome::Finished => "cancel: it has ended",
         });
+        if outcome == CancelOutcome::Cancelled && self.audit.ledgers[spec].answering.contains(&process) {
+            return self.fail(format!(
+                "process {process} says that assignment {spec} is cancelled, and has written another result"
+            ));
+        }
         if outcome != CancelOutcome::Finished {
             self.audit.ledgers[spec].cancel_heard.insert(process);
         }
