@@ -92,10 +92,11 @@ proptest! {
         let clean = Scrubber::new([value]).text(&text).into_owned();
         let parts: Vec<&str> = clean.split(REDACTED).collect();
         prop_assert_eq!(parts.len(), 2, "{}", clean);
-        // Each side holds whole bytes of what stood beside the value, and at most four bits of a byte of the value.
-        prop_assert!(parts[0].len() * 6 / 8 <= before.len(), "{}", clean);
-        let behind = parts[1].trim_end_matches('=').len() * 6 / 8;
-        prop_assert!(behind <= after.len(), "{}", clean);
+        // Each side keeps only signs whose six bits are all of what stood beside the value.
+        prop_assert!(parts[0].len() <= before.len() * 8 / 6, "{}", clean);
+        let all = text.trim_end_matches('=').len();
+        let most = all - ((before.len() + value.len()) * 8).div_ceil(6);
+        prop_assert!(parts[1].trim_end_matches('=').len() <= most, "{}", clean);
     }
 
     #[test]
