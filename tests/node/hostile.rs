@@ -69,7 +69,7 @@ const PIECES: [&[u8]; 16] = [
     b"\"version\":1,",
 ];
 
-/// One message: a hostile or a plain one with a fresh id, changed in one to four places.
+/// One message: a hostile or a plain one with a fresh id, changed in up to three places.
 fn mutated(dice: &mut Dice, corpus: &[Vec<u8>], number: u64) -> Vec<u8> {
     let base = dice.of(corpus);
     let text = String::from_utf8_lossy(base).replacen("malformed-", &format!("m{number}-"), 1);
@@ -77,7 +77,7 @@ fn mutated(dice: &mut Dice, corpus: &[Vec<u8>], number: u64) -> Vec<u8> {
         Ok(_) => text.into_bytes(),
         Err(_) => base.clone(),
     };
-    for _ in 0..=dice.below(4) {
+    for _ in 0..dice.below(4) {
         let (at, length) = (dice.below(bytes.len() + 1), bytes.len());
         match dice.below(7) {
             0 if at < length => bytes[at] ^= 1 << dice.below(8),

@@ -13,7 +13,7 @@ use url::{Host, Url};
 
 use super::guard::Guard;
 use super::redirects::next_hop;
-use super::request::Request;
+use super::request::{Request, check_url};
 use crate::Extras;
 use crate::settings::HttpSettings;
 
@@ -23,6 +23,10 @@ pub fn url_guard(bytes: &[u8]) {
         return;
     };
     let Ok(url) = Url::parse(text.trim()) else { return };
+    // Of other schemes the host is not read at all, and nothing is sent to them.
+    if check_url(&url).is_err() {
+        return;
+    }
     let is_literal = match url.host() {
         Some(Host::Domain(name)) => {
             // Names are looked up, and what comes of it is judged: but an address must not pass for a name.
