@@ -323,12 +323,12 @@ fn queue(dice: &mut Dice) -> QueueRules {
                 critical: 1.0,
             },
         ][dice.index(2)],
-        policy: match dice.index(5) {
+        policy: match dice.index(6) {
             0 => Policy::RejectNew,
-            1..=2 => Policy::DropOldest {
+            1..=3 => Policy::DropOldest {
                 max_age: std::time::Duration::from_millis(dice.range(500, 60_000)),
             },
-            3 => Policy::Defer {
+            4 => Policy::Defer {
                 max_ms: dice.range(100, 30_000),
             },
             _ => Policy::Degrade {
