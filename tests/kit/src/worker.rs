@@ -443,6 +443,14 @@ impl Worker {
         self.status_bytes("VmRSS:")
     }
 
+    /// Resident memory that is not mapped from a file, in bytes: what the program has taken for itself.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn own_resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("RssAnon:")
+    }
+
     fn status_bytes(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
         let kib = status
