@@ -132,6 +132,10 @@ impl Block for StandIn {
         &self.spec
     }
 
+    fn secret_inputs(&self) -> &'static [&'static str] {
+        self.real.secret_inputs()
+    }
+
     fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
         let script = match forbidden::of(self.play, &inputs) {
             Some(refusal) => Script::Refused(refusal),

@@ -2,10 +2,11 @@
 //! directory, neither by `..` nor by a symbolic link, even if somebody swaps directories meanwhile.
 //!
 //! Neighbours: `put` and `get` ask [`Roots::find`]. A directory is opened, and created if missing, by the first job that
-//! needs it, so that a node that never uses it does not need it; then the handle is kept.
+//! needs it, so that a node that never uses it does not need it; then the handle is kept, for as long as the path leads to it.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +14,7 @@ use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use cap_std::ambient_authority;
-use cap_std::fs::Dir;
+use cap_std::fs::{Dir, MetadataExt as _};
 
 use super::path::{JobPath, join};
 use super::usage::Usage;
@@ -126,8 +127,8 @@ impl Root {
     fn open(&self) -> Result<(Dir, PathBuf), Failure> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let opened = match &*open {
-            Some((dir, path)) => dir.try_clone().map(|dir| (dir, path.clone())),
-            None => self.open_first(&mut open),
+            Some((dir, path)) if self.leads_to(dir) => dir.try_clone().map(|dir| (dir, path.clone())),
+            _ => self.open_first(&mut open),
         };
         opened.map_err(|error| {
             let rule = format!("the directory named {} cannot be opened", self.name);
@@ -135,6 +136,13 @@ impl Root {
                 .saying(Sign::Down)
                 .internally(format!("{}: {error}", self.path.display()))
         })
+    }
+
+    /// Whether the configured path is still this directory: an operator may have moved it away, or mounted another there.
+    fn leads_to(&self, dir: &Dir) -> bool {
+        let (there, kept) = (std::fs::metadata(&self.path), dir.dir_metadata());
+        let identity = |dev: u64, ino: u64| (dev, ino);
+        matches!((there, kept), (Ok(there), Ok(kept)) if identity(there.dev(), there.ino()) == identity(kept.dev(), kept.ino()))
     }
 
     fn open_first(&self, open: &mut Option<(Dir, PathBuf)>) -> io::Result<(Dir, PathBuf)> {

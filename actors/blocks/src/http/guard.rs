@@ -74,6 +74,11 @@ impl Guard {
                 generation: self.generation(),
             });
         }
+        if let Host::Domain(name) = &host {
+            // Nobody is asked about a name that is denied as such.
+            let judged = self.rules.get().judge_name(tenant, &normal_name(name), port);
+            judged.map_err(|refusal| denied(&[(None, refusal)]))?;
+        }
         let (name, found) = match host {
             Host::Ipv4(ip) => (None, vec![SocketAddr::new(ip.into(), port)]),
             Host::Ipv6(ip) => (None, vec![SocketAddr::new(ip.into(), port)]),
@@ -91,7 +96,7 @@ impl Guard {
             }) {
                 Ok(()) if addresses.contains(&address) => {}
                 Ok(()) => addresses.push(address),
-                Err(refusal) => refused.push((address, refusal)),
+                Err(refusal) => refused.push((Some(address), refusal)),
             }
         }
         if addresses.is_empty() {
@@ -129,11 +134,14 @@ impl Guard {
 }
 
 /// External text names the rule only: which address a name has inside is nothing a caller is to learn.
-fn denied(refused: &[(SocketAddr, Refusal)]) -> Failure {
+fn denied(refused: &[(Option<SocketAddr>, Refusal)]) -> Failure {
     let shown: Vec<_> = refused
         .iter()
         .take(MAX_ADDRESSES)
-        .map(|(address, refusal)| format!("{} ({})", address.ip(), refusal.reason()))
+        .map(|(address, refusal)| match address {
+            Some(address) => format!("{} ({})", address.ip(), refusal.reason()),
+            None => format!("not looked up ({})", refusal.reason()),
+        })
         .collect();
     let rule = refused.first().map(|(_, refusal)| refusal.rule());
     Failure::of_field(ErrorCode::PermissionDenied, "url", &rule.unwrap_or_default())

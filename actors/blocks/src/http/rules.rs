@@ -169,6 +169,36 @@ impl Rules {
         }
     }
 
+    /// What can be said of a name before anybody is asked for its addresses; [`TargetRules`] judge each of those as well.
+    pub(super) fn judge_name(&self, tenant: &str, name: &str, port: u16) -> Result<(), Refusal> {
+        let asked = Asked {
+            tenant,
+            name: Some(name),
+            address: SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), port),
+        };
+        let own = self.tenants.get(tenant);
+        let names = |list: &[Target]| list.iter().any(|target| target.is_name() && target.covers(asked));
+        let leaves_out = |list: &[Target]| {
+            !list.is_empty()
+                && list
+                    .iter()
+                    .all(|target| target.is_name() && !target.covers(asked))
+        };
+        if names(&self.everyone.deny) {
+            return Err(Refusal::Denied("blocks.http.deny_targets"));
+        }
+        if own.is_some_and(|own| names(&own.deny)) {
+            return Err(Refusal::Denied("blocks.http.tenants.*.deny_targets"));
+        }
+        if leaves_out(&self.everyone.only) {
+            return Err(Refusal::NotListed("blocks.http.only_targets"));
+        }
+        if own.is_some_and(|own| leaves_out(&own.only)) {
+            return Err(Refusal::NotListed("blocks.http.tenants.*.only_targets"));
+        }
+        Ok(())
+    }
+
     fn judge_port<'a>(
         &self,
         asked: Asked<'_>,
@@ -268,6 +298,10 @@ impl Target {
         } else {
             Self::Name { host: name, port }
         })
+    }
+
+    fn is_name(&self) -> bool {
+        matches!(self, Self::Name { .. } | Self::Below { .. })
     }
 
     fn has_port(&self) -> bool {
