@@ -271,8 +271,8 @@ pub struct SqlConnectionSettings {
     pub read_only: bool,
     /// Whether a role may be used that can reach files or programs of the server: a superuser, or a member of
     /// `pg_read_server_files`, `pg_write_server_files` or `pg_execute_server_program`. PostgreSQL only.
-    #[serde(default = "SqlConnectionSettings::allow_superuser")]
-    pub allow_superuser: bool,
+    #[serde(default)]
+    pub allow_superuser: Option<bool>,
     /// Most rows of an answer. More fail the job; rows are never cut off silently.
     #[serde(default = "SqlConnectionSettings::max_rows")]
     pub max_rows: u64,
@@ -310,10 +310,6 @@ impl SqlConnectionSettings {
         true
     }
 
-    fn allow_superuser() -> bool {
-        true
-    }
-
     fn max_rows() -> u64 {
         SqlMemorySettings::default().max_rows
     }
@@ -339,7 +335,7 @@ impl SqlConnectionSettings {
         Self {
             url: url.into(),
             read_only: Self::read_only(),
-            allow_superuser: Self::allow_superuser(),
+            allow_superuser: None,
             max_rows: Self::max_rows(),
             max_bytes: Self::max_bytes(),
             statement_timeout_ms: Self::statement_timeout_ms(),

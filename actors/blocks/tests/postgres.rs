@@ -27,6 +27,8 @@ fn blocks(url: &str, adjust: impl Fn(&mut SqlConnectionSettings)) -> Registry {
     for (name, read_only) in [("ro", true), ("rw", false)] {
         let mut connection = SqlConnectionSettings::new(url);
         connection.read_only = read_only;
+        // The server of the tests has no other role.
+        connection.allow_superuser = Some(true);
         adjust(&mut connection);
         settings.sql.connections.insert(name.to_owned(), connection);
     }
@@ -817,7 +819,7 @@ fn a_role_with_rights_on_the_server_is_refused_where_the_settings_say_so() {
             .expect("creates");
         for (user, allowed) in [("plain", true), ("reader", false), ("", false)] {
             let blocks = blocks(&server.url(), |connection| {
-                connection.allow_superuser = false;
+                connection.allow_superuser = Some(false);
                 if !user.is_empty() {
                     connection.user = Some(user.to_owned());
                 }

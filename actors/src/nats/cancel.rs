@@ -241,8 +241,8 @@ struct OfTenant {
 }
 
 impl Queue {
-    /// Lets it wait for the turn of its tenant, or gives it back.
-    fn put(&mut self, request: Message) -> Result<(), Message> {
+    /// Lets it wait for the turn of its tenant; false when there is no room for it.
+    fn put(&mut self, request: Message) -> bool {
         let subject = request.subject.as_str();
         let size = request.payload.len() + subject.len();
         let of_tenant = self.waiting.get(subject);
@@ -254,7 +254,7 @@ impl Queue {
             && self.requests < MOST_WAITING / share
             && self.bytes + size <= MOST_WAITING_BYTES / share;
         if !fits {
-            return Err(request);
+            return false;
         }
         if own == 0 {
             self.turns.push_back(subject.to_owned());
@@ -264,7 +264,7 @@ impl Queue {
         of_tenant.bytes += size;
         self.requests += 1;
         self.bytes += size;
-        Ok(())
+        true
     }
 
     /// The oldest of the tenant whose turn it is.
@@ -303,7 +303,7 @@ struct Desk {
 
 impl Desk {
     fn put(&mut self, queue: &mut Queue, request: Message) {
-        if queue.put(request).is_err() {
+        if !queue.put(request) {
             let error = "too many requests of this tenant wait: this one is not carried out";
             self.refuse(error, Instant::now());
         }
@@ -403,10 +403,10 @@ mod tests {
     fn tenants_take_turns_and_who_floods_loses_requests_of_his_own() {
         let mut queue = Queue::default();
         let flood = 2 * MOST_WAITING;
-        let refused = (0..flood).filter(|&n| queue.put(request("evil", n, 10)).is_err());
+        let refused = (0..flood).filter(|&n| !queue.put(request("evil", n, 10)));
         assert_eq!(refused.count(), flood - MOST_WAITING / 4);
         for n in 0..3 {
-            assert!(queue.put(request("acme", n, 10)).is_ok());
+            assert!(queue.put(request("acme", n, 10)));
         }
         let first: Vec<_> = (0..7).filter_map(|_| queue.next()).collect();
         let of: Vec<_> = first
@@ -437,14 +437,14 @@ mod tests {
         let mut queue = Queue::default();
         for tenant in 0..8 {
             for n in 0..MOST_WAITING {
-                let _ = queue.put(request(&format!("evil-{tenant}"), n, 100));
+                queue.put(request(&format!("evil-{tenant}"), n, 100));
             }
         }
         assert!(queue.requests <= MOST_WAITING / 2 + 8 * FEW_WAITING);
-        assert!(queue.put(request("acme", 0, 10)).is_ok());
+        assert!(queue.put(request("acme", 0, 10)));
         // Large ones take room by their bytes.
         let mut queue = Queue::default();
-        let large = (0..MOST_WAITING).filter(|&n| queue.put(request("evil", n, 16 * 1024)).is_ok());
+        let large = (0..MOST_WAITING).filter(|&n| queue.put(request("evil", n, 16 * 1024)));
         assert!(large.count() <= MOST_WAITING_BYTES / 4 / (16 * 1024));
     }
 

@@ -19,6 +19,8 @@ use crate::inputs::to_base64;
 
 /// Compressed bytes that are undone in one go: of gzip at most a megabyte comes of them, a millisecond's work.
 const PIECE_BYTES: usize = 1_024;
+/// Pieces after which others have their turn on this thread, however little came of them.
+const TURN_PIECES: usize = 32;
 
 /// Reads the body to its end. `announced` is the length that its head states, if it does.
 pub(super) async fn receive<S>(
@@ -35,14 +37,17 @@ where
         return Err(decode::too_large(limit));
     }
     let mut decoder = Decoder::new(coding, max_bytes);
-    let (mut any, mut turn_from) = (false, 0);
+    let (mut any, mut turn_from, mut pieces) = (false, 0, 0);
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| broken_off(error, limit))?;
         any = any || !chunk.is_empty();
         for piece in chunk.chunks(PIECE_BYTES) {
             decoder.write(piece)?;
-            if decoder.len() - turn_from >= TURN_BYTES {
-                turn_from = decoder.len();
+            pieces += 1;
+            if decoder.len() - turn_from >= TURN_BYTES
+                || (pieces >= TURN_PIECES && coding != Coding::Identity)
+            {
+                (turn_from, pieces) = (decoder.len(), 0);
                 tokio::task::yield_now().await;
             }
         }

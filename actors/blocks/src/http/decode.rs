@@ -22,6 +22,12 @@ const MAX_WINDOW_BYTES: u64 = 8 << 20;
 pub(super) const TURN_BYTES: usize = 1 << 20;
 /// Room for what Brotli hands out at a time, in bytes.
 const BROTLI_BUFFER_BYTES: usize = 16 * 1024;
+/// Most members of a gzip body, and frames of one in Zstandard: each costs time, also when it is empty.
+const MAX_MEMBERS: usize = 1_000;
+/// How a member of gzip begins.
+const GZIP_START: [u8; 3] = [0x1f, 0x8b, 0x08];
+/// What a block of Zstandard counts for beside its bytes, until others have their turn.
+const BLOCK_COST_BYTES: usize = 1 << 10;
 
 /// How the body travels, by its `Content-Encoding`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +62,8 @@ impl Coding {
 pub(super) struct Decoder {
     max_bytes: usize,
     received: usize,
+    /// How often a member of gzip seemed to begin.
+    members: usize,
     sink: Sink,
 }
 
@@ -89,6 +97,7 @@ impl Decoder {
         Self {
             max_bytes,
             received: 0,
+            members: 0,
             sink,
         }
     }
@@ -102,7 +111,18 @@ impl Decoder {
         }
         let written = match &mut self.sink {
             Sink::Identity(bounded) => bounded.write_all(piece),
-            Sink::Gzip(decoder) => decoder.write_all(piece),
+            Sink::Gzip(decoder) => {
+                self.members += piece
+                    .windows(GZIP_START.len())
+                    .filter(|start| *start == GZIP_START)
+                    .count();
+                let are_too_many = self.members > MAX_MEMBERS;
+                decoder.get_mut().overflowed |= are_too_many;
+                match are_too_many {
+                    true => Err(io::Error::other("too many members")),
+                    false => decoder.write_all(piece),
+                }
+            }
             Sink::Deflate(decoder) => decoder.write_all(piece),
             // A window beyond what the standard knows (RFC 7932, section 9.1), of up to a gigabyte.
             Sink::Brotli(_) if first && piece.first().is_some_and(|byte| byte & 0x7f == 0x11) => {
@@ -179,10 +199,15 @@ pub(super) fn too_large(max_bytes: usize) -> Failure {
 
 /// Undoes all frames, block by block.
 async fn unpack_zstd(packed: &[u8], unpacked: &mut Bounded) -> io::Result<()> {
-    let (mut rest, mut since_turn) = (packed, 0);
+    let (mut rest, mut since_turn, mut frames) = (packed, 0, 0);
     let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(MAX_WINDOW_BYTES);
     while !rest.is_empty() {
+        frames += 1;
+        if frames > MAX_MEMBERS {
+            unpacked.overflowed = true;
+            return Err(io::Error::other("too many frames"));
+        }
         match decoder.reset(&mut rest) {
             Ok(()) => {}
             Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
@@ -205,7 +230,8 @@ async fn unpack_zstd(packed: &[u8], unpacked: &mut Bounded) -> io::Result<()> {
             if is_over {
                 break;
             }
-            since_turn += came;
+            // A block that yields nothing is work too.
+            since_turn += came + BLOCK_COST_BYTES;
             if since_turn >= TURN_BYTES {
                 since_turn = 0;
                 tokio::task::yield_now().await;

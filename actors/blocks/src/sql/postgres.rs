@@ -160,7 +160,7 @@ impl Postgres {
         Ok(Self {
             pool,
             read_only,
-            allow_superuser: settings.allow_superuser,
+            allow_superuser: settings.allow_superuser.unwrap_or(settings.read_only),
             connect_limit,
             channel,
             place,

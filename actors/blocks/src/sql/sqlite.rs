@@ -12,6 +12,7 @@ use caf_protocol::block::Outputs;
 use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
+use caf_protocol::sqlite_heap;
 use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER;
@@ -73,12 +74,37 @@ const PRAGMAS: [&str; 20] = [
 /// Runs the query and collects its answer.
 pub(super) fn run(source: &Source, query: &Query, watch: &Watch) -> Result<Outputs, Failure> {
     watch.check()?;
+    let shortages = sqlite_heap::shortages();
     let connection = open(source, watch)?;
     let ended = match source.kind {
         Kind::Memory { .. } => run_batch(&connection, query, &source.limits),
         _ => run_one(&connection, query, &source.limits),
     };
-    ended.map_err(|stop| stop.into_failure(query, watch))
+    ended.map_err(|stop| match stop {
+        Stop::Sqlite(error) if is_interrupted(&error) && sqlite_heap::shortages() != shortages => {
+            crowded_out()
+        }
+        stop => stop.into_failure(query, watch),
+    })
+}
+
+fn is_interrupted(error: &Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted)
+}
+
+fn locked() -> Failure {
+    Failure::new(
+        ErrorCode::ResourceUnavailable,
+        "the database is locked by somebody else",
+    )
+}
+
+/// Results of the worker could not be stored for want of memory: they go first, whoever has taken it.
+fn crowded_out() -> Failure {
+    Failure::new(
+        ErrorCode::ResourceUnavailable,
+        "the databases of all jobs together use more memory than there is for them",
+    )
 }
 
 /// Why a query stopped.
@@ -101,6 +127,12 @@ impl From<Failure> for Stop {
 
 fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     let cannot_open = |error: Error| {
+        use rusqlite::ErrorCode as Sqlite;
+        match error.sqlite_error_code() {
+            Some(Sqlite::OutOfMemory) => return crowded_out().internally(result_code(&error)),
+            Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked) => return locked(),
+            _ => {}
+        }
         Failure::new(ErrorCode::ExecutionFailed, "the database cannot be opened")
             .saying(Sign::Down)
             .internally(result_code(&error))
@@ -121,6 +153,8 @@ fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     Ok(connection)
 }
 
+/// Most pages of a job's temporary tables: 16 MiB.
+const MAX_TEMPORARY_PAGES: u64 = 4_096;
 /// Memory that all SQLite jobs of the process may use together, in bytes: four in-memory databases of the default size.
 const MAX_HEAP_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -149,11 +183,17 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
         connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
         connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
     }
+    connection.query_row(
+        &format!("PRAGMA temp.max_page_count = {MAX_TEMPORARY_PAGES}"),
+        [],
+        |_| Ok(()),
+    )?;
     if source.read_only {
         connection.pragma_update(None, "query_only", true)?;
     }
-    let looking = watch.clone();
-    connection.progress_handler(STEPS_PER_LOOK, Some(move || looking.check().is_err()))?;
+    let (looking, shortages) = (watch.clone(), sqlite_heap::shortages());
+    let must_end = move || looking.check().is_err() || sqlite_heap::shortages() != shortages;
+    connection.progress_handler(STEPS_PER_LOOK, Some(must_end))?;
     let read_only = source.read_only;
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         authorize(read_only, &context)
@@ -175,7 +215,8 @@ fn authorize(read_only: bool, context: &AuthContext<'_>) -> Authorization {
             }
         }
         AuthAction::Function {
-            function_name: "load_extension" | "fts3_tokenizer",
+            // The last two compare every key of one object with every key of the other, within one step.
+            function_name: "load_extension" | "fts3_tokenizer" | "json_patch" | "jsonb_patch",
         } => Authorization::Deny,
         _ => Authorization::Allow,
     }
@@ -314,14 +355,13 @@ impl Stop {
         };
         use rusqlite::ErrorCode as Sqlite;
         let kind = error.sqlite_error_code();
+        if matches!(kind, Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked)) {
+            return locked();
+        }
         if kind == Some(Sqlite::OperationInterrupted) {
             return watch.check().err().unwrap_or_else(crate::watch::cancelled);
         }
         let (code, message) = match kind {
-            Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked) => (
-                ErrorCode::ResourceUnavailable,
-                "the database is locked by somebody else".to_owned(),
-            ),
             Some(Sqlite::DiskFull) => (
                 ErrorCode::ResourceUnavailable,
                 "the database, or its disk, is full".to_owned(),
@@ -341,6 +381,11 @@ impl Stop {
             Some(Sqlite::CannotOpen | Sqlite::PermissionDenied) => (
                 ErrorCode::ExecutionFailed,
                 "the database cannot be opened".to_owned(),
+            ),
+            // Functions are refused with words of their own.
+            _ if error.to_string().starts_with("not authorized") => (
+                ErrorCode::PermissionDenied,
+                "the statement is not permitted here".to_owned(),
             ),
             _ => (ErrorCode::ExecutionFailed, words_of(&error, query)),
         };

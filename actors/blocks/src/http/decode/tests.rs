@@ -91,6 +91,18 @@ fn bombs_of_every_coding_are_stopped_at_the_limit() {
 }
 
 #[test]
+fn members_and_frames_beyond_the_limit_are_refused_although_they_say_little() {
+    let member = gzip(b"a");
+    let (few, many) = (member.repeat(100), member.repeat(2_000));
+    assert_eq!(read(&few, Coding::Gzip, 1 << 20), Ok(vec![b'a'; 100]));
+    let failure = read(&many, Coding::Gzip, 1 << 20).expect_err("is refused");
+    assert_eq!(failure.code, ErrorCode::ResourceUnavailable);
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+    let failure = read(&skippable.repeat(2_000), Coding::Zstd, 1 << 20).expect_err("is refused");
+    assert_eq!(failure.code, ErrorCode::ResourceUnavailable);
+}
+
+#[test]
 fn many_bytes_that_say_nothing_are_refused_too() {
     // Members, frames and blocks without content: nothing would ever come of them, however many there are.
     let empty_frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 10 << 3, 1, 0, 0];

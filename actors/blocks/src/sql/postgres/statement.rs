@@ -40,7 +40,7 @@ const REFUSED: [&str; 23] = [
     "unlisten",
 ];
 /// Names that no statement may hold, wherever they stand. A superuser's connection would let them through.
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 36] = [
     // Statements made of text: by them every other name could be put together.
     "cursor_to_xml",
     "cursor_to_xmlschema",
@@ -55,9 +55,18 @@ const NAMES: [&str; 27] = [
     "table_to_xml_and_xmlschema",
     "ts_rewrite",
     "ts_stat",
-    // Large objects in files.
+    // Large objects: they are written also where the transaction is read-only, and some reach files.
+    "lo_creat",
+    "lo_create",
     "lo_export",
+    "lo_from_bytea",
     "lo_import",
+    "lo_open",
+    "lo_put",
+    "lo_truncate",
+    "lo_truncate64",
+    "lo_unlink",
+    "lowrite",
     // Other sessions, and the server itself.
     "pg_cancel_backend",
     "pg_notify",
@@ -75,8 +84,23 @@ const NAMES: [&str; 27] = [
     "set_config",
 ];
 /// Beginnings of names that no statement may hold: files and directories of the server, and other servers.
-const FAMILIES: [&str; 7] = [
+const FAMILIES: [&str; 21] = [
+    "binary_upgrade_",
     "dblink",
+    // Replication, backups, the log and the statistics of the server.
+    "pg_backup_",
+    "pg_copy_",
+    "pg_create_",
+    "pg_drop_",
+    "pg_logical_",
+    "pg_log_",
+    "pg_replication_",
+    "pg_start_backup",
+    "pg_stat_reset",
+    "pg_stop_backup",
+    "pg_switch_",
+    "pg_sync_",
+    "pg_wal_replay_",
     "pg_file_",
     "pg_ls_",
     "pg_read_binary_file",
@@ -199,7 +223,7 @@ mod tests {
             "SHOW server_version",
             "EXPLAIN SELECT 1",
             "SELECT 'drop it', \"copy\" FROM t -- do",
-            "SELECT reset_config, dbl FROM pg_stat_activity",
+            "SELECT reset_config, dbl, lo_price FROM pg_stat_activity",
         ] {
             assert_eq!(check(text, true), Ok(()), "{text}");
         }
@@ -241,6 +265,11 @@ mod tests {
             "SELECT pg_catalog.pg_ls_dir('.')",
             "SELECT pg_ls_logdir()",
             "SELECT lo_import('/etc/passwd')",
+            "SELECT lo_create(0)",
+            "SELECT pg_create_physical_replication_slot('x', true)",
+            "SELECT pg_logical_emit_message(true, 'a', 'b')",
+            "SELECT pg_stat_reset()",
+            "SELECT pg_switch_wal()",
             "SELECT * FROM dblink_connect('x')",
             "SELECT set_config('role', 'x', false)",
             "SELECT query_to_xml('x', true, true, '')",
