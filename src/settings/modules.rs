@@ -27,7 +27,7 @@ const MODULES: &str = "\
     schemas scrub secret secret_files secrets select sending serve settings show shrinking shutdown signals \
     sink sleep slots source sources span spans spill sql sqlite state state_dir statement status steps \
     stream streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls tokens \
-    told tombstones top trace trace_context traces tracing trust unescape usage validate vault view vitals \
+    told tombstones top trace trace_context traces tracing trust unescape unused usage validate vault view vitals \
     watch watchdog window wire wiring wording words worker worker_id writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");
