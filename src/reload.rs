@@ -22,7 +22,7 @@ use crate::ports::of_certificate;
 use crate::settings::Settings;
 use crate::settings::load::{Loaded, Sources, load};
 use crate::settings::named_secrets::vault_entries;
-use crate::settings::origin::{SettingsError, key_text, masked};
+use crate::settings::origin::{SettingsError, key_text};
 use crate::settings::reloadable::{self, is_reloadable};
 use crate::telemetry::LogControl;
 use crate::telemetry::metrics::Metrics;
@@ -129,7 +129,7 @@ impl Reloader {
         }
         let applied: Vec<(String, Value)> = applied
             .iter()
-            .map(|(key, value)| (key_text(key), masked(key, value)))
+            .map(|(key, value)| (key_text(key), loaded.origin(key).shown(key, value)))
             .collect();
         self.running = merged;
         self.log.emit(settings_reloaded(&applied, rest.len()));

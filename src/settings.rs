@@ -28,6 +28,7 @@ mod secrets;
 pub mod show;
 pub mod sources;
 pub mod tracing;
+pub mod unused;
 pub mod worker_id;
 
 mod validate;

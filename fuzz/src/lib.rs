@@ -4,6 +4,8 @@
 //! replays `corpus/` on stable. What is private to the blocks stands in `actors/blocks/src/properties.rs` in the same form.
 //! Never touches a network; files only below a directory of its own.
 
+#![forbid(unsafe_code)]
+
 pub mod assignment;
 pub mod cancel;
 pub mod claim;

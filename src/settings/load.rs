@@ -273,11 +273,17 @@ fn broken_rules(
         .map(|BrokenRule { key, other, rule }| {
             // A rule about the name of an entry: whoever says something inside it has named it.
             let inside = || origins.iter().find(|(inner, _)| inner.starts_with(&key));
+            let list = key.split_last().map_or(&key[..], |(_, list)| list);
             let origin = origins
                 .get(&key)
+                .or_else(|| origins.get(list))
                 .or_else(|| origins.get(other.as_ref()?))
                 .or_else(|| inside().map(|(_, origin)| origin));
-            let value = key.iter().try_fold(&tree, |node, name| node.get(name));
+            let value = key.iter().try_fold(&tree, |node, name| match node {
+                // The rule is about one entry of a list.
+                Value::Array(entries) => entries.get(name.parse::<usize>().ok()?),
+                node => node.get(name),
+            });
             Problem::of_value(
                 origin.unwrap_or(&Origin::Default),
                 &key,

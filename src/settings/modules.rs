@@ -27,8 +27,8 @@ const MODULES: &str = "\
     schemas scrub secret secret_files secrets select sending serve settings show shrinking shutdown signals \
     sink sleep slots source sources span spans spill sql sqlite sqlite_heap state state_dir statement status \
     steps stream streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
-    tokens told tombstones top trace trace_context traces tracing trust unescape usage validate vault view \
-    vitals watch watchdog window wire wiring wording words worker worker_id writer writing";
+    tokens told tombstones top trace trace_context traces tracing trust unescape unused usage validate vault \
+    view vitals watch watchdog window wire wiring wording words worker worker_id writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");
 /// A variable that speaks to other programs too.

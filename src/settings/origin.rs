@@ -66,6 +66,17 @@ impl fmt::Display for Origin {
     }
 }
 
+impl Origin {
+    /// The value of a key that came from here, as it may be shown. Of what a file holds alone nothing is: whoever put it
+    /// there wants it hidden, also where it turns out to be no address.
+    pub fn shown(&self, key: &[String], value: &Value) -> Value {
+        match (self, value) {
+            (Self::SecretFile(..), value) if !value.is_null() => Value::String(REDACTED.to_owned()),
+            _ => masked(key, value),
+        }
+    }
+}
+
 /// One thing wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -84,7 +95,7 @@ impl Problem {
     /// A problem with the value of a known key.
     pub fn of_value(origin: &Origin, key: &[String], rule: impl Into<String>, value: &Value) -> Self {
         Self {
-            value: shown(key, value),
+            value: shown(origin, key, value),
             ..Self::of_key(origin, key, rule)
         }
     }
@@ -185,12 +196,12 @@ pub fn secret_behind_file(key: &[String]) -> Option<KeyPath> {
 }
 
 /// A scalar as an error repeats it, masked and short. Tables are not repeated: they may hold anything.
-fn shown(key: &[String], value: &Value) -> Option<String> {
+fn shown(origin: &Origin, key: &[String], value: &Value) -> Option<String> {
     match value {
         Value::Object(_) => None,
         Value::Array(items) if items.iter().any(|item| item.is_object() || item.is_array()) => None,
         _ => {
-            let text = masked(key, value).to_string();
+            let text = origin.shown(key, value).to_string();
             let short: String = text.chars().take(MAX_SHOWN_CHARS).collect();
             let cut = short.len() < text.len();
             Some(if cut { short + "…" } else { short })
@@ -340,9 +351,15 @@ mod tests {
     #[test]
     fn errors_repeat_scalars_briefly_and_tables_not_at_all() {
         let key = path("nats.stream");
-        assert_eq!(shown(&key, &json!({"password": "hunter"})), None);
-        assert_eq!(shown(&key, &json!([{"password": "hunter"}])), None);
-        let long = shown(&key, &json!("ü".repeat(500))).unwrap();
+        assert_eq!(
+            shown(&Origin::Default, &key, &json!({"password": "hunter"})),
+            None
+        );
+        assert_eq!(
+            shown(&Origin::Default, &key, &json!([{"password": "hunter"}])),
+            None
+        );
+        let long = shown(&Origin::Default, &key, &json!("ü".repeat(500))).unwrap();
         assert_eq!(long.chars().count(), MAX_SHOWN_CHARS + 1);
     }
 }

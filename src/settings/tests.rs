@@ -56,7 +56,7 @@ fn rules_of_every_section_are_checked_under_its_name() {
         "http.admin_addr",
         "outbox.max_bytes",
         "log.file",
-        "blocks.http.allow_targets",
+        "blocks.http.allow_targets.0",
         "blocks.http.max_request_bytes",
         "blocks.fs.roots.a/b",
     ];

@@ -74,7 +74,7 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
     rules.section("circuit_breaker", |rules| worker.circuit_breaker.validate(rules));
     rules.section("sandbox", |rules| {
         for (key, rule) in worker.sandbox.broken() {
-            rules.require(key, false, rule);
+            report(&key.split('.').collect::<Vec<_>>(), rule, rules);
         }
     });
 }
@@ -118,11 +118,12 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 fn check_blocks(blocks: &BlockSettings, rules: &mut Rules) {
     for error in blocks.validate().err().unwrap_or_default() {
         // The first segment is the section in which this is called.
-        report(error.key.get(1..).unwrap_or_default(), &error.rule, rules);
+        let path: Vec<&str> = error.key.iter().skip(1).map(String::as_str).collect();
+        report(&path, &error.rule, rules);
     }
 }
 
-fn report(path: &[String], rule: &str, rules: &mut Rules) {
+fn report(path: &[&str], rule: &str, rules: &mut Rules) {
     match path {
         [] => {}
         [key] => rules.require(key, false, rule),

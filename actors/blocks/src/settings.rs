@@ -475,8 +475,8 @@ mod tests {
         let name = "must have a name of 1 to 64 letters, digits, '_', '-' or '.', not starting with '.', got the name";
         let target = "must be an address, a range such as 10.0.0.0/8, or a host name, got";
         let expected = [
-            format!("blocks.http.allow_targets: {target} 10.0.0.0/33"),
-            format!("blocks.http.allow_targets: {target} a b"),
+            format!("blocks.http.allow_targets.1: {target} 10.0.0.0/33"),
+            format!("blocks.http.allow_targets.2: {target} a b"),
             "blocks.http.max_request_bytes: must be 1 to 1073741824 bytes, got 0".to_owned(),
             "blocks.http.max_redirects: must be at most 50, got 51".to_owned(),
             format!("blocks.fs.roots.\"\": {name} \"\""),

@@ -18,6 +18,10 @@ use url::Url;
 use super::rules::Rules;
 use crate::mask;
 
+/// Most turns of one tenant for one of another: beyond it the other as good as never has one.
+const MAX_WEIGHT: u32 = 1_000;
+/// Most admissions at once that can be told from no limit.
+const MAX_BURST: u32 = 1_000_000;
 /// Most that a limit on jobs may say: more than any worker holds, so that an override can always lift one.
 const MAX_JOBS: usize = 1_000_000;
 /// Most that a limit on bytes or milliseconds may say, for the same reason.
@@ -45,25 +49,34 @@ pub struct TenantSettings {
 pub struct TenantPolicy {
     /// Its share of the slots beside other tenants that wait for the same pool: a tenant of weight 2 gets twice as many
     /// turns as one of weight 1.
+    #[schemars(range(min = 1, max = MAX_WEIGHT))]
     pub weight: u32,
     /// Most of its jobs that run at once, in all pools together; nothing is no limit.
+    #[schemars(range(min = 1, max = MAX_JOBS))]
     pub max_running: Option<usize>,
     /// Most of its jobs that wait for a slot, in all pools together.
+    #[schemars(range(min = 1, max = MAX_JOBS))]
     pub max_queued: Option<usize>,
     /// Its jobs that are taken on, per second.
     pub rate_per_s: Option<f64>,
     /// How many of them may come at once; nothing is what `rate_per_s` allows in a second, at least 1.
+    #[schemars(range(min = 1, max = MAX_BURST))]
     pub burst: Option<u32>,
     /// Most bytes of its assignments whose jobs wait or run.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_held_bytes: Option<u64>,
     /// Bytes of its assignments, and of what they refer to, per second. As many may come at once.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_bytes_in_per_s: Option<u64>,
     /// Bytes of its results per second. As many may go at once; what was too much is waited for before the next job.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_bytes_out_per_s: Option<u64>,
     /// Most memory that its jobs may say they need (`resources.memory_bytes`), those that wait or run together.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_memory_bytes: Option<u64>,
     /// Most processor time that its jobs may say they need (`resources.cpu_time_ms`), those that wait or run together, in
     /// milliseconds.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_cpu_time_ms: Option<u64>,
 }
 
@@ -89,24 +102,33 @@ impl Default for TenantPolicy {
 #[serde(deny_unknown_fields, default)]
 pub struct TenantOverride {
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_WEIGHT))]
     pub weight: Option<u32>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_JOBS))]
     pub max_running: Option<usize>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_JOBS))]
     pub max_queued: Option<usize>,
     /// As in the default.
     pub rate_per_s: Option<f64>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_BURST))]
     pub burst: Option<u32>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_held_bytes: Option<u64>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_bytes_in_per_s: Option<u64>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_bytes_out_per_s: Option<u64>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_memory_bytes: Option<u64>,
     /// As in the default.
+    #[schemars(range(min = 1, max = MAX_AMOUNT))]
     pub max_cpu_time_ms: Option<u64>,
 }
 
@@ -136,13 +158,13 @@ impl TenantOverride {
 impl TenantPolicy {
     /// Checks that every limit lets something through.
     pub fn validate(&self, rules: &mut Rules) {
-        rules.range("weight", self.weight, 1..=1_000);
+        rules.range("weight", self.weight, 1..=MAX_WEIGHT);
         for (key, jobs) in [("max_running", self.max_running), ("max_queued", self.max_queued)] {
             rules.range(key, jobs.unwrap_or(1), 1..=MAX_JOBS);
         }
         // Less than one job in a quarter of an hour is no rate any more.
         rules.range("rate_per_s", self.rate_per_s.unwrap_or(1.0), 0.001..=MAX_RATE);
-        rules.range("burst", self.burst.unwrap_or(1), 1..=1_000_000);
+        rules.range("burst", self.burst.unwrap_or(1), 1..=MAX_BURST);
         for (key, amount) in [
             ("max_held_bytes", self.max_held_bytes),
             ("max_bytes_in_per_s", self.max_bytes_in_per_s),

@@ -332,3 +332,45 @@ fn keys_of_a_feature_that_is_off_warn_only_when_they_are_not_at_their_default() 
         assert!(catalogue.keys().contains(&environment::split(key)), "{key}");
     }
 }
+
+#[test]
+fn what_is_wrong_inside_of_a_section_or_a_list_is_named_with_its_own_value_and_its_real_range() {
+    for (text, said) in [
+        (
+            "[worker.sandbox.failures]\nhttp = 2.0",
+            "worker.sandbox.failures.http: must be from 0 to 1, found 2.0",
+        ),
+        (
+            "[blocks.http]\ndeny_ports = [0, 70000]",
+            "blocks.http.deny_ports: must be a list of whole numbers from 1 to 65535, found [0,70000]",
+        ),
+        (
+            "[blocks.http]\nonly_ports = [\"http\"]",
+            "blocks.http.only_ports: must be a list of whole numbers from 1 to 65535, found [\"http\"]",
+        ),
+        (
+            "[blocks.http]\nallow_targets = [\"good.example\", \"a b\"]",
+            "blocks.http.allow_targets.1: must be an address, a range such as 10.0.0.0/8, or a host name, found \"a b\"",
+        ),
+        (
+            "[blocks.http.tenants.t]\nonly_targets = [\"a b\"]",
+            "blocks.http.tenants.t.only_targets.0: must be an address, a range such as 10.0.0.0/8, or a host name, found \"a b\"",
+        ),
+        (
+            "[tenants.default]\nweight = -1",
+            "tenants.default.weight: must be a whole number from 1 to 1000, found -1",
+        ),
+        (
+            "[tenants.overrides.a]\nmax_running = -2",
+            "tenants.overrides.a.max_running: must be a whole number from 1 to 1000000, found -2",
+        ),
+    ] {
+        assert_eq!(problems_of("a.toml", text), format!("file a.toml: {said}"));
+    }
+    let dir = Dir::new();
+    let error = load(&sources(&dir, &[], &[], &[("worker.sandbox.failures.http", "2")])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: worker.sandbox.failures.http: must be from 0 to 1, found 2.0"
+    );
+}

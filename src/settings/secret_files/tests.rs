@@ -202,3 +202,37 @@ fn keys_that_hold_no_secret_have_no_such_variable() {
         "{said}"
     );
 }
+
+#[test]
+fn what_a_file_holds_for_an_address_is_never_shown_whether_it_is_one_or_not() {
+    let dir = with_file("plain", "hunter2plain");
+    put(&dir, "host", "nats://hunter3.example:4222");
+    for variable in [
+        "DATABASE_URL_FILE",
+        "NATS_URL_FILE",
+        "WORKER__NATS__URL_FILE",
+        "WORKER__TENANTS__POLICY_STORE__URL_FILE",
+    ] {
+        // Where it is let through or refused, `loaded` looks at every problem.
+        if let Ok(loaded) = loaded(&dir, &[(variable, "plain")]) {
+            let shown: Vec<String> = show::lines(&loaded).iter().map(ToString::to_string).collect();
+            assert!(!shown.join("\n").contains("hunter"), "{variable}: {shown:?}");
+        }
+    }
+    let said = loaded(&dir, &[("DATABASE_URL_FILE", "plain")]).expect_err("is no address");
+    assert!(said.contains("found \"[REDACTED]\""), "{said}");
+    let good = loaded(&dir, &[("NATS_URL_FILE", "host")]).expect("is an address");
+    let shown: Vec<String> = show::lines(&good).iter().map(ToString::to_string).collect();
+    let expected = "nats.url = \"[REDACTED]\"  # file host (env NATS_URL_FILE)";
+    assert!(shown.iter().any(|line| line == expected), "{shown:?}");
+    put(&dir, "w.toml", "[tenants.policy_store]\nurl_file = \"plain\"\n");
+    let by_key = Sources {
+        files: vec!["w.toml".into()],
+        ..sources(&dir, &[])
+    };
+    let said = load(&by_key).expect_err("is no address").to_string();
+    assert!(
+        said.contains("tenants.policy_store.url") && !said.contains("hunter"),
+        "{said}"
+    );
+}

@@ -31,8 +31,10 @@ pub struct HttpSettings {
     pub only_targets: Vec<String>,
     /// Ports that no job may reach, unless an entry of `allow_targets` names the port. By default those that browsers
     /// refuse, and those of services that take commands line by line.
+    #[schemars(inner(range(min = 1)))]
     pub deny_ports: Vec<u16>,
     /// When not empty: ports beside which no job may reach any, unless an entry of `allow_targets` names the port.
+    #[schemars(inner(range(min = 1)))]
     pub only_ports: Vec<u16>,
     /// Further rules for single tenants, by tenant id.
     pub tenants: BTreeMap<String, HttpTenantSettings>,
@@ -121,8 +123,11 @@ impl HttpTenantSettings {
     }
 }
 
-fn targets(checks: &mut Checks<'_>, key: &str, entries: &[String]) {
-    for entry in entries {
-        checks.require(key, is_target(entry), TARGET_RULE, entry);
-    }
+/// Each wrong entry is named by its place, counted from 0.
+fn targets(checks: &mut Checks<'_>, key: &'static str, entries: &[String]) {
+    checks.section(key, |checks| {
+        for (place, entry) in entries.iter().enumerate() {
+            checks.require(&place.to_string(), is_target(entry), TARGET_RULE, entry);
+        }
+    });
 }
