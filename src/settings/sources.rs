@@ -19,6 +19,10 @@ use super::origin::{KeyPath, Origin, Problem, is_secret, key_text};
 /// Largest settings file in bytes: the one with every key and its meaning has a hundredth of that.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// For so many unknown keys the nearest known one is looked for, which takes a moment each: who misspells more has another
+/// kind of file.
+const MAX_NEAREST: usize = 64;
+
 /// What some editors begin files with.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
@@ -41,6 +45,8 @@ pub struct Reader<'a> {
     pub problems: Vec<Problem>,
     /// Known keys whose values were left out: rules about them must not be checked.
     pub rejected: BTreeSet<KeyPath>,
+    /// Unknown keys so far.
+    unknown: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -50,6 +56,7 @@ impl<'a> Reader<'a> {
             catalogue,
             problems: Vec::new(),
             rejected: BTreeSet::new(),
+            unknown: 0,
         }
     }
 
@@ -184,8 +191,14 @@ impl<'a> Reader<'a> {
 
     /// The value is not repeated: a misspelled password is still a password.
     fn unknown(&mut self, key: &[String], is_section: bool, origin: &Origin) {
-        let nearest = self.catalogue.nearest(key, is_section);
         let what = if is_section { "section" } else { "key" };
+        self.unknown += 1;
+        if self.unknown > MAX_NEAREST {
+            let rule = format!("unknown {what}");
+            self.problems.push(Problem::of_key(origin, key, rule));
+            return;
+        }
+        let nearest = self.catalogue.nearest(key, is_section);
         let mut rule = format!("unknown {what}; the nearest known one is {nearest}");
         if let Origin::Environment(_) = origin {
             let variable = nearest.to_ascii_uppercase().replace('.', "__");

@@ -332,3 +332,15 @@ fn keys_of_a_feature_that_is_off_warn_only_when_they_are_not_at_their_default() 
         assert!(catalogue.keys().contains(&environment::split(key)), "{key}");
     }
 }
+
+#[test]
+fn a_file_that_is_no_settings_at_all_is_refused_as_soon_as_any_other() {
+    // Found by fuzzing: to look for the nearest key took minutes, in which the start and a reload hung.
+    let long = problems_of("long.json", &format!(r#"{{"{}": 1}}"#, "x".repeat(900_000)));
+    assert!(long.contains("unknown key; the nearest known one is "));
+    let keys: Vec<String> = (0..10_000).map(|n| format!(r#""key_{n}": 1"#)).collect();
+    let many = problems_of("many.json", &format!("{{{}}}", keys.join(",")));
+    assert_eq!(many.lines().count(), 10_000);
+    let with_nearest = many.lines().filter(|line| line.contains("nearest"));
+    assert_eq!(with_nearest.count(), 64);
+}
