@@ -14,6 +14,10 @@ use super::origin::{KeyPath, key_text};
 mod kind;
 pub use kind::{Kind, parse_flag};
 
+/// So much of an unknown key is compared with the known ones: comparing takes time by the product of both lengths, and a file
+/// that is no settings at all is to be refused as soon as any other.
+const MAX_COMPARED_CHARS: usize = 128;
+
 /// All keys of a settings type.
 #[derive(Debug)]
 pub struct Catalogue {
@@ -117,7 +121,12 @@ impl Catalogue {
     pub fn nearest(&self, path: &[String], is_section: bool) -> String {
         let mut known = Vec::new();
         collect(&self.root, &mut Vec::new(), is_section, &mut known);
-        let given = key_text(path);
+        let path: KeyPath = path
+            .iter()
+            .map(|name| name.chars().take(MAX_COMPARED_CHARS).collect())
+            .collect();
+        let (path, given) = (path.as_slice(), key_text(&path));
+        let given: String = given.chars().take(MAX_COMPARED_CHARS).collect();
         known
             .into_iter()
             .map(|key| named_like(key, path))

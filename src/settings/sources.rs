@@ -20,6 +20,10 @@ use super::secret_files::{SecretFile, read_secret_file};
 /// Largest settings file in bytes: the one with every key and its meaning has a hundredth of that.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// For so many unknown keys the nearest known one is looked for, which takes a moment each: who misspells more has another
+/// kind of file.
+const MAX_NEAREST: usize = 64;
+
 /// What some editors begin files with.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
@@ -46,6 +50,8 @@ pub struct Reader<'a> {
     pub warnings: Vec<String>,
     /// Directory that files with single secrets are relative to.
     base: PathBuf,
+    /// Unknown keys so far.
+    unknown: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -57,6 +63,7 @@ impl<'a> Reader<'a> {
             rejected: BTreeSet::new(),
             warnings: Vec::new(),
             base: PathBuf::new(),
+            unknown: 0,
         }
     }
 
@@ -245,8 +252,14 @@ impl<'a> Reader<'a> {
 
     /// The value is not repeated: a misspelled password is still a password.
     fn unknown(&mut self, key: &[String], is_section: bool, origin: &Origin) {
-        let nearest = self.catalogue.nearest(key, is_section);
         let what = if is_section { "section" } else { "key" };
+        self.unknown += 1;
+        if self.unknown > MAX_NEAREST {
+            let rule = format!("unknown {what}");
+            self.problems.push(Problem::of_key(origin, key, rule));
+            return;
+        }
+        let nearest = self.catalogue.nearest(key, is_section);
         let mut rule = format!("unknown {what}; the nearest known one is {nearest}");
         if let Origin::Environment(_) = origin {
             let variable = nearest.to_ascii_uppercase().replace('.', "__");

@@ -374,3 +374,15 @@ fn what_is_wrong_inside_of_a_section_or_a_list_is_named_with_its_own_value_and_i
         "command line: worker.sandbox.failures.http: must be from 0 to 1, found 2.0"
     );
 }
+
+#[test]
+fn a_file_that_is_no_settings_at_all_is_refused_as_soon_as_any_other() {
+    // Found by fuzzing: to look for the nearest key took minutes, in which the start and a reload hung.
+    let long = problems_of("long.json", &format!(r#"{{"{}": 1}}"#, "x".repeat(900_000)));
+    assert!(long.contains("unknown key; the nearest known one is "));
+    let keys: Vec<String> = (0..10_000).map(|n| format!(r#""key_{n}": 1"#)).collect();
+    let many = problems_of("many.json", &format!("{{{}}}", keys.join(",")));
+    assert_eq!(many.lines().count(), 10_000);
+    let with_nearest = many.lines().filter(|line| line.contains("nearest"));
+    assert_eq!(with_nearest.count(), 64);
+}
