@@ -1,7 +1,7 @@
 //! Asks the store of tenant policies what the pipeline wants to know of it: `GET {url}/tenants/{tenant}/policies/{policy}`.
 //!
 //! Neighbours: [`caf_actors::tenants`] decides what is asked and when, keeps the answers, and bounds every wait; here the
-//! questions are carried out ([`wire`]), told to the log, and what was told is kept on disk for the next process ([`kept`]).
+//! questions are carried out (`wire`), told to the log, and what was told is kept on disk for the next process (`kept`).
 //! Runs beside the pipeline, on the node's main event loop: no job waits in here.
 
 mod kept;

@@ -1,6 +1,6 @@
 //! Which quotas there are, what a job asks of them, and what is said when one is used up. Pure.
 //!
-//! Neighbours: [`super::accounts`] judges; intake makes row 4b of an [`Exceeded`].
+//! Neighbours: `accounts` judges; intake makes row 4b of an [`Exceeded`].
 
 use std::time::Duration;
 
