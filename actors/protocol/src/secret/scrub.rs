@@ -1,7 +1,7 @@
 //! Takes the values of secrets out of texts, whatever common way they are written in.
 //!
 //! Neighbours: blocks scrub what a job that used a secret returns; the log scrubs every line of every value that the node
-//! knows. [`forms`] says how a value may be written, [`unescape`] sees through escapes. Pure. A net for accidents, no
+//! knows. `forms` says how a value may be written, `unescape` sees through escapes. Pure. A net for accidents, no
 //! guard: whoever is given a value on purpose can write it in a way that nobody knows.
 
 mod forms;
