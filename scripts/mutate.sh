@@ -113,9 +113,9 @@ mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
     '_ if matches!(standing, Standing::Uncertain(_)) => Self::ElsewhereSameMessage,' \
     '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
 # Who was asked for before it came does not run.
-mutant tombstones-are-ignored actors/src/intake/decision.rs \
-    '    if facts.cancelled {' \
-    '    if facts.cancelled && facts.expired {'
+mutant tombstones-are-ignored actors/src/cancellation.rs \
+    'self.tombstones.find(&wanted, now)' \
+    'self.tombstones.find([], now)'
 # A request that came before the outcome was known decides it.
 mutant requests-decide-nothing actors/src/cancellation.rs \
     '        entry.asked.get().cloned()
@@ -138,6 +138,20 @@ mutant pools-have-no-bound actors/src/pool/policy.rs \
 mutant debts-stay actors/src/pool/places.rs \
     '            self.owes = true;' \
     '            self.owes = false;'
+# What was taken on once is not refused by a quota.
+mutant quotas-refuse-what-was-taken-on actors/src/tenants/accounts.rs \
+    'if !ask.taken_on_before {' \
+    'if !ask.taken_on_before || policy.max_queued.is_some() {'
+# A job that ends gives its share back.
+mutant shares-stay actors/src/tenants/accounts.rs \
+    'account.used.remove(used);
+        if refund {' \
+    'account.used.remove(Used::default());
+        if refund {'
+# What was refused by a quota stays refused, whoever takes it over.
+mutant quota-refusals-are-forgotten actors/src/claims/record.rs \
+    'let ack = self.ack.as_ref().filter(|_| self.refused);' \
+    'let ack = self.ack.as_ref().filter(|_| self.refused && self.attempt == 0);'
 # A deferral is nobody's attempt.
 mutant deferrals-are-attempts actors/src/claims/record.rs \
     '    pub fn defer(&mut self) {
@@ -148,6 +162,22 @@ mutant deferrals-are-attempts actors/src/claims/record.rs \
 mutant waiting-asks-for-too-much actors/src/pool/room.rs \
     'least.saturating_sub(unplaced)' \
     'least.saturating_sub(unplaced / 2)'
+# A turn ends.
+mutant turns-do-not-end actors/src/pool/line.rs \
+    'queue.deficit = deficit - 1;' \
+    'queue.deficit = deficit;'
+# Who comes has its turn after those that wait.
+mutant who-comes-goes-first actors/src/pool/line.rs \
+    '(self.next_turn, Arc::<str>::from(tenant))' \
+    '(-self.next_turn, Arc::<str>::from(tenant))'
+# Waiting makes up for priority.
+mutant priorities-do-not-age actors/src/pool/line.rs \
+    'since + self.0 * u32::from' \
+    'since + self.0 * 50 * u32::from'
+# A tenant has a limit.
+mutant tenants-run-one-more actors/src/pool/running.rs \
+    'max.is_some_and(|max| count.running >= max)' \
+    'max.is_some_and(|max| count.running > max)'
 
 [[ "$count" -gt 0 ]] || die "no mutant has such a name"
 [[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"

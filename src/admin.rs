@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 use crate::http::health::Health;
 use crate::http::tls::AdminTls;
 use crate::settings::Settings;
+use crate::telemetry::secrets::Secrets;
 
 /// What only the start knows: the journal that the log feeds, and which features are in force.
 #[derive(Clone, Default)]
@@ -34,6 +35,8 @@ pub struct Told {
     pub features: Map<String, Value>,
     /// The setting that the slots of each pool come from, by the name of the pool.
     pub slots_keys: BTreeMap<&'static str, String>,
+    /// What no answer may hold.
+    pub secrets: Secrets,
     /// How the admin port is encrypted, if it is: it was read before anything else.
     pub admin_tls: Option<AdminTls>,
 }
@@ -53,6 +56,8 @@ struct Parts {
     ack_wait_ms: u64,
     cancellations: Cancellations,
     pass_on: PassOn,
+    sandbox: bool,
+    secrets: Secrets,
 }
 
 impl Admin {
@@ -74,7 +79,15 @@ impl Admin {
             drain: settings.drain.clone(),
             stream: settings.nats.stream.clone(),
             ack_wait_ms: settings.nats.ack_wait_ms,
+            sandbox: settings.worker.sandbox.enabled,
+            secrets: told.secrets,
         }))
+    }
+
+    /// An answer without secrets.
+    pub fn clean(&self, mut body: Value) -> Value {
+        self.0.secrets.hide_in(&mut body);
+        body
     }
 }
 

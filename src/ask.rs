@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caf_actors::errors::chain;
+use caf_protocol::secret::Secret;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Method, Request};
@@ -35,7 +36,7 @@ const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 /// Where the node is, and the token it wants.
 pub struct Node {
     base: Url,
-    token: Option<String>,
+    token: Option<Secret>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -110,7 +111,7 @@ fn own_address(text: &str) -> Result<SocketAddr, String> {
 
 impl Node {
     /// The node at `base`, which trusts and is trusted as `tls` says.
-    pub fn new(base: Url, token: Option<String>, tls: ClientConfig) -> Self {
+    pub fn new(base: Url, token: Option<Secret>, tls: ClientConfig) -> Self {
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -142,7 +143,7 @@ impl Node {
         let silent = |why: &str| Silence::NoAnswer(base.clone(), text::clean(why));
         let mut request = Request::builder().method(method).uri(format!("{base}{path}"));
         if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use actix_web::web::ServiceConfig;
 use caf_actors::events::admin::certificate_in_force;
 use caf_actors::events::{self, Event, Log};
+use caf_protocol::secret::Secret;
 use caf_protocol::timestamp::iso_micros;
 
 use crate::admin::Admin;
@@ -76,7 +77,10 @@ impl Ports {
             log: log.clone(),
         };
         tell_of_certificate(settings, tls.as_ref(), log);
-        let guard = Guard::new(settings.admin_token.as_deref(), &settings.admin_hosts);
+        let guard = Guard::new(
+            settings.admin_token.as_ref().map(Secret::expose),
+            &settings.admin_hosts,
+        );
         let pages = admin::pages(admin, guard.with_audit(audit.clone()));
         let entrance = Entrance {
             connections: ADMIN.connections,

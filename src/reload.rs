@@ -11,7 +11,8 @@ use caf_actors::events::Log;
 use caf_actors::events::admin::certificate_refused;
 use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_actors::tenants::Tenants;
-use caf_blocks::AllowedTargets;
+use caf_blocks::TargetRules;
+use caf_protocol::secret::vault::Vault;
 use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
@@ -20,7 +21,8 @@ use crate::http::tls::{AdminTls, Identity, Unusable};
 use crate::ports::of_certificate;
 use crate::settings::Settings;
 use crate::settings::load::{Loaded, Sources, load};
-use crate::settings::origin::{SettingsError, key_text, masked};
+use crate::settings::named_secrets::vault_entries;
+use crate::settings::origin::{SettingsError, key_text};
 use crate::settings::reloadable::{self, is_reloadable};
 use crate::telemetry::LogControl;
 use crate::telemetry::metrics::Metrics;
@@ -31,8 +33,10 @@ pub struct Live {
     pub log: LogControl,
     /// Who may send jobs, and how much each may use.
     pub tenants: Tenants,
-    /// Targets beside the public ones that jobs may reach.
-    pub http_targets: AllowedTargets,
+    /// Which targets jobs may reach over HTTP.
+    pub http_targets: TargetRules,
+    /// Secrets that jobs may name.
+    pub vault: Vault,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
     /// Certificate of the admin port, whose files may have been exchanged.
@@ -44,8 +48,11 @@ impl Live {
     fn apply(&self, settings: &Settings) -> Result<(), String> {
         // The only one that could refuse comes first, although settings that were checked are never refused.
         self.http_targets
-            .replace(&settings.blocks.http.allow_targets)
+            .replace(&settings.blocks.http)
             .map_err(|error| error.to_string())?;
+        // Hidden before anybody is given them.
+        self.log.secrets().learn(settings.secrets());
+        self.vault.replace(vault_entries(&settings.secrets));
         self.tenants.replace(settings.tenants.clone());
         self.log.set_levels(settings.log.rules());
         if let Some(metrics) = &self.metrics {
@@ -122,7 +129,7 @@ impl Reloader {
         }
         let applied: Vec<(String, Value)> = applied
             .iter()
-            .map(|(key, value)| (key_text(key), masked(key, value)))
+            .map(|(key, value)| (key_text(key), loaded.origin(key).shown(key, value)))
             .collect();
         self.running = merged;
         self.log.emit(settings_reloaded(&applied, rest.len()));

@@ -35,6 +35,7 @@ use caf_blocks::Blocks;
 use caf_protocol::block::ResourceClass;
 use caf_protocol::discovery::Service;
 use caf_protocol::ids::AssignmentKey;
+use caf_protocol::reference::Fetch;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -42,6 +43,7 @@ use tokio::time::timeout;
 use crate::admin::{Admin, Told};
 use crate::exit::Exit;
 use crate::http::health::Health;
+use crate::policy_store::PolicyStore;
 use crate::ports::Ports;
 use crate::settings::Settings;
 use crate::settings::feature::Feature;
@@ -80,7 +82,13 @@ pub async fn run(
     let mode = settings.nats.mode;
     let mode_name = mode_name(mode);
     let sizes = ResourceClass::ALL.map(|class| in_force.pool(class).slots);
-    log.emit(events::starting(mode_name, sizes, env!("CARGO_PKG_VERSION")));
+    let sandbox = settings.worker.sandbox.enabled;
+    log.emit(events::starting(
+        mode_name,
+        sizes,
+        sandbox,
+        env!("CARGO_PKG_VERSION"),
+    ));
     if mode == NatsMode::Core {
         log.emit(events::warning(
             "nats.mode is core: assignments are delivered at most once",
@@ -92,6 +100,7 @@ pub async fn run(
         metrics.know_job_types(&blocks.registry.job_types());
     }
     let measures = metrics.is_some();
+    let secrets = told.secrets.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
     let tls = told.admin_tls.clone();
@@ -102,7 +111,7 @@ pub async fn run(
     };
     let traces = in_force
         .tracing
-        .then(|| Traces::start(&settings.worker.tracing, log));
+        .then(|| Traces::start(&settings.worker.tracing, &secrets, log));
     let traces = match traces.transpose() {
         Ok(traces) => traces,
         Err(error) => {
@@ -161,12 +170,17 @@ pub async fn run(
         Replay::new(sink, claims, spiller, &settings.nats.subjects.result, log.clone()).with_tracer(tracer);
     if mode == NatsMode::Jetstream {
         let fetcher = ObjectFetch::new(&connection, &settings.nats, &settings.payload_ref);
-        blocks.fetchers = blocks.fetchers.with(Arc::new(fetcher));
+        let fetcher: Arc<dyn Fetch> = Arc::new(fetcher);
+        blocks.fetchers = blocks.fetchers.with(Arc::clone(&fetcher));
+        // The broker is where assignments come from, and no outside of them.
+        blocks.sandbox.fetchers = blocks.sandbox.fetchers.with(fetcher);
     }
     let tree = build(settings, in_force, blocks, edges, loops, status, log).await;
     health.watch(&tree);
     health.watch_streams(is_open);
     let looking = actix_rt::spawn(health.clone().keep_looking());
+    let policies = PolicyStore::open(&in_force.tenants, state.policies.clone(), log).await;
+    let asking = actix_rt::spawn(policies.run());
     let outside = Outside::start(settings, in_force, &tree, to_pass_on, log)?;
     let exit = feed_and_wait(
         settings,
@@ -179,6 +193,7 @@ pub async fn run(
     )
     .await?;
     looking.abort();
+    asking.abort();
     if let Some(traces) = traces {
         traces.stop().await;
     }

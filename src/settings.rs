@@ -19,17 +19,21 @@ pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod modules;
+pub mod named_secrets;
 pub mod not_yet;
 pub mod origin;
 pub mod reloadable;
+mod secret_files;
 mod secrets;
 pub mod show;
 pub mod sources;
 pub mod tracing;
+pub mod unused;
 pub mod worker_id;
 
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -45,8 +49,11 @@ use serde::{Deserialize, Serialize};
 
 use self::admin_tls::{AdminClientSettings, AdminTlsSettings};
 use self::cancellation::CancellationSettings;
+use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
+use caf_blocks::sandbox::SandboxSettings;
 use caf_blocks::settings::BlockSettings;
+use caf_protocol::secret::Secret;
 
 pub use self::metrics::MetricsSettings;
 pub use log::{LogLevel, LogSettings};
@@ -87,6 +94,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// What is executed.
     pub blocks: BlockSettings,
+    /// Values that jobs may name without knowing them.
+    pub secrets: BTreeMap<String, NamedSecretSettings>,
 }
 
 impl fmt::Debug for Settings {
@@ -125,6 +134,8 @@ pub struct WorkerSettings {
     pub cancellation: CancellationSettings,
     /// What keeps failing is not called.
     pub circuit_breaker: CircuitBreakerSettings,
+    /// Jobs are only rehearsed.
+    pub sandbox: SandboxSettings,
 }
 
 impl Default for WorkerSettings {
@@ -142,6 +153,7 @@ impl Default for WorkerSettings {
             tracing: TracingSettings::default(),
             cancellation: CancellationSettings::default(),
             circuit_breaker: CircuitBreakerSettings::default(),
+            sandbox: SandboxSettings::default(),
         }
     }
 }
@@ -170,12 +182,25 @@ pub struct WorkerQueueSettings {
     pub v2: QueuePolicySettings,
 }
 
-/// Admission to the pools.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Admission to the pools, and the order in which they start jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueSettings {
     /// What happens while pools are full; without it `refuse` with the queue flag. Without the flag pools are never full.
     pub admission: Option<Admission>,
+    /// A waiting job gains one point of `options.priority` in so many milliseconds: one of priority 0 starts before all of
+    /// its tenant that come more than a hundred times as much later. With 0 priorities mean nothing.
+    pub ageing_ms_per_point: u64,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            admission: None,
+            // The widest lead, of priority 100 over 0, is 10 s: a job gets its turn well within the default deadline.
+            ageing_ms_per_point: 100,
+        }
+    }
 }
 
 /// What happens to assignments while pools are full.
@@ -200,7 +225,7 @@ pub struct HttpSettings {
     pub admin_addr: String,
     /// Token without which nobody is answered there, but for the empty page; where `admin_addr` is not loopback, it or
     /// certificates of clients are needed.
-    pub admin_token: Option<String>,
+    pub admin_token: Option<Secret>,
     /// Host names under which that port is reached, beside IP addresses and `localhost`.
     pub admin_hosts: Vec<String>,
     /// Certificate of that port, and authorities of its clients.

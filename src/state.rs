@@ -4,7 +4,7 @@
 //! stored and tells the fleet which assignments they died with. An unusable directory is waited for: the log, readiness
 //! and the health page say what is wrong.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use caf_actors::claims::Claims;
@@ -35,6 +35,8 @@ pub struct State {
     pub outbox: Outbox,
     /// Assignments that run.
     pub marks: Marks,
+    /// Where policies of tenants are kept that a store has told.
+    pub policies: PathBuf,
     /// Assignments that ran when an earlier process in this slot ended without a word.
     died_with: Vec<Mark>,
     slot: u32,
@@ -79,6 +81,7 @@ impl State {
         Ok(Self {
             outbox,
             marks,
+            policies: dir.path().join("policies.json"),
             died_with: std::mem::take(died_with),
             slot: dir.slot(),
         })

@@ -85,6 +85,11 @@ impl LogControl {
         dependencies::Bridge::new(background, levels, &self.worker_id, self.secrets.clone()).install();
     }
 
+    /// What no line may hold.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
     /// Counts with `meter` what is not written.
     pub fn measure(&self, meter: Arc<dyn Meter>) {
         self.background.control().measure(meter);

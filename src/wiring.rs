@@ -10,22 +10,26 @@ use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
+use caf_actors::breakers::Breakers;
 use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::Claims;
 use caf_actors::claims::record::QuarantineRule;
 use caf_actors::event_loop::{self, LoopClock};
 use caf_actors::events::{self, Log};
 use caf_actors::held::HeldPermits;
-use caf_actors::intake::preparation::Preparation;
+use caf_actors::intake::preparation::{Preparation, Sandbox};
 use caf_actors::intake::{Intake, IntakeParts};
 use caf_actors::job::Delivery;
 use caf_actors::lease::LeaseTable;
 use caf_actors::outbox::Outbox;
 use caf_actors::pool::auditor::audit;
+use caf_actors::pool::line::Ageing;
 use caf_actors::pool::policy::QueueRules;
 use caf_actors::pool::room::{self, Room};
+use caf_actors::pool::running::RunningJobs;
 use caf_actors::pool::{
-    Deferrals, EmptyLine, LookAtPool, Places, Pool, PoolDoor, PoolDoors, Slots, TakeCancelled,
+    Deferrals, EmptyLine, LookAtPool, LookInLine, Places, Pool, PoolDoor, PoolDoors, Shares, Slots,
+    TakeCancelled,
 };
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
@@ -90,6 +94,8 @@ pub struct PoolHandle {
     pub cancelled: Route<TakeCancelled>,
     /// The health page looks at it.
     pub look: Route<LookAtPool>,
+    /// Who explains an assignment looks for it in its line.
+    pub look_in_line: Route<LookInLine>,
     /// Its slots.
     pub slots: Arc<Slots>,
     /// Its places.
@@ -132,6 +138,8 @@ pub struct Tree {
     pub outbox: Option<Outbox>,
     /// Threads that outlived their job.
     pub threads: Threads,
+    /// What is left alone because it keeps failing.
+    pub breakers: Breakers,
     /// Restarts that are left.
     pub restarts: Budget,
     /// Cancels every job.
@@ -199,6 +207,7 @@ pub async fn build(
     .await;
 
     let threads = Threads::default();
+    let breakers = breakers(in_force, log);
     let max_payload_ref_bytes = settings.limits.max_payload_ref_bytes;
     let workers = BlockWorker::new(
         publisher.clone(),
@@ -207,7 +216,13 @@ pub async fn build(
         marks,
         log.clone(),
     )
-    .telling_timeouts(in_force.timeouts.is_some());
+    .telling_timeouts(in_force.timeouts.is_some())
+    .with_breakers(breakers.clone());
+    let shares = Shares {
+        tenants: in_force.tenants.clone(),
+        running: RunningJobs::default(),
+        ageing: Ageing(Duration::from_millis(settings.queue.ageing_ms_per_point)),
+    };
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for class in ResourceClass::ALL {
@@ -217,7 +232,7 @@ pub async fn build(
         let places = Places::new(class, size.slots, rules, status.held().returned(), log.clone());
         let (handle, door) = start_pool(
             class,
-            (size.slots, places),
+            (size.slots, places, shares.clone()),
             &supervisor,
             &loops,
             (&publisher, &workers),
@@ -272,6 +287,7 @@ pub async fn build(
         claims,
         outbox,
         threads,
+        breakers,
         restarts,
         cancel_all,
         cancellations,
@@ -288,7 +304,18 @@ pub fn preparation(settings: &Settings, in_force: &InForce, blocks: Blocks) -> P
         registry: blocks.registry,
         fetchers: blocks.fetchers,
         retry: in_force.retry_rules(settings),
+        sandbox: Sandbox {
+            whole_node: settings.worker.sandbox.enabled,
+            registry: blocks.sandbox.registry,
+            fetchers: blocks.sandbox.fetchers,
+        },
     }
+}
+
+/// Circuit breakers, while their flag is on; otherwise none, and nothing is kept.
+fn breakers(in_force: &InForce, log: &Log) -> Breakers {
+    let settings = in_force.circuit_breaker.as_ref();
+    settings.map_or_else(Breakers::default, |settings| Breakers::new(settings, log.clone()))
 }
 
 /// Limits on the operations of blocks, while their policy is in force.
@@ -359,7 +386,7 @@ fn publisher_child(
 
 async fn start_pool(
     class: ResourceClass,
-    (count, places): (usize, Places),
+    (count, places, shares): (usize, Places, Shares),
     supervisor: &Addr<Supervisor>,
     loops: &EventLoops,
     (publisher, blueprint): (&PublisherRoutes, &BlockWorker),
@@ -383,6 +410,7 @@ async fn start_pool(
         empty: Route::default(),
         cancelled: Route::default(),
         look: Route::default(),
+        look_in_line: Route::default(),
         slots: Arc::clone(&slots),
         places: door.places.clone(),
     };
@@ -391,6 +419,7 @@ async fn start_pool(
     let tells_timeouts = blueprint.tells_timeouts();
     let places = door.places.clone();
     let (enqueue, empty, look) = (door.enqueue.clone(), handle.empty.clone(), handle.look.clone());
+    let look_in_line = handle.look_in_line.clone();
     let cancelled = handle.cancelled.clone();
     let child = Child {
         name: format!("pool.{}", class.as_str()),
@@ -401,9 +430,11 @@ async fn start_pool(
             let (publisher, log) = (publisher.clone(), log.clone());
             let (enqueue, empty, look) = (enqueue.clone(), empty.clone(), look.clone());
             let (slots_returned, cancelled) = (slots_returned.clone(), cancelled.clone());
+            let (shares, look_in_line) = (shares.clone(), look_in_line.clone());
             async move {
+                let room_for_tenant = shares.running.door(class).clone();
                 let make = move || {
-                    let pool = Pool::new(class, places, slots, workers, publisher, log);
+                    let pool = Pool::new(class, places, slots, workers, publisher, shares, log);
                     pool.telling_timeouts(tells_timeouts)
                 };
                 let connect = move |address: &Addr<Pool>| {
@@ -412,6 +443,8 @@ async fn start_pool(
                     empty.connect(address);
                     cancelled.connect(address);
                     look.connect(address);
+                    look_in_line.connect(address);
+                    room_for_tenant.connect(address);
                 };
                 spawn_actor(&on, make, connect, ended).await;
             }

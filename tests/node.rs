@@ -12,6 +12,8 @@ mod alerts;
 mod answering;
 #[path = "node/boards.rs"]
 mod boards;
+#[path = "node/breakers.rs"]
+mod breakers;
 #[path = "node/cancellation.rs"]
 mod cancellation;
 #[path = "node/commands.rs"]
@@ -24,10 +26,16 @@ mod dead_letters;
 mod deploy;
 #[path = "node/discovery.rs"]
 mod discovery;
+#[path = "node/fairness.rs"]
+mod fairness;
+#[path = "node/files_guard.rs"]
+mod files_guard;
 #[path = "node/gates.rs"]
 mod gates;
 #[path = "node/hostile.rs"]
 mod hostile;
+#[path = "node/http_guard.rs"]
+mod http_guard;
 #[path = "node/kubernetes.rs"]
 mod kubernetes;
 #[path = "node/large.rs"]
@@ -50,8 +58,12 @@ mod ports;
 mod queue;
 #[path = "node/retries.rs"]
 mod retries;
+#[path = "node/sandbox.rs"]
+mod sandbox;
 #[path = "node/scripts.rs"]
 mod scripts;
+#[path = "node/secrets.rs"]
+mod secrets;
 #[path = "node/seen_from_outside.rs"]
 mod seen_from_outside;
 #[path = "faults/side_effects.rs"]
@@ -62,5 +74,7 @@ mod status;
 #[path = "node/support.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
+#[path = "node/tenants.rs"]
+mod tenants;
 #[path = "node/tracing.rs"]
 mod tracing;

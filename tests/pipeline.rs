@@ -16,6 +16,8 @@ mod retries;
 mod rig;
 #[path = "pipeline/slots.rs"]
 mod slots;
+#[path = "pipeline/tenants.rs"]
+mod tenants;
 
 use std::time::Duration;
 

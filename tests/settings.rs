@@ -387,8 +387,15 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
         .lines()
         .map(|line| format!("{}\n", if is_key(line) { &line[1..] } else { line }))
         .collect();
-    // Only one kind of credentials is allowed at a time.
-    let others = ["token", "credentials_file", "nkey_file"];
+    // Only one kind of credentials is allowed at a time, and one place for the value of a secret.
+    let others = [
+        "token",
+        "credentials_file",
+        "nkey_file",
+        "password_secret",
+        "file = \"/run/secrets",
+        "env = ",
+    ];
     let one_kind: Vec<&str> = all
         .lines()
         .filter(|line| !others.iter().any(|key| line.starts_with(key)))
@@ -404,6 +411,7 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
             named.push(
                 format!("{section}.{key}")
                     .replace("roots.data", "roots.*")
+                    .replace("quotas.data", "quotas.*")
                     .replace("levels.async_nats", "levels.*"),
             );
         }

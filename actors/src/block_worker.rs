@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::block::{BlockContext, Outputs, RunMode, Task};
+use caf_protocol::endpoint::{EndpointKind, Sign};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, RanOut};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
@@ -24,9 +25,11 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
+use self::retry::course::LAST_ERROR;
 use self::retry::limit::{End, Limit};
 use self::retry::{Course, NextStep, RetryPlan};
 use self::threads::{Threads, within};
+use crate::breakers::{Breakers, CallEnd, Pass};
 use crate::cancellation::Stop;
 use crate::claims::fleet::Proof;
 use crate::clock::whole_ms;
@@ -64,6 +67,7 @@ pub struct BlockWorker {
     floor: Arc<RwLock<()>>,
     max_payload_ref_bytes: u64,
     tells_timeouts: bool,
+    breakers: Breakers,
     log: Log,
 }
 
@@ -116,6 +120,7 @@ impl BlockWorker {
             marks,
             floor: Arc::default(),
             tells_timeouts: false,
+            breakers: Breakers::default(),
             log,
         }
     }
@@ -127,9 +132,25 @@ impl BlockWorker {
         self
     }
 
+    /// Asks these before each call and each retry.
+    #[must_use]
+    pub fn with_breakers(mut self, breakers: Breakers) -> Self {
+        self.breakers = breakers;
+        self
+    }
+
     /// Whether it does.
     pub fn tells_timeouts(&self) -> bool {
         self.tells_timeouts
+    }
+
+    /// What this job asks before it calls.
+    fn breakers_for(&self, job: &Job) -> Breakers {
+        if job.skip_circuit_breaker {
+            Breakers::default()
+        } else {
+            self.breakers.clone()
+        }
     }
 
     fn tell_limits(&self, job: &Job, operations: &[Operation], failure: Option<&Failure>) {
@@ -149,6 +170,7 @@ impl BlockWorker {
 async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
     let running = slot.occupy();
     job.began = Some(Instant::now());
+    job.holdings.share.begin();
     let ended = on_the_floor(&mut job, &worker).await;
     drop(running);
     if let Ended::Outcome(outcome, _) = &ended {
@@ -270,14 +292,17 @@ fn tell_http_failure(job: &Job, plan: &RetryPlan, outcome: &Outcome, retries: u3
     else {
         return;
     };
-    if let Some(origin) = task.http_origin() {
-        let retryable = plan.is_retryable(failure);
-        let event = events::course::http_request_failed(&job.identity, &origin, failure, retryable, retries);
+    let was_called = failure.sign() != Sign::LeftAlone || failure.details.contains_key(LAST_ERROR);
+    let endpoint = task.endpoint().filter(|to| to.kind() == EndpointKind::Http);
+    if let Some(origin) = endpoint.filter(|_| was_called) {
+        let (origin, retryable) = (origin.name(), plan.is_retryable(failure));
+        let event = events::course::http_request_failed(&job.identity, origin, failure, retryable, retries);
         worker.log.emit(event);
     }
 }
 
 async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> Ended {
+    let mut took_token = false;
     loop {
         match clearance(job, course.end(job.deadline)).await {
             Cleared::Go => {}
@@ -288,6 +313,14 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
         if let Err(limit) = course.begin(Instant::now()) {
             return out_of_time(course, limit);
         }
+        let pass = match pass(job, took_token, worker) {
+            Ok(pass) => pass,
+            // The attempt that comes next is not made.
+            Err(refused) => {
+                let retries = course.retries().saturating_sub(1);
+                return Ended::Outcome(Outcome::from(course.refused(refused)), retries);
+            }
+        };
         if let Some(pending) = course.pending() {
             let call = course.retries() + 1;
             let again = events::course::called_again(&job.identity, call, pending.max_attempts);
@@ -296,7 +329,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             worker.log.tell(course.plan().is_by_policy(), || vec![started()]);
         }
         let mut span = spans::open(job, course.retries());
-        let attempt = one_attempt(job, course, worker, &span).await;
+        let attempt = one_attempt(job, course, worker, &span, (pass, took_token)).await;
         spans::close(&mut span, &attempt);
         drop(span);
         let (failure, called) = match attempt {
@@ -305,6 +338,9 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             }
             Attempt::Done(Err(failure)) => (failure, true),
             Attempt::NoInputs(failure) => (failure, false),
+            Attempt::Refused(refused) => {
+                return Ended::Outcome(Outcome::from(course.refused(refused)), course.retries());
+            }
             Attempt::OutOfTime(limit) => return out_of_time(course, limit),
             Attempt::Cancelled => return cancelled(job, course.retries(), worker),
         };
@@ -314,6 +350,20 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             NextStep::GiveUp | NextStep::Exhausted => {
                 return Ended::Outcome(Outcome::from(failure), course.retries());
             }
+        };
+        took_token = match (&job.work, called) {
+            (Work::Ready(task), true) => {
+                match worker
+                    .breakers_for(job)
+                    .retry(&job.identity, &**task, &failure, delay)
+                {
+                    Ok(took_token) => took_token,
+                    Err(failure) => {
+                        return Ended::Outcome(Outcome::from(course.withheld(failure)), course.retries());
+                    }
+                }
+            }
+            _ => false,
         };
         let (attempt, delay_ms) = (course.retries(), whole_ms(delay));
         worker
@@ -330,6 +380,14 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
             .log
             .measure(|| events::steps::waited("retry", since.elapsed()));
         course.waited();
+    }
+}
+
+/// The right to call what the job's task talks to, where that is known before the attempt.
+fn pass(job: &Job, took_token: bool, worker: &BlockWorker) -> Result<Option<Pass>, Failure> {
+    match &job.work {
+        Work::Ready(task) => worker.breakers_for(job).admit(&job.identity, &**task, took_token),
+        Work::Referenced(_) => Ok(None),
     }
 }
 
@@ -398,6 +456,8 @@ enum Attempt {
     Done(Result<Outputs, Failure>),
     /// The block was not called: its inputs could not be had.
     NoInputs(Failure),
+    /// The block was not called: what it talks to is left alone.
+    Refused(Failure),
     OutOfTime(Limit),
     Cancelled,
 }
@@ -405,14 +465,30 @@ enum Attempt {
 impl Attempt {
     fn failure(&self) -> Option<&Failure> {
         match self {
-            Self::Done(Err(failure)) | Self::NoInputs(failure) => Some(failure),
+            Self::Done(Err(failure)) | Self::NoInputs(failure) | Self::Refused(failure) => Some(failure),
             Self::Done(Ok(_)) | Self::OutOfTime(_) | Self::Cancelled => None,
+        }
+    }
+
+    /// How the call of the block ended, if it says anything of what was called.
+    fn of_call(&self) -> Option<CallEnd<'_>> {
+        match self {
+            Self::Done(Ok(_)) => Some(CallEnd::Success),
+            Self::Done(Err(failure)) => Some(CallEnd::Failed(failure)),
+            Self::OutOfTime(_) => Some(CallEnd::CutOff),
+            Self::NoInputs(_) | Self::Refused(_) | Self::Cancelled => None,
         }
     }
 }
 
 /// One call of the block. A thread that outlives it keeps running until it returns; nobody waits for it.
-async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker, span: &Span) -> Attempt {
+async fn one_attempt(
+    job: &mut Job,
+    course: &Course,
+    worker: &BlockWorker,
+    span: &Span,
+    (pass, took_token): (Option<Pass>, bool),
+) -> Attempt {
     let begun = Instant::now();
     let mut context = BlockContext {
         tenant_id: job.identity.tenant_id.clone(),
@@ -432,6 +508,14 @@ async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker, span:
             return ended;
         }
     };
+    // Of inputs that were elsewhere it is known only now what the task talks to.
+    let pass = match pass {
+        Some(pass) => Some(pass),
+        None => match worker.breakers_for(job).admit(&job.identity, &*task, took_token) {
+            Ok(pass) => pass,
+            Err(refused) => return Attempt::Refused(refused),
+        },
+    };
     context.deadline = job.deadline;
     let (limit, operations) = (task.limit(), task.operations());
     let work = async {
@@ -444,6 +528,9 @@ async fn one_attempt(job: &mut Job, course: &Course, worker: &BlockWorker, span:
     let ended = in_time(job, end, within(limit, work))
         .await
         .map_or_else(|ended| ended, Attempt::Done);
+    if let (Some(pass), Some(end)) = (pass, ended.of_call()) {
+        pass.end(end);
+    }
     worker.tell_limits(job, operations, ended.failure());
     ended
 }
@@ -463,6 +550,7 @@ async fn take_task(
             in_time(job, end, prepare).await?.map_err(Attempt::NoInputs)?
         }
     };
+    job.holdings.share.charge_in(prepared.bytes);
     if let Some(timeout_ms) = prepared.timeout_ms {
         let shorter = job.started.checked_add(Duration::from_millis(timeout_ms.max(1)));
         job.deadline = shorter.map_or(job.deadline, |shorter| shorter.min(job.deadline));

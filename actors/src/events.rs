@@ -5,6 +5,7 @@
 //! level, the rest in `context`.
 
 pub mod admin;
+pub mod breakers;
 pub mod cancellation;
 pub mod course;
 pub mod delivery;
@@ -14,7 +15,9 @@ pub mod logging;
 pub mod queue;
 pub mod retry;
 pub mod running;
+pub mod secrets;
 pub mod steps;
+pub mod tenants;
 pub mod timeouts;
 pub mod tracing;
 
@@ -31,6 +34,7 @@ use fields::Fields;
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
 
+use crate::breakers::{BUDGET_DETAIL, STATE_DETAIL};
 use crate::claims::fleet::StoreError;
 use crate::claims::record::ClaimRecord;
 use crate::levels::Levels;
@@ -289,6 +293,9 @@ impl Event {
         if identity.replay > 0 {
             self = self.with("replay", identity.replay);
         }
+        if identity.sandbox {
+            self = self.with("sandbox", true);
+        }
         self.with("assignment_id", identity.assignment_id.as_str())
             .with("block_type", identity.job_type.as_deref().unwrap_or("unknown"))
     }
@@ -305,10 +312,18 @@ impl Event {
 
     /// What made a job run out of time: whether it waited for a slot until then; which limit, how long it is, which wait
     /// before the next call it did not hold, and how the last call had failed.
+    /// For want of what it was not called, or not called again, too.
     fn limited(self, failure: &Failure) -> Self {
         let details = &failure.details;
         let mut event = self;
-        for key in ["waiting", "limit", "limit_ms", "next_wait_ms"] {
+        for key in [
+            "waiting",
+            "limit",
+            "limit_ms",
+            "next_wait_ms",
+            STATE_DETAIL,
+            BUDGET_DETAIL,
+        ] {
             if let Some(value) = details.get(key) {
                 event = event.with(key, value.clone());
             }
@@ -586,13 +601,13 @@ pub fn publish_refused(subject: &str, error: &str) -> Event {
 }
 
 /// The node begins.
-pub fn starting(mode: &str, pools: [usize; 3], version: &str) -> Event {
+pub fn starting(mode: &str, pools: [usize; 3], sandbox: bool, version: &str) -> Event {
     Event::new(Level::Info, "Worker starting")
         .with("mode", mode)
         .with("cpu_pool_size", pools[0])
         .with("gpu_pool_size", pools[1])
         .with("io_pool_size", pools[2])
-        .with("sandbox_mode", false)
+        .with("sandbox_mode", sandbox)
         .with("version", version)
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
-use caf_protocol::assignment::{Identity, Reading, Refusal, read};
+use caf_protocol::assignment::{Identity, Reading, Refusal};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::decision::{
-    Facts, PoolFact, Row, StandingFact, decide_with_place, give_up_number, rejection_number,
+    Facts, PoolFact, QuotaFact, Row, StandingFact, decide_with_place, give_up_number, rejection_number,
 };
 use self::preparation::{Preparation, Runnable};
 use crate::answers::Answers;
@@ -37,7 +37,7 @@ use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, T
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
 use crate::sink::{Outgoing, Verdict};
 use crate::status::NodeStatus;
-use crate::tenants::Tenants;
+use crate::tenants::{Ask, FirstAnswer, Share, Tenants};
 use crate::trace::{Span, Tracer};
 
 /// How long a message stays away that another worker is busy with, in milliseconds: it is asked about no more often than
@@ -127,7 +127,8 @@ impl Intake {
 
     /// Everything that is known of a message; nothing when nobody can be answered.
     fn open(&self, arrival: Arrival, mut holdings: Holdings) -> Option<Case> {
-        let (mut identity, assignment) = match read(&arrival.payload, &arrival.headers) {
+        let (mut identity, assignment) = match self.parts.preparation.read(&arrival.payload, &arrival.headers)
+        {
             Reading::Unanswerable(failure) => {
                 let remote = RemoteTrace::of_headers(&arrival.headers);
                 holdings.span = self.parts.tracer.execution(remote.as_ref(), arrival.received);
@@ -142,27 +143,38 @@ impl Intake {
         holdings.span.identify(&identity);
         identity.correlation.span = holdings.span.context().cloned();
         self.log_received(&identity, &arrival, &holdings);
-        let standing = self.standing(&identity, &arrival);
-        if let Standing::New | Standing::Interrupted { .. } = &standing {
-            let token = holdings.cancel.token().clone();
-            holdings.cancel = self.parts.cancellations.enter(&identity, token, arrival.received);
-        }
-        let (first_start, sent_ack) = match &standing {
-            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
-            _ => (arrival.received, None),
-        };
         let prepared = assignment.and_then(|assignment| self.parts.preparation.prepare(assignment));
-        Some(Case {
+        let mut case = Case {
+            first_start: arrival.received,
             arrival,
             identity,
             prepared,
-            standing,
+            standing: Standing::New,
             known: Known::default(),
-            first_start,
-            sent_ack,
+            sent_ack: None,
             fixed_ack: None,
             holdings,
-        })
+        };
+        self.look(&mut case);
+        Some(case)
+    }
+
+    /// From here on, requests to cancel find it; those that came before are found by it. Copies are not to be found.
+    fn enter(&self, case: &mut Case) {
+        if let Standing::New | Standing::Interrupted { .. } = &case.standing {
+            let token = case.holdings.cancel.token().clone();
+            let cancellations = &self.parts.cancellations;
+            case.holdings.cancel = cancellations.enter(&case.identity, token, case.arrival.received);
+        }
+    }
+
+    /// Takes in what this process knows of the assignment.
+    fn look(&self, case: &mut Case) {
+        case.standing = self.standing(&case.identity, &case.arrival);
+        (case.first_start, case.sent_ack) = match &case.standing {
+            Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
+            _ => (case.arrival.received, None),
+        };
     }
 
     fn log_received(&self, identity: &Identity, arrival: &Arrival, holdings: &Holdings) {
@@ -184,8 +196,9 @@ impl Intake {
         }
     }
 
-    /// The row, and what the pool said to a job that would run: its place, or why there is none.
-    fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
+    /// The row, and what the pool said to a job that would run: its place, or why there is none. Its share of the quotas
+    /// is among its holdings then.
+    fn choose_row(&self, case: &mut Case) -> (Row, Option<Admitted>) {
         let now = Instant::now();
         let facts = Facts {
             unanswerable: false,
@@ -204,10 +217,15 @@ impl Intake {
                 .prepared
                 .as_ref()
                 .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            quota: QuotaFact::Within,
             pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.record.as_ref(), &self.parts.quarantine);
-        decide_with_place(facts, || {
+        let ask_quotas = || {
+            let ask = self.ask_of(case);
+            self.parts.tenants.admit(&case.identity.tenant_id, &ask, now)
+        };
+        let (row, admitted, share) = decide_with_place(facts, ask_quotas, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
             let deferrable = case.holdings.lease.as_ref().map(|lease| Deferrable {
@@ -217,7 +235,20 @@ impl Intake {
                 deferrals: self.parts.status.deferrals(),
             });
             Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
-        })
+        });
+        case.holdings.share = share;
+        (row, admitted)
+    }
+
+    /// What a job asks of the quotas of its tenant. One whose acknowledgement is fixed was taken on before.
+    fn ask_of(&self, case: &Case) -> Ask {
+        let job = case.prepared.as_ref().ok();
+        Ask {
+            bytes: case.arrival.payload.len() as u64,
+            estimate: job.map(|job| job.estimate).unwrap_or_default(),
+            has_slot: job.is_some_and(|job| self.parts.pools.get(job.class).places.has_slot()),
+            taken_on_before: case.sent_ack.is_some(),
+        }
     }
 
     // ---- Effects ----
@@ -234,13 +265,41 @@ impl Intake {
             lease,
             permit,
             given_up,
+            share: Share::default(),
             cancel: Cancellable::by_shutdown(self.parts.cancel_all.child_token()),
             span: Span::default(),
         };
         let Some(mut case) = self.open(arrival, holdings) else {
             return;
         };
-        let (row, admitted) = self.choose_row(&case);
+        match self.policy_to_wait_for(&case) {
+            None => self.proceed(case),
+            Some(policy) => {
+                let intake = self.clone();
+                actix::spawn(async move {
+                    policy.wait().await;
+                    // Another message with the same assignment may have come meanwhile.
+                    intake.look(&mut case);
+                    intake.proceed(case);
+                });
+            }
+        }
+    }
+
+    /// Has the policy store asked, for a job that may run; something to wait for only for the first jobs of a tenant.
+    fn policy_to_wait_for(&self, case: &Case) -> Option<FirstAnswer> {
+        let tenant = &case.identity.tenant_id;
+        let may_run = case.prepared.is_ok()
+            && StandingFact::of(&case.standing, None) == StandingFact::Free
+            && !self.parts.status.is_draining()
+            && self.parts.tenants.is_allowed(tenant);
+        may_run.then(|| self.parts.tenants.consult(tenant, Instant::now()))?
+    }
+
+    /// Decides the row of a case and carries it out, at once or when the fleet has granted it.
+    fn proceed(&self, mut case: Case) {
+        self.enter(&mut case);
+        let (row, admitted) = self.choose_row(&mut case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings);
         }
@@ -345,7 +404,7 @@ impl Intake {
         self.settle(case.holdings, row.verdict_without_answer());
     }
 
-    /// Rows 2, 3 and 4. `refused`: what the pool says.
+    /// Rows 2, 3, 4 and 4b. `refused`: what the pool says.
     fn reject(
         &self,
         case: Case,
@@ -356,6 +415,10 @@ impl Intake {
     ) {
         match (reason, &case.prepared) {
             (RejectReason::QueueFull, Ok(job)) => self.log_no_place(&case.identity, job.class, refused),
+            (RejectReason::QuotaExceeded, _) => {
+                let line = events::tenants::over_quota(&case.identity, &failure);
+                self.parts.log.emit(line);
+            }
             _ => self
                 .parts
                 .log
@@ -453,6 +516,7 @@ impl Intake {
     fn accept(&self, mut case: Case, taken: TakenPlace) {
         let TakenPlace { place, load, terms } = taken;
         case.holdings.permit.placed();
+        case.holdings.share = std::mem::take(&mut case.holdings.share).kept();
         let message = self.ack(&case, None, load);
         let record = case.known.record.as_ref();
         let alone = record.is_some_and(|record| self.parts.quarantine.runs_alone(record));
@@ -479,12 +543,14 @@ impl Intake {
             identity: case.identity,
             work: runnable.work,
             class: runnable.class,
+            priority: runnable.priority,
             repeatable: runnable.repeatable,
             started: case.first_start,
             began: None,
             deadline,
             retry: runnable.retry,
             skip_retries: terms.skip_retries,
+            skip_circuit_breaker: terms.skip_circuit_breaker,
             alone,
             load,
             ack: SentAck {

@@ -26,6 +26,7 @@ use crate::lease::Lease;
 use crate::pool::Place;
 use crate::pool::policy::Level;
 use crate::sink::Outgoing;
+use crate::tenants::Share;
 use crate::trace::Span;
 
 /// A message as it arrived, byte for byte. Cheap to clone.
@@ -88,6 +89,8 @@ pub struct Holdings {
     pub cancel: Cancellable,
     /// In place of a lease, when the broker has given the message up.
     pub given_up: Option<GivenUp>,
+    /// What it takes of the quotas of its tenant: waiting and running until it has an outcome.
+    pub share: Share,
     /// The span of the delivery: over when everything else is let go. Empty while traces are off.
     pub span: Span,
 }
@@ -164,6 +167,8 @@ pub struct Job {
     pub work: Work,
     /// Pool it runs in.
     pub class: ResourceClass,
+    /// How urgent it is among the jobs of its tenant.
+    pub priority: u8,
     /// Whether running it twice is harmless.
     pub repeatable: bool,
     /// First start of handling by a worker: deadline and latency count from here.
@@ -176,6 +181,8 @@ pub struct Job {
     pub retry: RetryPlan,
     /// Whether it is called once only, whatever its plan: its pool was overloaded when it came.
     pub skip_retries: bool,
+    /// Whether it is called whatever its circuit breaker says: its pool was loaded when it came.
+    pub skip_circuit_breaker: bool,
     /// Whether nothing may run beside it: it may have killed its worker before.
     pub alone: bool,
     /// Load of the pool when the job came, if its queue is bounded.

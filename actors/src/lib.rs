@@ -8,6 +8,7 @@
 pub mod abandoned;
 pub mod answers;
 pub mod block_worker;
+pub mod breakers;
 pub mod cancellation;
 pub mod cgroup;
 pub mod claims;

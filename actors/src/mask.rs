@@ -10,8 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-/// What stands in place of a hidden value.
-pub const REDACTED: &str = "[REDACTED]";
+pub use caf_protocol::secret::REDACTED;
 
 /// A key that contains one of these, in any case, has its value hidden (contract 8.1). The substring rule hides too much
 /// now and then (`tokens_used`); the other way round would be worse.

@@ -50,24 +50,26 @@ fn header_map(headers: &Headers) -> async_nats::HeaderMap {
     map
 }
 
-/// Whether an answer may go where a question says: into somebody's inbox, but not to the broker, and not where messages
-/// have a meaning. Who may only ask must not make the worker speak there.
+/// First tokens of the subjects of the contract (1.1), some of which are others'.
+const SPOKEN_FOR: [&str; 2] = ["caf", "beamline"];
+
+/// Whether an answer may go where a question says: into somebody's inbox, whatever its prefix, but not to the broker, and
+/// nowhere in the trees of subjects where messages have a meaning. Who may only ask must not make the worker speak there.
 fn is_answerable(reply: &str, subjects: &SubjectSettings) -> bool {
+    let tree = |subject: &str| subject.split('.').next().unwrap_or_default().to_owned();
     let ours = [
         &subjects.assign,
         &subjects.ack,
         &subjects.result,
         &subjects.heartbeat,
         &subjects.dlq,
+        &subjects.owner,
+        &subjects.cancel,
     ];
-    let is_below = |subject: &str| {
-        let rest = reply.strip_prefix(subject);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    !reply.starts_with('$')
-        && !ours.into_iter().any(|subject| is_below(subject))
-        && !is_below(&subjects.owner)
-        && !is_below(&subjects.cancel)
+    let asked = tree(reply);
+    !asked.starts_with('$')
+        && !SPOKEN_FOR.contains(&asked.as_str())
+        && !ours.into_iter().any(|subject| tree(subject) == asked)
 }
 
 #[cfg(test)]
@@ -77,7 +79,7 @@ mod tests {
     #[test]
     fn questions_are_answered_into_inboxes_only() {
         let subjects = SubjectSettings::default();
-        for reply in ["_INBOX.a.b", "any.where", "caf.exec.result.v11"] {
+        for reply in ["_INBOX.a.b", "any.where", "cafe.x"] {
             assert!(is_answerable(reply, &subjects), "{reply}");
         }
         for reply in [
@@ -91,6 +93,8 @@ mod tests {
             "caf.exec.dlq.v1",
             "caf.worker.owner.v1.somebody",
             "caf.exec.cancel.v1.YWNtZQ",
+            "caf.exec.result.v2",
+            "beamline.usage.v1.metered",
         ] {
             assert!(!is_answerable(reply, &subjects), "{reply}");
         }

@@ -1,16 +1,18 @@
 //! A pool: the waiting line and the slots of one resource class.
 //!
-//! Neighbours: intake takes a [`Place`] and hands over the job; the pool gives the oldest job to a block worker as soon
-//! as a slot is free. A job that runs out of time in the line, or has to make room for another (row 16), goes straight to
-//! the publisher; so does one that is cancelled by request. The pool never rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
+//! Neighbours: intake takes a [`Place`] and hands over the job; as soon as a slot is free, the pool gives a block worker the
+//! job whose turn it is by the line, if its tenant may run one more ([`Shares`]). A job that runs out of time in the line,
+//! has to make room for another (row 16), or is cancelled by request, goes straight to the publisher. The pool never
+//! rejects: whoever has a place gets in. Slots and places are owned values that return when dropped, so a pool that is
 //! re-created sees the true counts; the jobs that waited in it come back by redelivery.
 
 pub mod auditor;
 pub mod deferrals;
-mod line;
+pub mod line;
 mod places;
 pub mod policy;
 pub mod room;
+pub mod running;
 mod slots;
 
 use std::sync::Arc;
@@ -19,12 +21,14 @@ use std::time::Duration;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::ids::AssignmentKey;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::time::Instant;
 
 pub use self::deferrals::{Deferral, Deferrals};
-use self::line::{Line, Waiting};
+use self::line::{Ageing, Line, Newcomer, Turn, Waiting};
 pub use self::places::{Admitted, Debt, Deferrable, Place, Places, QueueSnapshot, Refused, TakenPlace};
+use self::running::{RoomForTenant, Running, RunningJobs};
 pub use self::slots::{Occupied, Slot, Slots};
 use crate::block_worker::Run;
 use crate::events::{self, Log};
@@ -34,7 +38,11 @@ use crate::job::Job;
 use crate::publisher::{Conclude, PublisherRoutes, Settle};
 use crate::runtime::{Route, Undelivered};
 use crate::sink::Verdict;
+use crate::tenants::Tenants;
 
+/// How often tenants at their limit are looked at again, although none of their jobs has ended: nobody tells a pool that a
+/// limit was raised.
+const LIMITS_LOOK: Duration = Duration::from_secs(1);
 /// How long a slot rests when its block worker is being re-created.
 const WORKER_RESTART_WAIT: Duration = Duration::from_millis(100);
 
@@ -91,6 +99,30 @@ pub enum EmptyLine {
     Refuse,
 }
 
+/// From who explains an assignment: where it stands in the line. Nothing when it is not in it.
+#[derive(Message)]
+#[rtype(result = "Option<InLine>")]
+pub struct LookInLine(pub AssignmentKey, pub String);
+
+/// Where a job stands in the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct InLine {
+    /// Its priority.
+    pub priority: u8,
+    /// Jobs of its tenant that go first, those of higher rank that come later not counted.
+    pub before_of_tenant: usize,
+    /// Jobs of its tenant that wait here, itself included.
+    pub of_tenant: usize,
+    /// Tenants that wait here, its own included.
+    pub tenants: usize,
+    /// Jobs of its tenant that run, in all pools.
+    pub tenant_running: usize,
+    /// Most of them that may.
+    pub tenant_max_running: Option<usize>,
+    /// Whether it waits because its tenant runs as many as it may.
+    pub at_limit: bool,
+}
+
 /// From whoever cancels: jobs in the line may have been cancelled by request.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
@@ -113,12 +145,39 @@ pub struct PoolSnapshot {
     /// Slots that are neither free nor with a job that runs, when the auditor looked last: 0 unless the program is
     /// at fault.
     pub slots_unaccounted: usize,
+    /// Tenants that have jobs waiting.
+    pub tenants_waiting: usize,
+    /// Those of them that run as many jobs as they may.
+    pub tenants_at_limit: usize,
     /// Its queue, if that has a bound of its own; the fields stand among the others.
     #[serde(flatten)]
     pub queue: Option<QueueSnapshot>,
 }
 
 // ---- State ----
+
+/// By what tenants share the slots. Cheap to clone; the pools of a node have the same.
+#[derive(Clone, Default)]
+pub struct Shares {
+    /// What each tenant may use.
+    pub tenants: Tenants,
+    /// What each runs.
+    pub running: RunningJobs,
+    /// How fast waiting jobs gain priority.
+    pub ageing: Ageing,
+}
+
+impl Shares {
+    /// The turn of a tenant, if it may run one more job.
+    fn turn(&self, class: ResourceClass, tenant: &Arc<str>) -> Option<Turn<Running>> {
+        let policy = self.tenants.policy(tenant);
+        let right = self.running.try_run(class, tenant, policy.max_running)?;
+        Some(Turn {
+            weight: policy.weight,
+            right,
+        })
+    }
+}
 
 /// The pool actor.
 pub struct Pool {
@@ -130,10 +189,13 @@ pub struct Pool {
     slots: Arc<Slots>,
     workers: Vec<Route<Run>>,
     publisher: PublisherRoutes,
+    shares: Shares,
     /// Whether it tells that a deadline ran out, as block workers do.
     tells_timeouts: bool,
     log: Log,
     alarm: Option<(Instant, SpawnHandle)>,
+    /// Whether tenants at their limit are looked at again soon.
+    looks_at_limits: bool,
 }
 
 impl Pool {
@@ -144,19 +206,22 @@ impl Pool {
         slots: Arc<Slots>,
         workers: Vec<Route<Run>>,
         publisher: PublisherRoutes,
+        shares: Shares,
         log: Log,
     ) -> Self {
         Self {
             class,
-            line: Line::default(),
+            line: Line::new(shares.ageing),
             debts: Vec::new(),
             places,
             slots,
             workers,
             publisher,
+            shares,
             tells_timeouts: false,
             log,
             alarm: None,
+            looks_at_limits: false,
         }
     }
 
@@ -173,50 +238,67 @@ impl Pool {
     fn pump(&mut self, context: &mut Context<Self>, waited: bool) {
         self.expire();
         self.pay_debts(Instant::now());
-        while !self.line.is_empty() {
-            let Some(slot) = self.slots.try_take() else { break };
-            let Some(Waiting {
-                since,
-                deadline,
-                item: mut job,
-            }) = self.line.pop()
-            else {
+        while !self.line.is_empty() && self.slots.has_free() {
+            let Some((waiting, running)) = self.next() else {
                 break;
             };
-            if waited {
-                self.log.emit(events::processing_queued(
-                    &job.identity,
-                    self.class.as_str(),
-                    self.line.len(),
-                ));
-            }
-            let now = Instant::now();
-            self.log_started(&job, since, now);
-            let waited_ms = crate::job::elapsed_ms(since, now);
-            let span = &mut job.holdings.span;
-            span.set("queue.pool", self.class.as_str());
-            span.set("queue.wait_ms", waited_ms);
-            span.event("slot taken", vec![("queue.wait_ms", waited_ms.into())]);
-            let run = Run { job, slot };
-            if let Err(Undelivered(Run { job: item, slot })) = self.workers[slot_index(&run)].tell(run) {
-                // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
-                self.line.push_front(Waiting {
-                    since,
-                    deadline,
-                    item,
-                });
-                context.run_later(WORKER_RESTART_WAIT, move |_, _| drop(slot));
-            }
+            self.start(waiting, running, waited, context);
         }
         self.places.note_oldest(self.line.oldest());
         self.set_alarm(context);
+        self.look_at_limits(context);
     }
 
-    fn log_started(&self, job: &Job, since: Instant, now: Instant) {
+    /// The job whose turn it is, with the right to run it.
+    fn next(&mut self) -> Option<(Waiting<Box<Job>>, Running)> {
+        let (class, shares) = (self.class, &self.shares);
+        let turn = |tenant: &Arc<str>| shares.turn(class, tenant);
+        self.line.pop_next(Instant::now(), turn)
+    }
+
+    /// Gives a job to a block worker.
+    fn start(
+        &mut self,
+        waiting: Waiting<Box<Job>>,
+        running: Running,
+        waited: bool,
+        context: &mut Context<Self>,
+    ) {
+        // Only the pool takes slots: there is one still.
+        let Some(slot) = self.slots.try_take() else {
+            return self.line.push_front(waiting);
+        };
+        if waited {
+            let queued =
+                events::processing_queued(&waiting.item.identity, self.class.as_str(), self.line.len());
+            self.log.emit(queued);
+        }
+        let now = Instant::now();
+        self.log_started(&waiting, now);
+        let waited_ms = crate::job::elapsed_ms(waiting.since, now);
+        let (mut job, turn) = waiting.split();
+        let span = &mut job.holdings.span;
+        span.set("queue.pool", self.class.as_str());
+        span.set("queue.wait_ms", waited_ms);
+        span.event("slot taken", vec![("queue.wait_ms", waited_ms.into())]);
+        let run = Run {
+            job,
+            slot: slot.carrying(running),
+        };
+        if let Err(Undelivered(Run { job, mut slot })) = self.workers[slot_index(&run)].tell(run) {
+            // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
+            drop(slot.let_go());
+            self.line.push_front(turn.with(job));
+            context.run_later(WORKER_RESTART_WAIT, move |_, _| drop(slot));
+        }
+    }
+
+    fn log_started(&self, waiting: &Waiting<Box<Job>>, now: Instant) {
+        let job = &waiting.item;
         let queued_ms = crate::job::elapsed_ms(job.arrival.received, now);
         let started = events::step_started(&job.identity, self.class.as_str(), queued_ms);
-        let waited = now.saturating_duration_since(since);
-        self.log.emit(events::queue::left(started, self.class, waited));
+        self.log
+            .emit(events::queue::left(started, self.class, waiting.waited(now)));
     }
 
     /// Row 16: lets the jobs that wait longest leave for those that were let in for them. The last one in the line is
@@ -226,9 +308,9 @@ impl Pool {
             if !self.places.is_due() {
                 self.debts.clear();
             } else if self.line.len() > 1
-                && let (Some(debt), Some(oldest)) = (self.debts.pop(), self.line.pop())
+                && let (Some(debt), Some(oldest)) = (self.debts.pop(), self.line.pop_oldest(now))
             {
-                self.measure_wait(oldest.since, now);
+                self.measure_wait(&oldest, now);
                 self.drop_oldest(*oldest.item, debt, now);
             } else {
                 return;
@@ -251,8 +333,9 @@ impl Pool {
     /// Row 8 for jobs whose time ran out while they waited.
     fn expire(&mut self) {
         let now = Instant::now();
-        for Waiting { since, item: job, .. } in self.line.take_expired(now) {
-            self.measure_wait(since, now);
+        for expired in self.line.take_expired(now) {
+            self.measure_wait(&expired, now);
+            let job = expired.item;
             let since_start = |end: Instant| end.saturating_duration_since(job.started);
             self.log.tell(self.tells_timeouts, || {
                 vec![events::timeouts::of_waiting(
@@ -268,10 +351,12 @@ impl Pool {
 
     /// Row 9 for jobs that were cancelled by request while they waited.
     fn take_cancelled(&mut self, now: Instant) {
-        let cancelled = self.line.take(|job| job.holdings.cancel.asked().is_some());
-        for Waiting { since, item: job, .. } in cancelled {
-            self.measure_wait(since, now);
-            self.conclude_cancelled(*job, now);
+        let cancelled = self
+            .line
+            .take_where(now, |job| job.holdings.cancel.asked().is_some());
+        for waiting in cancelled {
+            self.measure_wait(&waiting, now);
+            self.conclude_cancelled(*waiting.item, now);
         }
     }
 
@@ -282,10 +367,9 @@ impl Pool {
     }
 
     /// A job leaves the line without a start. How long the others waited is measured with their start.
-    fn measure_wait(&self, since: Instant, now: Instant) {
-        let waited = now.saturating_duration_since(since);
+    fn measure_wait(&self, left: &Waiting<Box<Job>>, now: Instant) {
         self.log
-            .measure(|| events::queue::left_without_start(self.class, waited));
+            .measure(|| events::queue::left_without_start(self.class, left.waited(now)));
     }
 
     fn conclude_by(&self, row: &'static str, job: Job, outcome: Outcome, now: Instant) {
@@ -316,14 +400,42 @@ impl Pool {
         });
     }
 
+    /// Tenants at their limit are looked at again when one of their jobs ends, and now and then besides.
+    fn look_at_limits(&mut self, context: &mut Context<Self>) {
+        if self.line.tenants_aside() == 0 || self.looks_at_limits {
+            return;
+        }
+        self.looks_at_limits = true;
+        context.run_later(LIMITS_LOOK, |pool, context| {
+            pool.looks_at_limits = false;
+            pool.line.readmit_all(Instant::now());
+            pool.pump(context, true);
+        });
+    }
+
+    fn find_in_line(&self, key: &AssignmentKey, tenant_id: &str) -> Option<InLine> {
+        let mut priority = 0;
+        let standing = self.line.find(tenant_id, |job| {
+            priority = job.priority;
+            job.identity.key() == *key
+        })?;
+        Some(InLine {
+            priority,
+            before_of_tenant: standing.before,
+            of_tenant: standing.of_tenant,
+            tenants: standing.tenants,
+            tenant_running: self.shares.running.of(tenant_id),
+            tenant_max_running: self.shares.tenants.policy(tenant_id).max_running,
+            at_limit: standing.aside,
+        })
+    }
+
     fn empty_line(&mut self, how: EmptyLine) {
         let now = Instant::now();
         self.take_cancelled(now);
-        while let Some(Waiting {
-            since, item: mut job, ..
-        }) = self.line.pop()
-        {
-            self.measure_wait(since, now);
+        while let Some(waiting) = self.line.pop_oldest(now) {
+            self.measure_wait(&waiting, now);
+            let mut job = waiting.item;
             match how {
                 EmptyLine::HandBack => {
                     self.log.measure(|| events::delivery::left_by("12"));
@@ -370,7 +482,14 @@ impl Handler<Enqueue> for Pool {
             // On its way here it was in no line.
             self.conclude_cancelled(*job, now);
         } else {
-            self.line.push_back(now, job.deadline, job);
+            let tenant = job.identity.tenant_id.clone();
+            self.line.push(Newcomer {
+                tenant: &tenant,
+                priority: job.priority,
+                since: now,
+                deadline: job.deadline,
+                item: job,
+            });
         }
         self.pump(context, false);
     }
@@ -381,6 +500,23 @@ impl Handler<SlotReturned> for Pool {
 
     fn handle(&mut self, _: SlotReturned, context: &mut Self::Context) {
         self.pump(context, true);
+    }
+}
+
+impl Handler<RoomForTenant> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, RoomForTenant(tenant): RoomForTenant, context: &mut Self::Context) {
+        self.line.readmit(&tenant, Instant::now());
+        self.pump(context, true);
+    }
+}
+
+impl Handler<LookInLine> for Pool {
+    type Result = Option<InLine>;
+
+    fn handle(&mut self, LookInLine(key, tenant_id): LookInLine, _: &mut Self::Context) -> Option<InLine> {
+        self.find_in_line(&key, &tenant_id)
     }
 }
 
@@ -410,6 +546,8 @@ impl Handler<LookAtPool> for Pool {
             running: self.slots.busy(),
             slots: self.slots.count(),
             slots_unaccounted: self.slots.unaccounted(),
+            tenants_waiting: self.line.tenants(),
+            tenants_at_limit: self.line.tenants_aside(),
             queue: self.places.snapshot(),
         }
     }

@@ -187,7 +187,8 @@ impl Conclude {
 
     /// [`Conclude::of_job`] for a job that leaves by another row. Row 9 it is all the same when somebody has asked for that:
     /// from here on, nobody can any more.
-    pub fn of_job_by(row: &'static str, job: Job, step: StepResult) -> Self {
+    pub fn of_job_by(row: &'static str, mut job: Job, step: StepResult) -> Self {
+        job.holdings.share.end();
         let (row, step) = match job.holdings.cancel.seal() {
             Some(asked) => {
                 let outcome = Outcome::from(asked.failure());

@@ -7,6 +7,7 @@
 pub mod circuit_breaker;
 pub mod policies;
 pub mod rules;
+pub mod tenants;
 
 mod validate;
 
@@ -15,9 +16,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use caf_protocol::block::ResourceClass;
+use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::tenants::{PolicyStoreSettings, TenantOverride, TenantPolicy, TenantSettings};
 use crate::mask;
 
 /// How assignments arrive.
@@ -70,9 +73,9 @@ pub struct NatsSettings {
     /// User name.
     pub user: Option<String>,
     /// Password that goes with `user`.
-    pub password: Option<String>,
+    pub password: Option<Secret>,
     /// Token.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// File with a user JWT and its nkey seed (`.creds`).
     pub credentials_file: Option<PathBuf>,
     /// File that holds an nkey seed.
@@ -407,36 +410,6 @@ impl Default for DlqSettings {
     fn default() -> Self {
         Self {
             payload: LetterPayload::Include,
-        }
-    }
-}
-
-/// Who may send jobs, and how much each may use of this worker.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TenantSettings {
-    /// Tenants that may; empty lets all.
-    pub allowed: Vec<String>,
-    /// What each tenant may use that has no entry in `overrides`.
-    pub default: TenantPolicy,
-}
-
-/// How much one tenant may use of this worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TenantPolicy {
-    /// Its share of the slots beside other tenants that wait for the same pool: a tenant of weight 2 gets twice as many
-    /// turns as one of weight 1.
-    pub weight: u32,
-    /// Most of its jobs that run at once, in all pools together; nothing is no limit.
-    pub max_running: Option<usize>,
-}
-
-impl Default for TenantPolicy {
-    fn default() -> Self {
-        Self {
-            weight: 1,
-            max_running: None,
         }
     }
 }

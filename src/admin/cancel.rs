@@ -31,8 +31,9 @@ impl Admin {
         }
         let log = parts.cancellations.log();
         let request = CancelRequest::read(body).map_err(|failure| {
+            // Who asks is told why, and the log by the line about the call, which is limited for each peer.
             if let Some(log) = log {
-                log.emit(events::cancellation::refused(Asker::Admin, &failure.message, 0));
+                log.measure(|| events::cancellation::refused_again(Asker::Admin));
             }
             NotCancelled::Bad(failure.message)
         })?;

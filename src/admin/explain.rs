@@ -63,8 +63,18 @@ impl Admin {
                 _ => None,
             };
             let pool = found.entry.pool.as_deref();
+            let line = match pool.filter(|_| found.entry.phase == Phase::Waiting) {
+                Some(pool) => {
+                    parts
+                        .health
+                        .find_in_line(pool, key.clone(), &found.tenant_id)
+                        .await
+                }
+                None => None,
+            };
             let beside = Beside {
                 held: parts.health.claims().map(|claims| claims.is_held(&key)),
+                line,
                 claim,
                 slots_key: pool.and_then(|pool| parts.slots_keys.get(pool).map(String::as_str)),
                 trouble: trouble.as_deref(),

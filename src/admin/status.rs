@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use caf_actors::breakers::book::Seen;
 use caf_actors::clock::{self, whole_ms};
 use caf_actors::consumption::Phase;
 use caf_actors::journal::{BUCKET_S, Running};
@@ -16,6 +17,8 @@ use crate::http::health::why_not_ready;
 
 /// Most running jobs that are listed: the longest.
 const MAX_RUNNING: usize = 100;
+/// Most circuit breakers that are listed: open ones first.
+const MAX_BREAKERS: usize = 100;
 
 impl Admin {
     /// The whole object.
@@ -39,6 +42,7 @@ impl Admin {
                 "version": env!("CARGO_PKG_VERSION"),
                 "mode": take("mode"),
                 "pid": std::process::id(),
+                "sandbox": parts.sandbox,
                 "started_at": iso(parts.journal.started_ms()),
                 "uptime_ms": now_ms.saturating_sub(parts.journal.started_ms()),
             },
@@ -57,6 +61,7 @@ impl Admin {
             "publisher": take("publisher"),
             "outbox": take("outbox"),
             "claims": take("claims"),
+            "circuit_breakers": parts.circuit_breakers(),
             "drain": parts.drain(now_ms),
             "features": parts.features,
             "restarts": {"total": restarts.values().sum::<u64>(), "by_part": restarts},
@@ -88,6 +93,21 @@ fn pools(by_name: &Value) -> Vec<Value> {
             pool
         })
         .collect()
+}
+
+fn breaker(seen: &Seen, now: Instant) -> Value {
+    let since_ms = |at: Instant| whole_ms(now.saturating_duration_since(at));
+    json!({
+        "tenant_id": &*seen.tenant_id,
+        "kind": seen.endpoint.kind(),
+        "endpoint": seen.endpoint.name(),
+        "state": seen.phase,
+        "failures": seen.failures,
+        "changed_ms_ago": seen.changed.map(since_ms),
+        "retry_after_ms": seen.retry_after.map(whole_ms),
+        "refused": seen.refused,
+        "retry_budget": seen.retry_tokens,
+    })
 }
 
 impl Parts {
@@ -137,6 +157,19 @@ impl Parts {
         };
         value["phase"] = phase.into();
         value
+    }
+
+    /// Nothing while the flag is off.
+    fn circuit_breakers(&self) -> Option<Value> {
+        let view = self.health.breakers()?.look(MAX_BREAKERS)?;
+        let now = Instant::now();
+        let mut kept = Map::new();
+        for (&(kind, phase), count) in &view.counts {
+            kept.entry(kind.as_str()).or_insert_with(|| json!({}))[phase.as_str()] = json!(count);
+        }
+        let listed: Vec<_> = view.first.iter().map(|seen| breaker(seen, now)).collect();
+        let total: usize = view.counts.values().sum();
+        Some(json!({"total": total, "max": view.max, "by_kind": kept, "listed": listed}))
     }
 
     /// Nothing while requests to cancel are not carried out.

@@ -5,6 +5,7 @@
 
 use caf_actors::claims::record::{ClaimRecord, ClaimState};
 use caf_actors::journal::{Entry, Found, Note, Phase};
+use caf_actors::pool::InLine;
 use serde::Serialize;
 
 use self::ends::{Cause, ended};
@@ -52,12 +53,15 @@ pub struct Explanation {
 /// What an assignment waits for.
 #[derive(Debug, Clone, Serialize)]
 pub struct Waiting {
-    /// `permission` (the fleet's claim), `slot`, `retry`, `confirmation`, or `broker` (to be delivered again).
+    /// `permission` (the fleet's claim), `slot`, `tenant_limit` (its tenant runs as many jobs as it may), `retry`,
+    /// `confirmation`, or `broker` (to be delivered again).
     pub what: &'static str,
-    /// For a slot: its place among those that wait for the same pool, from 1.
+    /// For a slot: its place among those that wait for the same pool, from 1, by arrival; who starts next, `line` says.
     pub position: Option<usize>,
     /// For a slot: how many wait for the same pool.
     pub queue_depth: Option<usize>,
+    /// For a slot: where it stands among the jobs of its tenant, and who waits beside it.
+    pub line: Option<InLine>,
     /// For a slot: who has the slots of the pool; at most 20, the longest first.
     pub slots_held_by: Vec<Holder>,
     /// Until when, where that is known.
@@ -243,6 +247,8 @@ fn answered(record: &ClaimRecord, who: &str) -> String {
 pub struct Beside<'a> {
     /// Whether this process holds the assignment, where that is known.
     pub held: Option<bool>,
+    /// Where it stands in the line of its pool, while it waits there.
+    pub line: Option<InLine>,
     /// What the fleet's claim says, where it was asked.
     pub claim: Option<ClaimView>,
     /// The setting that the slots of its pool come from.
@@ -302,7 +308,7 @@ pub fn explain(found: &Found, beside: Beside<'_>, now_ms: u64) -> Explanation {
         state: entry.phase,
         summary,
         advice,
-        waiting: waiting(found, now_ms),
+        waiting: waiting(found, beside.line, now_ms),
         deadline: open_until.map(|at_ms| Deadline {
             at: iso(at_ms),
             left_ms: at_ms.saturating_sub(now_ms),
@@ -375,7 +381,8 @@ impl Life {
                 }
                 "Step execution completed" | "Step execution failed" | "Step canceled" => {
                     // A job that ends because of the wait after its last call: that call had a failure of its own.
-                    let waits = note.number("next_wait_ms").is_some();
+                    let waits =
+                        note.number("next_wait_ms").is_some() || note.text("circuit_breaker").is_some();
                     let last = note.text("last_error_code").filter(|_| waits).map(str::to_owned);
                     life.close(&mut began_ms, note.at_ms, last.or(code));
                     life.cause = Cause::of(note, entry.accepted_ms);
@@ -384,6 +391,8 @@ impl Life {
                 "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
                     life.end(note, false, false);
                 }
+                // No call began after all.
+                "Call refused by circuit breaker" => began_ms = None,
                 "Answer not confirmed" => life.unconfirmed = note.text("part").map(str::to_owned),
                 "Assignment concluded" => life.conclude(note),
                 "Assignment not run" | "Result suppressed" => {
@@ -454,16 +463,18 @@ fn row_of(status: &str, reason: Option<&str>, dropped: bool, accepted: bool) -> 
         ("cancelled", _) => "9",
         (_, Some("queue_full")) => "4",
         (_, Some("tenant_not_allowed")) => "3",
+        (_, Some("quota_exceeded")) => "4b",
         (_, Some("quarantined")) => "14",
         (_, Some("attempts_exhausted")) => "17",
         _ => "2",
     }
 }
 
-fn waiting(found: &Found, now_ms: u64) -> Option<Waiting> {
+fn waiting(found: &Found, line: Option<InLine>, now_ms: u64) -> Option<Waiting> {
     let entry = &found.entry;
     let what = match entry.phase {
         Phase::Deciding => "permission",
+        Phase::Waiting if line.is_some_and(|line| line.at_limit) => "tenant_limit",
         Phase::Waiting => "slot",
         Phase::WaitingForRetry => "retry",
         Phase::Answering => "confirmation",
@@ -476,6 +487,7 @@ fn waiting(found: &Found, now_ms: u64) -> Option<Waiting> {
         what,
         position: for_slot.then_some(found.before + 1),
         queue_depth: for_slot.then_some(found.waiting),
+        line: line.filter(|_| for_slot),
         slots_held_by: found
             .slots
             .iter()
@@ -580,19 +592,63 @@ fn waiting_for_slot(scene: &Scene<'_>) -> (String, Option<String>) {
             length(now_ms.saturating_sub(longest.since_ms))
         ),
     };
-    let waited = now_ms.saturating_sub(entry.accepted_ms.unwrap_or(now_ms));
+    let waited = length(now_ms.saturating_sub(entry.accepted_ms.unwrap_or(now_ms)));
+    let left = deadline_left(entry, now_ms);
+    if let Some(line) = scene.beside.line.filter(|line| line.at_limit) {
+        return waiting_for_tenant(scene, &line, &waited, &left);
+    }
+    let place = match scene.beside.line {
+        None => format!("number {} of {} in the queue", found.before + 1, found.waiting),
+        Some(line) => match line.tenants.saturating_sub(1) {
+            0 => format!("{} in the queue", place(&line)),
+            others => format!(
+                "{} of its tenant, which takes turns with {}; {} wait",
+                place(&line),
+                counted(others as u64, "other"),
+                counted(found.waiting as u64, "job"),
+            ),
+        },
+    };
     (
-        format!(
-            "Waits for a slot of pool {pool} for {}, as number {} of {} in the queue.{holders}{}",
-            length(waited),
-            found.before + 1,
-            found.waiting,
-            deadline_left(entry, now_ms)
-        ),
+        format!("Waits for a slot of pool {pool} for {waited}, as {place}.{holders}{left}"),
         Some(format!(
             "Give pool {pool} more slots ({}), start another worker, or see why the running jobs take long.",
             scene.slots_key()
         )),
+    )
+}
+
+/// Its place among the jobs of its tenant.
+fn place(line: &InLine) -> String {
+    format!(
+        "number {} of {} (priority {})",
+        line.before_of_tenant + 1,
+        line.of_tenant,
+        line.priority
+    )
+}
+
+fn waiting_for_tenant(
+    scene: &Scene<'_>,
+    line: &InLine,
+    waited: &str,
+    left: &str,
+) -> (String, Option<String>) {
+    let most = line
+        .tenant_max_running
+        .map_or_else(String::new, |max| format!(" of at most {max}"));
+    (
+        format!(
+            "Waits in pool {} for {waited}, as {} of tenant {}, which runs {}{most}: the limit of the tenant, not slots.{left}",
+            scene.pool(),
+            place(line),
+            scene.found.tenant_id,
+            counted(line.tenant_running as u64, "job"),
+        ),
+        Some(
+            "Raise max_running of the tenant (tenants, then SIGHUP), or see why its running jobs take long."
+                .to_owned(),
+        ),
     )
 }
 

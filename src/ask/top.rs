@@ -244,7 +244,7 @@ fn upkeep(status: &Value) -> Vec<String> {
         _ if source["connecting"] == false => "NOT TRIED YET",
         _ => "NOT CONNECTED",
     };
-    vec![
+    let mut lines = vec![
         format!(
             "source {connected} ({}), {last}, {} in all{rebuilds}",
             text(&source["phase"]).replace('_', " "),
@@ -269,8 +269,21 @@ fn upkeep(status: &Value) -> Vec<String> {
             counted(number(&status["restarts"]["total"]), "restart"),
             counted(number(&status["stray_threads"]), "stray thread")
         ),
-        String::new(),
-    ]
+    ];
+    lines.extend(breakers(&status["circuit_breakers"]));
+    lines.push(String::new());
+    lines
+}
+
+/// How many circuit breakers are not closed; nothing while all are, or their flag is off.
+fn breakers(breakers: &Value) -> Option<String> {
+    let kinds = breakers["by_kind"].as_object()?;
+    let sum = |state: &str| kinds.values().map(|kind| number(&kind[state])).sum::<u64>();
+    let (open, half_open) = (sum("open"), sum("half_open"));
+    (open + half_open > 0).then(|| {
+        let total = counted(number(&breakers["total"]), "circuit breaker");
+        format!("alone  {open} open, {half_open} half-open of {total}")
+    })
 }
 
 fn failures(status: &Value, most: usize, screen: Screen) -> Vec<String> {

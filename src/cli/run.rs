@@ -7,10 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use actix_rt::SystemRunner;
 use caf_actors::errors::chain;
+use caf_actors::events::secrets::Audit;
 use caf_actors::events::{self, Log};
 use caf_actors::journal::Journal;
 use caf_blocks::Extras;
 use caf_protocol::block::ResourceClass;
+use caf_protocol::secret::vault::Vault;
 
 use super::dlq::DlqCommand;
 use super::{ExecArgs, OutputFormat, SubmitArgs, print};
@@ -21,6 +23,7 @@ use crate::http::tls::AdminTls;
 use crate::reload::{Live, Reloader};
 use crate::settings::in_force::InForce;
 use crate::settings::load::{Loaded, Sources};
+use crate::settings::named_secrets::vault_entries;
 use crate::settings::origin::Origin;
 use crate::settings::{LogLevel, LogSettings, Settings, flags, not_yet, worker_id};
 use crate::signals::{Signals, hangups};
@@ -47,7 +50,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
     with_log(settings, &settings.log, Streams::Split, |log, control| {
         let metrics = in_force
             .metrics
-            .then(|| Arc::new(Metrics::new(&settings.worker.metrics)));
+            .then(|| Arc::new(Metrics::new(&settings.worker.metrics).hiding(control.secrets().clone())));
         let metered = metrics.iter().cloned();
         let log = &metered.fold(log.clone(), |log, metrics| {
             control.measure(Arc::clone(&metrics) as _);
@@ -67,6 +70,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             slots_keys: ResourceClass::ALL
                 .map(|class| (class.as_str(), in_force.slots_key(class).to_owned()))
                 .into(),
+            secrets: control.secrets().clone(),
         };
         let log = &log.clone().with_observer(Arc::new(told.journal.clone()));
         keep_unwritten(settings, control, log);
@@ -74,11 +78,16 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         for warning in not_yet::warnings(loaded).iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
-        let extras = Extras::default();
+        let extras = Extras {
+            sandbox: settings.worker.sandbox.clone(),
+            vault: vault(settings, log),
+            ..Extras::default()
+        };
         let live = Live {
             log: control.clone(),
             tenants: in_force.tenants.clone(),
             http_targets: extras.http_targets.clone(),
+            vault: extras.vault.clone(),
             metrics: metrics.clone(),
             admin_tls,
         };
@@ -99,6 +108,13 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             Err(error) => complain(&error),
         }
     })
+}
+
+/// The secrets that jobs may name; every use is told to the log.
+fn vault(settings: &Settings, log: &Log) -> Vault {
+    let vault = Vault::default().with_witness(Arc::new(Audit::new(log.clone())));
+    vault.replace(vault_entries(&settings.secrets));
+    vault
 }
 
 /// Says where the log leaves what nobody takes, and whether an earlier process did so. On a thread of its own: the disk
@@ -138,6 +154,8 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
         let blocks = |health| {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
+                sandbox: settings.worker.sandbox.clone(),
+                vault: vault(settings, log),
                 ..Extras::default()
             };
             Ok(caf_blocks::build(
@@ -164,7 +182,11 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         for warning in loaded.flag_warnings.iter().chain(&in_force.warnings) {
             log.emit(events::warning(warning));
         }
-        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), Extras::default()) {
+        let extras = Extras {
+            sandbox: settings.worker.sandbox.clone(),
+            ..Extras::default()
+        };
+        match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
             Ok(blocks) => match exec_command::dry_run::run(settings, &in_force, input, blocks) {
                 Ok(exit) => exit,
                 Err(error) => {

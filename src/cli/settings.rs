@@ -31,6 +31,9 @@ pub struct SettingsArgs {
     /// Jobs that run at once on the io pool
     #[arg(long, global = true, value_name = "JOBS")]
     pub io_pool_size: Option<u64>,
+    /// Only rehearse jobs: nothing outside is touched, outputs are made up
+    #[arg(long, global = true)]
+    pub sandbox: bool,
     /// Base address: health one port above, metrics two
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub prometheus_endpoint: Option<String>,
@@ -52,6 +55,7 @@ impl SettingsArgs {
             ("pools.cpu.max_concurrency", size(self.cpu_pool_size)),
             ("pools.gpu.max_concurrency", size(self.gpu_pool_size)),
             ("pools.io.max_concurrency", size(self.io_pool_size)),
+            ("worker.sandbox.enabled", self.sandbox.then(|| "true".to_owned())),
         ];
         let named = named
             .into_iter()

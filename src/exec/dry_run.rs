@@ -8,14 +8,17 @@ use std::io::Write;
 use caf_actors::block_worker::retry::numbers::family;
 use caf_actors::block_worker::retry::preview::Preview;
 use caf_actors::clock::whole_ms;
-use caf_actors::intake::decision::{Facts, Row, decide};
+use caf_actors::intake::decision::{Facts, QuotaFact, Row, decide};
 use caf_actors::intake::preparation::{Preparation, Runnable};
 use caf_actors::job::Work;
 use caf_actors::pool::policy::Policy;
+use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::TotalLimit;
+use caf_actors::tenants::Ask;
 use caf_blocks::Blocks;
-use caf_protocol::assignment::{Identity, Reading, read};
+use caf_protocol::assignment::{Identity, Reading};
 use caf_protocol::block::ResourceClass;
+use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
 use serde::Serialize;
@@ -69,6 +72,18 @@ struct PlannedJob {
     retry: Preview,
     timeouts: Option<Timeouts>,
     queue: Queue,
+    /// Absent with the flag off, for jobs that talk to nobody, and where the inputs were not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    circuit_breaker: Option<Breaker>,
+}
+
+/// What calls and retries of a job depend on beside its own plan.
+#[derive(Serialize)]
+struct Breaker {
+    kind: EndpointKind,
+    endpoint: String,
+    #[serde(flatten)]
+    rules: CircuitBreakerSettings,
 }
 
 /// Limits on operations that are in force for the job's block; absent with the flag off.
@@ -140,7 +155,7 @@ struct DryRun<'a> {
 impl DryRun<'_> {
     /// Whether an assignment would run, and its line.
     fn line(&self, payload: &[u8]) -> (bool, String) {
-        let (identity, assignment) = match read(payload, &Headers::default()) {
+        let (identity, assignment) = match self.preparation.read(payload, &Headers::default()) {
             Reading::Unanswerable(failure) => {
                 let verdict = Verdict::Unanswerable {
                     error_code: failure.code.as_str(),
@@ -154,7 +169,11 @@ impl DryRun<'_> {
         let prepared = assignment.and_then(|assignment| self.preparation.prepare(assignment));
         let allowed = &self.settings.tenants.allowed;
         let tenant_allowed = allowed.is_empty() || allowed.contains(&identity.tenant_id);
-        let verdict = match decide(&Facts::of_new(prepared.as_ref().err(), tenant_allowed)) {
+        let mut facts = Facts::of_new(prepared.as_ref().err(), tenant_allowed);
+        if let (true, Ok(job)) = (tenant_allowed, &prepared) {
+            facts.quota = self.quota(&identity, payload, job);
+        }
+        let verdict = match decide(&facts) {
             Row::Reject { reason, failure, .. } | Row::GiveUp { reason, failure } => {
                 rejected(reason.as_str(), failure)
             }
@@ -165,6 +184,19 @@ impl DryRun<'_> {
         let job = prepared.ok().filter(|_| runs);
         let job = job.map(|job| self.planned(identity.job_type.as_deref().unwrap_or_default(), &job));
         (runs, self.written(&identity, verdict, job))
+    }
+
+    /// What the quotas of the tenant say, as if nothing else of it were under way: nothing is taken of them.
+    fn quota(&self, identity: &Identity, payload: &[u8], job: &Runnable) -> QuotaFact {
+        let ask = Ask {
+            bytes: payload.len() as u64,
+            estimate: job.estimate,
+            has_slot: true,
+            taken_on_before: false,
+        };
+        let tenants = &self.in_force.tenants;
+        let answer = tenants.admit(&identity.tenant_id, &ask, Instant::now());
+        answer.map_or_else(QuotaFact::Exceeded, |_| QuotaFact::Within)
     }
 
     fn written(&self, identity: &Identity, verdict: Verdict, job: Option<PlannedJob>) -> String {
@@ -197,7 +229,19 @@ impl DryRun<'_> {
             retry: job.retry.preview(Instant::now(), job.time_limit),
             timeouts: self.timeouts(family(job_type)),
             queue: self.queue(job.class),
+            circuit_breaker: self.breaker(&job.work),
         }
+    }
+
+    fn breaker(&self, work: &Work) -> Option<Breaker> {
+        let rules = self.in_force.circuit_breaker.clone()?;
+        let Work::Ready(task) = work else { return None };
+        let endpoint = task.endpoint()?;
+        Some(Breaker {
+            kind: endpoint.kind(),
+            endpoint: endpoint.name().to_owned(),
+            rules,
+        })
     }
 
     fn timeouts(&self, family: &str) -> Option<Timeouts> {

@@ -64,7 +64,7 @@ async fn page() -> HttpResponse {
 }
 
 async fn status(admin: web::Data<Admin>) -> HttpResponse {
-    HttpResponse::Ok().json(admin.status().await)
+    HttpResponse::Ok().json(admin.clean(admin.status().await))
 }
 
 async fn explain(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse {
@@ -86,9 +86,10 @@ async fn explain(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse 
     }
     let tenant = tenant.filter(|tenant| !tenant.is_empty());
     let explained = admin.explain(&assignment_id, tenant.as_deref()).await;
+    let body = admin.clean(explained.body);
     match explained.found {
-        true => HttpResponse::Ok().json(explained.body),
-        false => HttpResponse::NotFound().json(explained.body),
+        true => HttpResponse::Ok().json(body),
+        false => HttpResponse::NotFound().json(body),
     }
 }
 

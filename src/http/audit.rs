@@ -101,8 +101,8 @@ impl Audit {
     fn loudness(&self, peer: Peer, method: &Method, status: StatusCode) -> Loudness {
         let now = Instant::now();
         let reads = method == Method::GET || method == Method::HEAD;
-        // Not found is an answer, and about something.
-        let is_refused = status.is_client_error() && status != StatusCode::NOT_FOUND;
+        // Not found is an answer to who reads. Who wants something done and is not heard is refused, whatever the reason.
+        let is_refused = status.is_client_error() && !(reads && status == StatusCode::NOT_FOUND);
         let aloud = match (is_refused, reads) {
             (true, _) => self.peers.tells_refusal(peer, now),
             (false, true) => self.peers.tells_reading(peer, now),

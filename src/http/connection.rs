@@ -21,11 +21,11 @@ const LIFE_LIMIT: Duration = Duration::from_secs(20);
 pub(super) const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// Largest head of a request, in bytes.
 const HEAD_LIMIT: usize = 16 * 1024;
+/// Largest body that is passed on, in bytes: the largest request that a page takes.
+pub(super) const BODY_LIMIT: usize = MAX_REQUEST_BYTES;
 /// What is said to whoever sends a larger one. The server behind would answer only to eight times as much.
 const TOO_LARGE: &[u8] =
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-/// Largest body that is passed on, in bytes: the largest request that a page takes.
-pub(super) const BODY_LIMIT: usize = MAX_REQUEST_BYTES;
 /// So much is read and dropped after the head, in bytes: closing a socket with something unread may take the answer from a
 /// reader. The rest stays with the system, which lets the sender wait.
 const REST_LIMIT: usize = 64 * 1024;

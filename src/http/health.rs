@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpResponse, web};
+use caf_actors::breakers::Breakers;
 use caf_actors::claims::Claims;
 use caf_actors::event_loop::LoopClock;
 use caf_actors::lease::LeaseTable;
+use caf_actors::pool::InLine;
 use caf_actors::status::NodeStatus;
+use caf_protocol::ids::AssignmentKey;
 use caf_protocol::timestamp::iso_micros;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -154,9 +157,20 @@ impl Health {
         self.parts.get().map(|parts| &parts.claims)
     }
 
+    /// What is left alone because it keeps failing; nothing before the tree is built.
+    pub fn breakers(&self) -> Option<&Breakers> {
+        self.parts.get().map(|parts| &parts.breakers)
+    }
+
     /// What is held from the broker; nothing before the tree is built.
     pub fn leases(&self) -> Option<&LeaseTable> {
         self.parts.get().map(|parts| &parts.leases)
+    }
+
+    /// Where an assignment of this tenant stands in the line of a pool; nothing when it does not wait there.
+    pub async fn find_in_line(&self, pool: &str, key: AssignmentKey, tenant_id: &str) -> Option<InLine> {
+        let parts = self.parts.get()?;
+        parts.find_in_line(pool, (key, tenant_id), LIFE_LIMIT).await
     }
 
     /// The page as JSON (contract 8.3).

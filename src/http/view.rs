@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_actors::block_worker::threads::Threads;
+use caf_actors::breakers::{Breakers, BreakersView};
 use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::{Claims, ClaimsSnapshot};
 use caf_actors::consumption::ConsumptionView;
 use caf_actors::lease::{LeaseSnapshot, LeaseTable};
 use caf_actors::outbox::{Outbox, OutboxSnapshot};
-use caf_actors::pool::{LookAtPool, PoolSnapshot, Slots};
+use caf_actors::pool::{InLine, LookAtPool, LookInLine, PoolSnapshot, Slots};
 use caf_actors::publisher::{LookAtPublisher, PublisherSnapshot};
 use caf_actors::runtime::Route;
 use caf_actors::status::NodeStatus;
 use caf_actors::supervisor::Budget;
+use caf_protocol::ids::AssignmentKey;
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 
@@ -91,6 +93,8 @@ pub struct PartsView {
     pub outbox_oldest_ms: Option<u64>,
     /// Deliveries that are held.
     pub leases: LeaseSnapshot,
+    /// Circuit breakers, while their flag is on.
+    pub breakers: Option<BreakersView>,
     /// Requests to cancel that wait for what they ask for; nothing while they are not carried out.
     pub tombstones: Option<usize>,
     /// Share of the restarts that is used up.
@@ -112,8 +116,10 @@ pub struct PoolView {
 /// What is looked at, once the tree is built.
 pub(super) struct Parts {
     pools: Vec<(&'static str, Route<LookAtPool>, Arc<Slots>)>,
+    lines: Vec<(&'static str, Route<LookInLine>)>,
     publisher: Route<LookAtPublisher>,
     threads: Threads,
+    pub(super) breakers: Breakers,
     pub(super) claims: Claims,
     outbox: Option<Outbox>,
     pub(super) leases: LeaseTable,
@@ -127,16 +133,32 @@ impl Parts {
             .pools
             .iter()
             .map(|pool| (pool.class.as_str(), pool.look.clone(), Arc::clone(&pool.slots)));
+        let lines = tree.pools.iter();
         Self {
             pools: pools.collect(),
+            lines: lines
+                .map(|pool| (pool.class.as_str(), pool.look_in_line.clone()))
+                .collect(),
             publisher: tree.publisher.clone(),
             threads: tree.threads.clone(),
+            breakers: tree.breakers.clone(),
             claims: tree.claims.clone(),
             outbox: tree.outbox.clone(),
             leases: tree.leases.clone(),
             restarts: tree.restarts.clone(),
             cancellations: tree.cancellations.clone(),
         }
+    }
+
+    /// Where this assignment of this tenant stands in the line of a pool, if it does.
+    pub(super) async fn find_in_line(
+        &self,
+        pool: &str,
+        (key, tenant_id): (AssignmentKey, &str),
+        limit: Duration,
+    ) -> Option<InLine> {
+        let (_, route) = self.lines.iter().find(|(class, _)| *class == pool)?;
+        route.ask(LookInLine(key, tenant_id.to_owned()), limit).await?
     }
 
     pub(super) async fn look(&self, limit: Duration) -> PartsView {
@@ -166,6 +188,8 @@ impl Parts {
             outbox: self.outbox.as_ref().map(Outbox::snapshot),
             outbox_oldest_ms: self.outbox.as_ref().and_then(Outbox::oldest_stored_at_ms),
             leases: self.leases.snapshot(now),
+            // Metrics and checks want numbers only.
+            breakers: self.breakers.look(0),
             tombstones: self.cancellations.tombstones(now),
             restart_budget_used: self.restarts.used(now),
         }

@@ -13,7 +13,7 @@ use caf_protocol::error_code::ErrorCode;
 use serde_json::Value;
 
 use super::log::Directives;
-use super::origin::{KeyPath, Origin, Problem};
+use super::origin::{KeyPath, Origin, Problem, secret_behind_file};
 use super::sources::{Entry, Reader};
 
 mod flags;
@@ -25,7 +25,7 @@ pub use otel::of_tracing;
 const PREFIX: &str = "WORKER__";
 
 /// Plain names and their keys. Of two for one key the later one wins.
-const PLAIN: [(&str, &str); 14] = [
+const PLAIN: [(&str, &str); 15] = [
     ("NATS_URL", "nats.url"),
     ("CAF_ASSIGN_SUBJECT", "nats.subjects.assign"),
     ("CAF_RESULT_SUBJECT", "nats.subjects.result"),
@@ -42,8 +42,12 @@ const PLAIN: [(&str, &str); 14] = [
         "METRICS_TENANT_LABEL_ALLOWLIST",
         "worker.metrics.tenant_label_allowlist",
     ),
+    ("WORKER_SANDBOX_MODE", "worker.sandbox.enabled"),
     ("DATABASE_URL", "blocks.sql.connections.default.url"),
 ];
+
+/// What the name of a variable ends in that gives the path of a file in place of a secret.
+const FILE_SUFFIX: &str = "_FILE";
 
 /// Levels of the log, for all and for modules, the stronger one last. The first belongs to other programs too and may
 /// hold filters that only they know; what cannot be read of it is left out.
@@ -59,10 +63,7 @@ pub type Variables = BTreeMap<String, String>;
 pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (name, key) in PLAIN {
-        let Some(text) = variables.get(name).filter(|text| !text.is_empty()) else {
-            continue;
-        };
-        entries.extend(reader.text(split(key), text, Origin::Environment(name.to_owned())));
+        entries.extend(plain_or_file(reader, variables, (name, key)));
     }
     for name in LOG_DIRECTIVES {
         if let Some(text) = variables.get(name) {
@@ -75,6 +76,44 @@ pub fn plain(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
     }
     entries.extend(flags::read(reader, variables));
     entries
+}
+
+/// The value of a plain name, or of the file that the same name with `_FILE` gives, where the key may hold a secret.
+fn plain_or_file<'a>(
+    reader: &mut Reader<'_>,
+    variables: &'a Variables,
+    (name, key): (&str, &str),
+) -> Option<Entry> {
+    // Other programs' variables may hold spaces for nothing.
+    let trimmed = |text: &'a String| {
+        if otel::is_name(name) {
+            text.trim()
+        } else {
+            text.as_str()
+        }
+    };
+    let given = |name: &str| variables.get(name).map(trimmed).filter(|text| !text.is_empty());
+    let file_name = format!("{name}{FILE_SUFFIX}");
+    let file = given(&file_name).filter(|_| may_be_file(&file_name));
+    match (given(name), file) {
+        (Some(_), Some(_)) => {
+            let rule = format!("is given by env {name} too: only one of them may be set");
+            reader.reject(&split(key), rule, &Value::Null, &Origin::Environment(file_name));
+            None
+        }
+        (Some(text), None) => reader.text(split(key), text, Origin::Environment(name.to_owned())),
+        (None, Some(path)) => reader.from_file(split(key), path, Origin::Environment(file_name)),
+        (None, None) => None,
+    }
+}
+
+/// Whether a name is a plain one with `_FILE` at its end, and its key may hold a secret.
+fn may_be_file(name: &str) -> bool {
+    let all = PLAIN.iter().chain(&otel::NAMES);
+    let key = name
+        .strip_suffix(FILE_SUFFIX)
+        .and_then(|name| all.clone().find(|(known, _)| *known == name));
+    key.is_some_and(|(_, key)| secret_behind_file(&split(&format!("{key}_file"))).is_some())
 }
 
 fn directives(reader: &mut Reader<'_>, name: &str, text: &str) -> Vec<Entry> {
@@ -117,9 +156,14 @@ pub fn prefixed(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
             .map(str::to_ascii_lowercase)
             .collect();
         let key = with_codes(key);
-        if let Some(twin) = entries.iter().find(|entry| entry.key == key) {
-            let rule = format!("is given by {} too, in another case", twin.origin);
-            reader.reject(&key, rule, &Value::from(text.as_str()), &origin);
+        let meant = reader.key_of(&key);
+        let is_twin = |entry: &&Entry| entry.key == meant && (meant == key || entry.value.is_some());
+        if let Some(twin) = entries.iter().find(is_twin) {
+            let rule = match meant == key {
+                true => format!("is given by {} too, in another case", twin.origin),
+                false => format!("is given by {} too: only one of them may be set", twin.origin),
+            };
+            reader.reject(&meant, rule, &Value::Null, &origin);
             continue;
         }
         entries.extend(reader.text(key, text, origin));
@@ -160,7 +204,7 @@ pub fn collect(
                 variables.insert(name.to_owned(), text);
             }
             // Another program's, as long as traces are off.
-            Err(_) if otel::is_name(name) => {}
+            Err(_) if otel::is_name(name) || name.starts_with("OTEL_") => {}
             Err(_) => {
                 let origin = Origin::Environment(name.to_owned());
                 reader
@@ -236,6 +280,7 @@ fn is_known(name: &str) -> bool {
         || LOG_DIRECTIVES.contains(&name)
         || PLAIN.iter().any(|(plain, _)| *plain == name)
         || otel::is_name(name)
+        || may_be_file(name)
         || flags::is_name(name)
 }
 

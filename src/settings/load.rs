@@ -16,7 +16,7 @@ use super::catalogue::{Catalogue, Node};
 use super::feature::Feature;
 use super::origin::{KeyPath, Origin, Problem, SettingsError};
 use super::sources::{Entry, Reader, refused};
-use super::{Settings, environment};
+use super::{Settings, environment, named_secrets};
 
 mod layers;
 pub mod policy_file;
@@ -78,7 +78,7 @@ impl Loaded {
 /// Everything that is wrong, not only the first thing.
 pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let mut reader = Reader::new(&catalogue).relative_to(&sources.working_dir);
     let mut layers = Layers::default();
     let default_file = Path::new(DEFAULT_FILE);
     if is_there(&sources.working_dir, default_file) {
@@ -108,12 +108,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     strongest.into_iter().for_each(|entries| layers.push(entries));
 
     let Reader {
-        problems, rejected, ..
+        problems,
+        rejected,
+        warnings,
+        ..
     } = reader;
     let mut loaded = judge(&catalogue, layers, problems, &rejected)?;
     loaded
         .flag_warnings
-        .extend(environment::flag_warnings(&variables));
+        .extend(environment::flag_warnings(&variables).into_iter().chain(warnings));
+    named_secrets::read_values(&mut loaded, sources).map_err(|problems| SettingsError { problems })?;
     Ok(loaded)
 }
 
@@ -269,11 +273,17 @@ fn broken_rules(
         .map(|BrokenRule { key, other, rule }| {
             // A rule about the name of an entry: whoever says something inside it has named it.
             let inside = || origins.iter().find(|(inner, _)| inner.starts_with(&key));
+            let list = key.split_last().map_or(&key[..], |(_, list)| list);
             let origin = origins
                 .get(&key)
+                .or_else(|| origins.get(list))
                 .or_else(|| origins.get(other.as_ref()?))
                 .or_else(|| inside().map(|(_, origin)| origin));
-            let value = key.iter().try_fold(&tree, |node, name| node.get(name));
+            let value = key.iter().try_fold(&tree, |node, name| match node {
+                // The rule is about one entry of a list.
+                Value::Array(entries) => entries.get(name.parse::<usize>().ok()?),
+                node => node.get(name),
+            });
             Problem::of_value(
                 origin.unwrap_or(&Origin::Default),
                 &key,

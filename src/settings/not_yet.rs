@@ -1,7 +1,7 @@
 //! Keys that have no effect while a feature is off, so that nobody waits for it in vain.
 //!
 //! Neighbours: `config check` and the start print one warning for each such key that is not at its default, for what
-//! [`super::load`] found of flags, and for levels of what [`modules`] does not know.
+//! [`super::load`] found of flags, for levels of what [`modules`] does not know, and for what is [`unused`].
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use super::Settings;
 use super::environment::split;
 use super::feature::Feature;
 use super::load::Loaded;
-use super::modules;
+use super::{modules, unused};
 
 /// Keys outside of the sections of features, and the feature that they belong to.
 pub const OF_FEATURES: [(&str, Feature); 1] = [("nats.subjects.cancel", Feature::Cancellation)];
@@ -31,6 +31,7 @@ pub fn warnings(loaded: &Loaded) -> Vec<String> {
             )
         })
         .chain(modules::warnings(loaded))
+        .chain(unused::warnings(loaded))
         .chain(loaded.flag_warnings.iter().cloned())
         .collect()
 }

@@ -16,16 +16,22 @@ use url::Url;
 pub type KeyPath = Vec<String>;
 
 /// Keys whose values are never shown; `*` stands for any name.
-pub const SECRET_KEYS: [&str; 5] = [
+pub const SECRET_KEYS: [&str; 7] = [
     "nats.password",
     "nats.token",
     "http.admin_token",
     "blocks.sql.connections.*.password",
     "worker.tracing.secret_headers",
+    "secrets.*.value",
+    "tenants.policy_store.token",
 ];
 
 /// Keys whose values are addresses that may carry a user part.
-const URL_KEYS: [&str; 2] = ["nats.url", "blocks.sql.connections.*.url"];
+const URL_KEYS: [&str; 3] = [
+    "nats.url",
+    "blocks.sql.connections.*.url",
+    "tenants.policy_store.url",
+];
 
 /// Keys whose values are addresses that may carry a key in path or query.
 const ENDPOINT_KEYS: [&str; 2] = ["worker.tracing.endpoint", "worker.tracing.traces_endpoint"];
@@ -40,6 +46,8 @@ pub enum Origin {
     Default,
     /// A file.
     File(PathBuf),
+    /// A file that holds this one value, and what names it.
+    SecretFile(PathBuf, Box<Origin>),
     /// An environment variable.
     Environment(String),
     /// An option of the command line.
@@ -51,8 +59,20 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File(path) => write!(f, "file {}", path.display()),
+            Self::SecretFile(path, by) => write!(f, "file {} ({by})", path.display()),
             Self::Environment(name) => write!(f, "env {name}"),
             Self::CommandLine => f.write_str("command line"),
+        }
+    }
+}
+
+impl Origin {
+    /// The value of a key that came from here, as it may be shown. Of what a file holds alone nothing is: whoever put it
+    /// there wants it hidden, also where it turns out to be no address.
+    pub fn shown(&self, key: &[String], value: &Value) -> Value {
+        match (self, value) {
+            (Self::SecretFile(..), value) if !value.is_null() => Value::String(REDACTED.to_owned()),
+            _ => masked(key, value),
         }
     }
 }
@@ -75,7 +95,7 @@ impl Problem {
     /// A problem with the value of a known key.
     pub fn of_value(origin: &Origin, key: &[String], rule: impl Into<String>, value: &Value) -> Self {
         Self {
-            value: shown(key, value),
+            value: shown(origin, key, value),
             ..Self::of_key(origin, key, rule)
         }
     }
@@ -167,13 +187,21 @@ pub fn is_secret(key: &[String]) -> bool {
     matches_any(key, &SECRET_KEYS)
 }
 
+/// The key that a name with `_file` at its end speaks of: one whose value is a secret, or may hold one.
+pub fn secret_behind_file(key: &[String]) -> Option<KeyPath> {
+    let (last, before) = key.split_last()?;
+    let mut key = before.to_vec();
+    key.push(last.strip_suffix("_file")?.to_owned());
+    (matches_any(&key, &SECRET_KEYS) || matches_any(&key, &URL_KEYS)).then_some(key)
+}
+
 /// A scalar as an error repeats it, masked and short. Tables are not repeated: they may hold anything.
-fn shown(key: &[String], value: &Value) -> Option<String> {
+fn shown(origin: &Origin, key: &[String], value: &Value) -> Option<String> {
     match value {
         Value::Object(_) => None,
         Value::Array(items) if items.iter().any(|item| item.is_object() || item.is_array()) => None,
         _ => {
-            let text = masked(key, value).to_string();
+            let text = origin.shown(key, value).to_string();
             let short: String = text.chars().take(MAX_SHOWN_CHARS).collect();
             let cut = short.len() < text.len();
             Some(if cut { short + "…" } else { short })
@@ -304,7 +332,12 @@ mod tests {
 
     #[test]
     fn secret_keys_are_hidden_whatever_their_value() {
-        for key in ["nats.password", "nats.token", "blocks.sql.connections.a.password"] {
+        for key in [
+            "nats.password",
+            "nats.token",
+            "tenants.policy_store.token",
+            "blocks.sql.connections.a.password",
+        ] {
             for value in [json!("x"), json!(5), json!(["x"])] {
                 assert_eq!(masked(&path(key), &value), json!(REDACTED), "{key}");
             }
@@ -318,9 +351,15 @@ mod tests {
     #[test]
     fn errors_repeat_scalars_briefly_and_tables_not_at_all() {
         let key = path("nats.stream");
-        assert_eq!(shown(&key, &json!({"password": "hunter"})), None);
-        assert_eq!(shown(&key, &json!([{"password": "hunter"}])), None);
-        let long = shown(&key, &json!("ü".repeat(500))).unwrap();
+        assert_eq!(
+            shown(&Origin::Default, &key, &json!({"password": "hunter"})),
+            None
+        );
+        assert_eq!(
+            shown(&Origin::Default, &key, &json!([{"password": "hunter"}])),
+            None
+        );
+        let long = shown(&Origin::Default, &key, &json!("ü".repeat(500))).unwrap();
         assert_eq!(long.chars().count(), MAX_SHOWN_CHARS + 1);
     }
 }

@@ -9,11 +9,17 @@ use super::catalogue::{Catalogue, Node};
 use super::origin::KeyPath;
 
 /// Keys and sections that a SIGHUP puts in force. Who adds one adds it to [`crate::reload::Live`] too.
-pub const RELOADABLE: [&str; 6] = [
+pub const RELOADABLE: [&str; 12] = [
     "blocks.http.allow_targets",
+    "blocks.http.deny_ports",
+    "blocks.http.deny_targets",
+    "blocks.http.only_ports",
+    "blocks.http.only_targets",
+    "blocks.http.tenants",
     "log.dependencies",
     "log.level",
     "log.levels",
+    "secrets",
     "tenants",
     "worker.metrics.tenant_label_allowlist",
 ];
@@ -70,13 +76,10 @@ pub fn merged(running: &Settings, new: &Settings) -> Settings {
     merged.log.levels.clone_from(&new.log.levels);
     merged.log.dependencies = new.log.dependencies;
     merged.tenants.clone_from(&new.tenants);
+    merged.secrets.clone_from(&new.secrets);
     let labels = &new.worker.metrics.tenant_label_allowlist;
     merged.worker.metrics.tenant_label_allowlist.clone_from(labels);
-    merged
-        .blocks
-        .http
-        .allow_targets
-        .clone_from(&new.blocks.http.allow_targets);
+    merged.blocks.http.take_rules(&new.blocks.http);
     merged
 }
 
@@ -85,6 +88,7 @@ mod tests {
     use super::super::environment::split;
     use super::super::log::LogLevel;
     use super::*;
+    use caf_blocks::settings::HttpTenantSettings;
 
     #[test]
     fn what_is_listed_is_what_is_merged() {
@@ -94,8 +98,15 @@ mod tests {
         new.log.levels.insert("pool".to_owned(), LogLevel::Debug);
         new.tenants.allowed = vec!["a".to_owned()];
         new.tenants.default.weight = 2;
+        new.secrets.insert("s".to_owned(), Default::default());
         new.worker.metrics.tenant_label_allowlist = vec!["t".to_owned()];
-        new.blocks.http.allow_targets = vec!["h".to_owned()];
+        let http = &mut new.blocks.http;
+        http.allow_targets = vec!["h".to_owned()];
+        http.deny_targets = vec!["d".to_owned()];
+        http.only_targets = vec!["o".to_owned()];
+        http.deny_ports = vec![81];
+        http.only_ports = vec![80];
+        http.tenants.insert("t".to_owned(), HttpTenantSettings::default());
         new.nats.url = "nats://other".to_owned();
         let merged = merged(&Settings::default(), &new);
         let changed = changes(&Settings::default(), &merged);

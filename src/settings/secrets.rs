@@ -10,11 +10,16 @@ use super::Settings;
 impl Settings {
     /// Passwords, tokens and header values, also those inside of addresses; as given and decoded.
     pub fn secrets(&self) -> Vec<String> {
-        let mut found: Vec<String> = [&self.nats.password, &self.nats.token, &self.http.admin_token]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let mut found: Vec<String> = [
+            &self.nats.password,
+            &self.nats.token,
+            &self.http.admin_token,
+            &self.tenants.policy_store.token,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|secret| secret.expose().to_owned())
+        .collect();
         for value in self.worker.tracing.headers().into_values() {
             // `Bearer x`, of which the library may write the second half.
             found.extend(value.rsplit_once(' ').map(|(_, last)| last.to_owned()));
@@ -27,9 +32,16 @@ impl Settings {
                 .flat_map(|address| of_address(address, true)),
         );
         for connection in self.blocks.sql.connections.values() {
-            found.extend(connection.password.clone());
+            found.extend(
+                connection
+                    .password
+                    .as_ref()
+                    .map(|password| password.expose().to_owned()),
+            );
             found.extend(of_address(&connection.url, false));
         }
+        let named = self.secrets.values().filter_map(|secret| secret.value.as_ref());
+        found.extend(named.map(|value| value.expose().to_owned()));
         found
     }
 }
@@ -63,12 +75,13 @@ mod tests {
     fn every_secret_of_the_settings_is_known_as_given_and_decoded() {
         let mut settings = Settings::default();
         settings.nats.url = "nats://user:pa%40ss@h:1, tls://t0ken@h".to_owned();
-        settings.nats.password = Some("nats-password".to_owned());
-        settings.nats.token = Some("nats-token".to_owned());
-        settings.http.admin_token = Some("admin-token".to_owned());
-        settings.worker.tracing.secret_headers = Some("authorization=Bearer%20otel".to_owned());
+        settings.nats.password = Some("nats-password".into());
+        settings.nats.token = Some("nats-token".into());
+        settings.tenants.policy_store.token = Some("store-token".into());
+        settings.http.admin_token = Some("admin-token".into());
+        settings.worker.tracing.secret_headers = Some("authorization=Bearer%20otel".into());
         let mut connection = SqlConnectionSettings::new("postgres://u:in-url@h/d?password=queried");
-        connection.password = Some("sql-password".to_owned());
+        connection.password = Some("sql-password".into());
         let connections = &mut settings.blocks.sql.connections;
         connections.insert("main".to_owned(), connection);
         let mut secrets = settings.secrets();
@@ -85,6 +98,7 @@ mod tests {
             "pa@ss",
             "queried",
             "sql-password",
+            "store-token",
             "t0ken",
             "t0ken",
         ];

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::catalogue::{Catalogue, Node};
 use super::load::Loaded;
-use super::origin::{KeyPath, key_text, masked};
+use super::origin::{KeyPath, key_text};
 use super::reloadable::is_reloadable;
 
 /// One setting.
@@ -53,10 +53,11 @@ fn walk(node: &Node, key: &mut KeyPath, value: &Value, loaded: &Loaded, lines: &
             fields.keys().map(|name| (name, inner.as_ref())).collect()
         }
         (Node::Map(_) | Node::Leaf(_), _) => {
+            let origin = loaded.origin(key);
             lines.push(Line {
                 key: key_text(key),
-                value: masked(key, value),
-                source: loaded.origin(key).to_string(),
+                value: origin.shown(key, value),
+                source: origin.to_string(),
                 reloadable: is_reloadable(key),
             });
             return;

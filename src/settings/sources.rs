@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use caf_protocol::json::{self, DuplicateKey};
 use config::{FileFormat, Format, ValueKind};
@@ -14,7 +14,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::catalogue::{Catalogue, Found, Leaf, Node};
-use super::origin::{KeyPath, Origin, Problem, is_secret, key_text};
+use super::origin::{KeyPath, Origin, Problem, is_secret, key_text, secret_behind_file};
+use super::secret_files::{SecretFile, read_secret_file};
 
 /// Largest settings file in bytes: the one with every key and its meaning has a hundredth of that.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -47,6 +48,10 @@ pub struct Reader<'a> {
     pub rejected: BTreeSet<KeyPath>,
     /// Unknown keys so far.
     unknown: usize,
+    /// What is usable and should be told.
+    pub warnings: Vec<String>,
+    /// Directory that files with single secrets are relative to.
+    base: PathBuf,
 }
 
 impl<'a> Reader<'a> {
@@ -57,7 +62,23 @@ impl<'a> Reader<'a> {
             problems: Vec::new(),
             rejected: BTreeSet::new(),
             unknown: 0,
+            warnings: Vec::new(),
+            base: PathBuf::new(),
         }
+    }
+
+    /// Files with single secrets are relative to this directory.
+    #[must_use]
+    pub fn relative_to(mut self, base: &Path) -> Self {
+        self.base = base.to_owned();
+        self
+    }
+
+    /// The key whose value this name gives: another one where it names a file with a secret.
+    pub fn key_of(&self, name: &[String]) -> KeyPath {
+        let of_file =
+            || secret_behind_file(name).filter(|_| matches!(self.catalogue.find(name), Found::Unknown));
+        of_file().unwrap_or_else(|| name.to_vec())
     }
 
     /// Reads `path`, given relative to `base` and named as given.
@@ -99,6 +120,9 @@ impl<'a> Reader<'a> {
                 return None;
             }
             Found::Unknown => {
+                if let Some(secret) = secret_behind_file(&key) {
+                    return self.from_file(secret, text, origin);
+                }
                 self.unknown(&key, false, &origin);
                 return None;
             }
@@ -114,6 +138,25 @@ impl<'a> Reader<'a> {
             },
         };
         Some(Entry { key, value, origin })
+    }
+
+    /// Reads a text for a key from the file at `path`; an empty path is none.
+    pub fn from_file(&mut self, key: KeyPath, path: &str, origin: Origin) -> Option<Entry> {
+        if path.is_empty() {
+            return None;
+        }
+        match read_secret_file(&self.base, Path::new(path)) {
+            Ok(SecretFile { value, warning }) => {
+                self.warnings.extend(warning);
+                let origin = Origin::SecretFile(path.into(), Box::new(origin));
+                self.text(key, value.expose(), origin)
+            }
+            Err(rule) => {
+                self.problems.push(Problem::of_key(&origin, &key, rule));
+                self.rejected.insert(key);
+                None
+            }
+        }
     }
 
     /// Notes a problem with a value of a known key.
@@ -150,6 +193,9 @@ impl<'a> Reader<'a> {
                     key.push(name);
                     match key.last().and_then(|name| table.entries.get(name)) {
                         Some(inner) => self.tree(inner, key, field, origin, out),
+                        None if secret_behind_file(key).is_some() && field.is_string() => {
+                            self.file_in_document(key, field.as_str().unwrap_or_default(), origin, out);
+                        }
                         None => self.unknown(key, field.is_object(), origin),
                     }
                     key.pop();
@@ -181,6 +227,21 @@ impl<'a> Reader<'a> {
                 });
             }
             (_, value) => self.reject(key, "must be a table", &value, origin),
+        }
+    }
+
+    fn file_in_document(&mut self, name: &[String], path: &str, origin: &Origin, out: &mut Vec<Entry>) {
+        let key = self.key_of(name);
+        if let Some(twin) = out.iter().find(|entry| entry.key == key) {
+            let rule = format!(
+                "is given as {} and as {}: one of them",
+                key_text(&twin.key),
+                key_text(name)
+            );
+            self.problems.push(Problem::of_key(origin, &key, rule));
+            self.rejected.insert(key);
+        } else {
+            out.extend(self.from_file(key, path, origin.clone()));
         }
     }
 

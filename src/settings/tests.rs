@@ -56,7 +56,7 @@ fn rules_of_every_section_are_checked_under_its_name() {
         "http.admin_addr",
         "outbox.max_bytes",
         "log.file",
-        "blocks.http.allow_targets",
+        "blocks.http.allow_targets.0",
         "blocks.http.max_request_bytes",
         "blocks.fs.roots.a/b",
     ];
@@ -78,7 +78,7 @@ fn listeners_must_not_share_a_port() {
         broken(|s| {
             s.http.metrics_addr = metrics.to_owned();
             s.http.admin_addr = admin.to_owned();
-            s.http.admin_token = Some("token".to_owned());
+            s.http.admin_token = Some("token".into());
         })
     };
     assert_eq!(http("127.0.0.1:9091", "[::1]:9093"), ["http.metrics_addr"]);
@@ -91,7 +91,7 @@ fn an_admin_port_that_others_can_reach_needs_a_token() {
     let http = |admin: &str, token: Option<&str>| {
         broken(|s| {
             s.http.admin_addr = admin.to_owned();
-            s.http.admin_token = token.map(str::to_owned);
+            s.http.admin_token = token.map(Into::into);
         })
     };
     for loopback in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use caf_actors::mask;
 use caf_actors::settings::rules::Rules;
 use caf_actors::trace::sampler::Sampler;
+use caf_protocol::secret::Secret;
 use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ pub struct TracingSettings {
     pub protocol: Option<OtlpProtocol>,
     /// Sent with each export, for collectors that want to know who calls: `name=value`, comma-separated, values
     /// percent-encoded.
-    pub secret_headers: Option<String>,
+    pub secret_headers: Option<Secret>,
     /// PEM file with the authorities to trust beside the public ones.
     pub ca_file: Option<PathBuf>,
     /// Name of this service; without it that of `resource_attributes`, else `caf-worker`.
@@ -188,9 +189,13 @@ impl TracingSettings {
 
     /// Headers of each export, names in lower case.
     pub fn headers(&self) -> BTreeMap<String, String> {
-        let pairs = pairs(self.secret_headers.as_deref()).unwrap_or_default();
+        let pairs = pairs(self.header_text()).unwrap_or_default();
         let lower = |(name, value): (String, String)| (name.to_ascii_lowercase(), value);
         pairs.into_iter().map(lower).collect()
+    }
+
+    fn header_text(&self) -> Option<&str> {
+        self.secret_headers.as_ref().map(Secret::expose)
     }
 
     /// Checks every rule that types cannot express.
@@ -202,7 +207,7 @@ impl TracingSettings {
             let holds = text.as_deref().is_none_or(is_endpoint);
             rules.require(key, holds, "must be an http or https address without credentials");
         }
-        let are_headers = pairs(self.secret_headers.as_deref()).is_some_and(|all| all.iter().all(is_header));
+        let are_headers = pairs(self.header_text()).is_some_and(|all| all.iter().all(is_header));
         let rule = "must be name=value pairs of HTTP headers, comma-separated, values percent-encoded";
         rules.require("secret_headers", are_headers, rule);
         let are_pairs = pairs(self.resource_attributes.as_deref()).is_some();
@@ -356,7 +361,7 @@ mod tests {
     fn pairs_are_read_with_their_percents_and_what_is_no_pair_is_refused() {
         let mut settings = TracingSettings {
             resource_attributes: Some("service.name=n%20m, a=b=c,".to_owned()),
-            secret_headers: Some("Authorization=Basic%20eDp5".to_owned()),
+            secret_headers: Some("Authorization=Basic%20eDp5".into()),
             ..TracingSettings::default()
         };
         assert_eq!(settings.service_name(), "n m");
@@ -372,7 +377,7 @@ mod tests {
         let broken = TracingSettings {
             endpoint: Some("localhost:4317".to_owned()),
             traces_endpoint: Some("http://user:pass@c".to_owned()),
-            secret_headers: Some("a b=c".to_owned()),
+            secret_headers: Some("a b=c".into()),
             resource_attributes: Some("a".to_owned()),
             service_name: Some(" ".to_owned()),
             sampler_ratio: 1.5,

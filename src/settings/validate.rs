@@ -10,10 +10,12 @@ use caf_blocks::settings::BlockSettings;
 
 mod admin;
 
-use super::{HttpSettings, Settings, WorkerSettings, worker_id};
+use super::{HttpSettings, Settings, WorkerSettings, named_secrets, worker_id};
 
 /// Longest time between heartbeats: longer than the longest deadline would mean nothing.
 const MAX_LIMIT_MS: u64 = 3_600_000;
+/// Slowest ageing: at this one, a lead of 60 points lasts as long as the longest deadline.
+const MAX_AGEING_MS: u64 = 60_000;
 
 impl Settings {
     /// Checks every rule that types cannot express; reports all that are broken.
@@ -25,12 +27,20 @@ impl Settings {
         rules.section("idempotency", |rules| self.idempotency.validate(rules));
         rules.section("retry", |rules| self.retry.validate(rules));
         rules.section("tenants", |rules| self.tenants.validate(rules));
+        rules.section("queue", |rules| {
+            rules.range(
+                "ageing_ms_per_point",
+                self.queue.ageing_ms_per_point,
+                0..=MAX_AGEING_MS,
+            );
+        });
         rules.section("drain", |rules| self.drain.validate(rules));
         rules.section("http", |rules| check_http(&self.http, rules));
         rules.section("outbox", |rules| self.outbox.validate(rules));
         rules.section("payload_ref", |rules| self.payload_ref.validate(rules));
         rules.section("log", |rules| self.log.validate(rules));
         rules.section("blocks", |rules| check_blocks(&self.blocks, rules));
+        named_secrets::validate(self, rules);
     }
 }
 
@@ -61,6 +71,12 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
     rules.section("tracing", |rules| worker.tracing.validate(rules));
     rules.section("metrics", |rules| worker.metrics.validate(rules));
     rules.section("cancellation", |rules| worker.cancellation.validate(rules));
+    rules.section("circuit_breaker", |rules| worker.circuit_breaker.validate(rules));
+    rules.section("sandbox", |rules| {
+        for (key, rule) in worker.sandbox.broken() {
+            report(&key.split('.').collect::<Vec<_>>(), rule, rules);
+        }
+    });
 }
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {
@@ -102,11 +118,12 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 fn check_blocks(blocks: &BlockSettings, rules: &mut Rules) {
     for error in blocks.validate().err().unwrap_or_default() {
         // The first segment is the section in which this is called.
-        report(error.key.get(1..).unwrap_or_default(), &error.rule, rules);
+        let path: Vec<&str> = error.key.iter().skip(1).map(String::as_str).collect();
+        report(&path, &error.rule, rules);
     }
 }
 
-fn report(path: &[String], rule: &str, rules: &mut Rules) {
+fn report(path: &[&str], rule: &str, rules: &mut Rules) {
     match path {
         [] => {}
         [key] => rules.require(key, false, rule),

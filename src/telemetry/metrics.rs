@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use caf_actors::metrics::{CORRELATION, Meter, Metric, MetricKind, Sample};
 
 use crate::settings::MetricsSettings;
+use crate::telemetry::secrets::Secrets;
 use family::{Family, Lines, Taken};
 use labels::Shown;
 
@@ -79,6 +80,13 @@ impl Metrics {
             metrics.family(listed.metric);
         }
         metrics
+    }
+
+    /// Shows no id that holds one of these.
+    #[must_use]
+    pub fn hiding(mut self, secrets: Secrets) -> Self {
+        self.shown.hide(secrets);
+        self
     }
 
     /// Begins the series of jobs of these types at 0. Called once the blocks are known.

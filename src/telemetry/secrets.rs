@@ -1,52 +1,88 @@
 //! Hides the node's own secrets wherever their text stands in a line, by whatever name or none.
 //!
-//! Neighbours: the settings say which they are, [`super::line`] and `dependencies` hide them before anything is
-//! cut. What is a secret by its looks is [`caf_actors::mask`]'s business. Pure; keys are left alone.
+//! Neighbours: the settings say which they are, also when they are read again; [`super::line`] and `dependencies` hide them
+//! before anything is cut, the admin port in what it answers. What is a secret by its looks is [`caf_actors::mask`]'s business. Pure; keys are left alone.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use caf_actors::mask::REDACTED;
+use caf_protocol::live::Live;
+use caf_protocol::secret::scrub::Scrubber;
 use serde_json::Value;
 
-/// Shorter texts are no secrets, but stand in ordinary words.
-const MIN_BYTES: usize = 6;
+/// Most values that are kept in mind beside those in force: what a job was given may still be on its way when another one
+/// takes its place. Beyond that only the latest are hidden.
+const MAX_RETIRED: usize = 1_000;
 
-/// Texts that no line may hold. Cheap to clone.
+/// Texts that no line may hold, as they are and encoded. Clones share them, so that a reload reaches every writer.
 #[derive(Clone, Default)]
-pub struct Secrets(Arc<[String]>);
+pub struct Secrets {
+    scrubber: Live<Scrubber>,
+    known: Arc<Mutex<BTreeSet<String>>>,
+}
 
 impl Secrets {
-    /// These, as they are and as Rust writes them in quotes; those of less than six bytes are left out.
+    /// These; those of less than six bytes are left out.
     pub fn new(values: impl IntoIterator<Item = String>) -> Self {
-        let quoted = |value: &String| {
-            let quoted = format!("{value:?}");
-            quoted[1..quoted.len() - 1].to_owned()
-        };
-        let both = values.into_iter().flat_map(|value| [quoted(&value), value]);
-        let mut all: Vec<String> = both.filter(|value| value.len() >= MIN_BYTES).collect();
-        // A secret that holds another one goes as a whole.
-        all.sort_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
-        all.dedup();
-        Self(all.into())
+        let secrets = Self::default();
+        secrets.learn(values);
+        secrets
+    }
+
+    /// Hides these too, from now on.
+    pub fn learn(&self, values: impl IntoIterator<Item = String>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let values: BTreeSet<String> = values.into_iter().collect();
+        if values.is_subset(&known) {
+            return;
+        }
+        if known.len() > MAX_RETIRED {
+            known.clear();
+        }
+        known.extend(values);
+        self.scrubber.set(Scrubber::new(known.iter().map(String::as_str)));
+    }
+
+    /// Whether one of them stands in a text.
+    pub(super) fn are_in(&self, text: &str) -> bool {
+        matches!(self.scrubber.get().text(text), Cow::Owned(_))
     }
 
     /// Hides them in a text.
     pub(super) fn hide(&self, text: &mut String) {
-        for secret in self.0.iter() {
-            if text.contains(secret.as_str()) {
-                *text = text.replace(secret.as_str(), REDACTED);
-            }
+        let scrubber = self.scrubber.get();
+        if let Cow::Owned(clean) = scrubber.text(text) {
+            *text = clean;
         }
     }
 
-    /// Hides them in every text of a value.
-    pub(super) fn hide_in(&self, value: &mut Value) {
-        match value {
-            Value::String(text) => self.hide(text),
-            Value::Array(items) => items.iter_mut().for_each(|item| self.hide_in(item)),
-            Value::Object(fields) => fields.values_mut().for_each(|field| self.hide_in(field)),
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    /// Hides them in every text of a value, keys left alone.
+    pub fn hide_in(&self, value: &mut Value) {
+        let scrubber = self.scrubber.get();
+        if !scrubber.is_empty() {
+            hide_in(&scrubber, value);
         }
+    }
+}
+
+fn hide_in(scrubber: &Scrubber, value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Cow::Owned(clean) = scrubber.text(text) {
+                *text = clean;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| hide_in(scrubber, item)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| hide_in(scrubber, field)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secrets found by {:?}", self.scrubber.get())
     }
 }
 
@@ -65,5 +101,16 @@ mod tests {
             value,
             json!({"a": ["x [REDACTED] y", {"b": "\"[REDACTED]\""}], "n": 1, "c": "short"})
         );
+    }
+
+    #[test]
+    fn what_is_learnt_is_hidden_by_all_clones_and_what_was_known_stays_hidden() {
+        let secrets = Secrets::new(["first-one".to_owned()]);
+        let clone = secrets.clone();
+        secrets.learn(["second-one".to_owned()]);
+        let mut text = "first-one c2Vjb25kLW9uZQ==".to_owned();
+        clone.hide(&mut text);
+        assert_eq!(text, "[REDACTED] [REDACTED]==");
+        assert!(!format!("{secrets:?}").contains("one\""));
     }
 }

@@ -24,6 +24,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::settings::origin::shown_endpoint;
 use crate::settings::tracing::{OtlpProtocol, Target, TracingSettings};
+use crate::telemetry::secrets::Secrets;
 use otlp::Resource;
 use wire::{Refusal, Wire};
 
@@ -98,11 +99,11 @@ impl SpanSink for Queue {
 }
 
 impl Traces {
-    /// Starts the thread. Connects when there is something to send.
+    /// Starts the thread. Connects when there is something to send. No span holds one of these `secrets`.
     ///
     /// # Errors
     /// When the authorities cannot be read, or the system gives no thread.
-    pub fn start(settings: &TracingSettings, log: &Log) -> io::Result<Self> {
+    pub fn start(settings: &TracingSettings, secrets: &Secrets, log: &Log) -> io::Result<Self> {
         let target = settings.target();
         let wire = Wire::new(&target, settings)?;
         let (sender, receiver) = mpsc::channel(settings.queue_size);
@@ -116,7 +117,7 @@ impl Traces {
         let (done, stopped) = oneshot::channel();
         let exporter = Exporter {
             wire,
-            resource: Resource::of(settings, log.worker_id()),
+            resource: Resource::of(settings, log.worker_id(), secrets.clone()),
             receiver,
             batch_size: settings.batch_size,
             delay: Duration::from_millis(settings.schedule_delay_ms),

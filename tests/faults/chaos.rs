@@ -236,13 +236,13 @@ fn chaos_002_a_third_of_the_writes_a_second_late() {
     let late = draw(SEED, load.count, 30);
     // Once for each file, unlike writing: the content comes in pieces.
     stall
-        .delay(HeldCall::Link, Duration::from_secs(1))
+        .delay(HeldCall::Rename, Duration::from_secs(1))
         .expect("is switched");
     let node = node(|worker| with_slow_root(&stall, worker));
     let root = |n| if late.contains(&n) { "slow" } else { "data" };
     let outcomes = run(&node, &load, 2, |n| put(root(n), n));
     outcomes.assert_at_least(85, &[("timeout", "CANCELLED_BY_TIMEOUT")]);
-    assert_eq!(stall.held(HeldCall::Link), late.len());
+    assert_eq!(stall.held(HeldCall::Rename), late.len());
 }
 
 #[test]
@@ -371,8 +371,7 @@ fn chaos_008_after_a_failure_of_the_network_jobs_succeed_again() {
     after.assert_failed(&BTreeSet::new(), 0);
 }
 
-/// Without the states of a circuit breaker: there is none yet, it comes with a later issue. What is tested here is that
-/// retries do not make a failing server worse for good.
+/// Without a circuit breaker: retries do not make a failing server worse for good.
 #[test]
 fn chaos_009_after_a_time_of_many_500_jobs_succeed_again() {
     let server = FaultyHttp::start().expect("starts");
@@ -408,6 +407,76 @@ fn chaos_009_after_a_time_of_many_500_jobs_succeed_again() {
             .stream_count(crate::support::ASSIGNMENTS)
             .is_ok_and(|count| count == 0)
     });
+}
+
+/// With one: open, half-open, closed, told in this order; nothing is called while it is open.
+#[test]
+fn chaos_009_the_breaker_opens_finds_out_and_closes() {
+    let server = FaultyHttp::start().expect("starts");
+    let failing = Arc::new(AtomicBool::new(true));
+    let fails = Arc::clone(&failing);
+    server.set(move |call: Call<'_>| {
+        let drawn = draw(SEED + job_of(call.path) as u64, 5, 80).contains(&call.number);
+        match fails.load(SeqCst) && drawn {
+            true => Fault::Status(500, ""),
+            false => Fault::None,
+        }
+    });
+    let mut node = node(|worker| {
+        worker.env("CP2_CIRCUIT_BREAKER_ENABLED", true).env(
+            "WORKER__WORKER__CIRCUIT_BREAKER__RECOVERY_MS",
+            sized(2_000, 10_000),
+        )
+    });
+    let mut load = http_load();
+    load.count = sized(load.count, 1_500);
+    let during = run(&node, &load, 3, |n| post(&server.url(&path(n))));
+    during.assert_at_least(0, &[("error", "HTTP_ERROR"), ("timeout", "CANCELLED_BY_TIMEOUT")]);
+    let is_refused = |result: &&Value| result["error_message"] == "circuit_breaker_open";
+    let refused = during.0.iter().filter(is_refused).count();
+    assert!(refused > load.count / 4, "{refused}");
+    let calls: usize = (0..load.count).map(|n| server.calls(&path(n))).sum();
+    assert!(
+        calls < load.count,
+        "{calls} calls of {} jobs, which may make four each",
+        load.count
+    );
+
+    failing.store(false, SeqCst);
+    let mut tries = 0;
+    let recovered = Instant::now();
+    wait_until("a job succeeds", SOON, || {
+        let job = [post(&server.url(&path(1_000_000 + tries)))];
+        tries += 1;
+        node.client.assign_all(&job).expect("is sent");
+        node.wait_answered(&job, SOON);
+        node.worker
+            .logs()
+            .iter()
+            .any(|line| line["context"]["new_state"] == "closed")
+    });
+    if is_long() {
+        println!("closed {:?} after the server was well", recovered.elapsed());
+    }
+    let after = run(&node, &load, 3, |n| post(&server.url(&path(load.count + n))));
+    after.assert_at_least(80, &[("error", "HTTP_ERROR")]);
+    after.assert_failed(&BTreeSet::new(), 0);
+    let logs = node.worker.logs().into_iter();
+    let changes = logs.filter(|line| line["message"] == "Circuit breaker state changed");
+    let states: Vec<_> = changes.map(|line| line["context"]["new_state"].clone()).collect();
+    // A trial may meet a fault, and it opens again.
+    let [.., open, half_open, closed] = &states[..] else {
+        panic!("{states:?}");
+    };
+    assert_eq!(
+        [open, half_open, closed],
+        ["open", "half_open", "closed"],
+        "{states:?}"
+    );
+    let port = node.worker.admin_port().expect("is logged");
+    let status = caf_testkit::http::get(port, "/status").expect("answers");
+    let breaker = status.json().expect("is JSON")["circuit_breakers"]["listed"][0].clone();
+    assert_eq!(breaker["state"], "closed", "{breaker}");
 }
 
 /// CHAOS-007's neighbour for the answer: a head that does not come is one attempt's limit, and the next may succeed.

@@ -302,6 +302,9 @@ fn a_worker_with_a_thread_on_a_disk_that_hangs_can_leave_all_the_same() {
 fn at_the_soft_limit_a_hung_removal_is_handed_back_only_where_it_may_be_repeated() {
     let stall = Stall::new().expect("is made");
     let mut node = node(&stall, false, |worker| worker.env("WORKER__DRAIN__SOFT_S", 1));
+    for name in ["a", "b"] {
+        std::fs::write(stall.directory().join(name), "x").expect("is written");
+    }
     stall.hold(HeldCall::Unlink).expect("is switched");
     let delete = |name: &str, missing_ok: bool| {
         let given = json!({"path": format!("slow/{name}"), "missing_ok": missing_ok});

@@ -179,7 +179,17 @@ fn with_the_flag_off_nothing_is_refused_and_nothing_is_said_of_queues() {
     assert_eq!(acks_by(&node, &load, "overload_status"), counts([("none", 60)]));
     let pool = io_pool(&mut node, 12);
     let told: Vec<_> = pool.as_object().expect("is an object").keys().collect();
-    assert_eq!(told, ["queued", "running", "slots", "slots_unaccounted"]);
+    assert_eq!(
+        told,
+        [
+            "queued",
+            "running",
+            "slots",
+            "slots_unaccounted",
+            "tenants_at_limit",
+            "tenants_waiting"
+        ]
+    );
     outside.open();
     node.wait_answered(&load, SOON);
     let all = node.answers();
@@ -215,6 +225,7 @@ fn the_health_page_tells_how_full_a_bounded_queue_is_and_how_many_it_refused() {
     let told = |node: &mut Node, queued: usize, status: &str, rejected: u64| {
         let expected = json!({
             "queued": queued, "running": usize::from(queued > 0), "slots": 1, "slots_unaccounted": 0,
+            "tenants_waiting": usize::from(queued > 0), "tenants_at_limit": 0,
             "max_queue_size": 10, "overload_status": status, "rejected": rejected,
         });
         assert_eq!(io_pool(node, queued), expected);

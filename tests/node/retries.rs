@@ -339,6 +339,41 @@ fn the_dry_run_shows_what_each_flag_alone_puts_in_force() {
 }
 
 #[test]
+fn the_dry_run_names_the_endpoint_of_a_job_while_circuit_breakers_are_in_force() {
+    let inputs = json!({"method": "GET", "url": "https://example.com/secret?token=x"});
+    let input = [
+        AssignmentBuilder::new("http.request", inputs).bytes(),
+        AssignmentBuilder::new("fs.blob_get", json!({"path": "data/x"})).bytes(),
+        AssignmentBuilder::echo().bytes(),
+    ];
+    for (on, expected) in [
+        (
+            "true",
+            [
+                json!(["http", "https://example.com", 5]),
+                json!(["fs", "data", 5]),
+                Value::Null,
+            ],
+        ),
+        ("false", [Value::Null, Value::Null, Value::Null]),
+    ] {
+        let (_, lines) = dry_run(input.join(&b'\n'), |builder| {
+            builder.env("CP2_CIRCUIT_BREAKER_ENABLED", on)
+        });
+        let told = lines.iter().map(|line| {
+            let breaker = line.get("circuit_breaker")?;
+            Some(json!([
+                breaker["kind"],
+                breaker["endpoint"],
+                breaker["failure_threshold"]
+            ]))
+        });
+        let told: Vec<_> = told.map(Option::unwrap_or_default).collect();
+        assert_eq!(told, expected, "{on}");
+    }
+}
+
+#[test]
 fn the_dry_run_tells_why_assignments_do_not_run_and_touches_nothing() {
     let put = || AssignmentBuilder::new("fs.blob_put", json!({"path": "data/x", "content": "x"}));
     let fetched = json!({"type": "echo", "payload_ref": "file:data/y"});

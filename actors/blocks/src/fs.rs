@@ -1,18 +1,21 @@
 //! `fs.blob_put`, `fs.blob_get` and `fs.blob_delete`: whole files in and out of the directories that the settings name.
 //!
 //! Neighbours: [`crate::build`] builds them. `path` reads what a job calls a path, `roots` holds the directories as
-//! capability handles, `put`, `get` and `delete` do the work. All block their thread and look at their watch between
+//! capability handles, `usage` counts what they hold against their quotas, `put`, `get` and `delete` do the work, `leftovers` cleans up after
+//! writers that died. All block their thread and look at their watch between
 //! steps; the pipeline stops waiting for one that is stuck within a step. A message for the caller holds the caller's path
 //! at most, never a path of the host. `fetch` reads inputs that a job refers to by the same rules.
 
 mod delete;
 mod fetch;
 mod get;
+mod leftovers;
 mod path;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod put;
 mod roots;
+mod usage;
 
 use std::io;
 use std::marker::PhantomData;
@@ -21,6 +24,7 @@ use std::sync::Arc;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
+use caf_protocol::endpoint::{Endpoint, EndpointKind, Sign};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
@@ -29,6 +33,8 @@ use schemars::JsonSchema;
 use self::delete::Delete;
 pub(crate) use self::fetch::FileFetch;
 use self::get::Get;
+use self::leftovers::Swept;
+use self::path::JobPath;
 use self::put::Put;
 use self::roots::Roots;
 use crate::OperationLimits;
@@ -43,6 +49,7 @@ pub(crate) struct Shared {
     settings: FsSettings,
     limits: OperationLimits,
     roots: Roots,
+    swept: Swept,
 }
 
 impl Shared {
@@ -50,9 +57,19 @@ impl Shared {
         Arc::new(Self {
             settings: settings.clone(),
             limits,
-            roots: Roots::new(&settings.roots),
+            roots: Roots::new(settings),
+            swept: Swept::default(),
         })
     }
+}
+
+/// The parts of a path that a job gives: at least one, none empty, `.` or `..`, none with a slash or a control character, none
+/// longer than 255 bytes. Pure: for those who try it with every text there is.
+///
+/// # Errors
+/// INVALID_INPUT with the rule that the path breaks.
+pub fn path_parts(text: &str) -> Result<Vec<String>, Failure> {
+    path::JobPath::parse(text).map(|path| path.parts)
 }
 
 /// One thing to do with one file, its inputs parsed.
@@ -61,6 +78,9 @@ trait Action: Sized + Send + Sync + 'static {
     const OPERATIONS: &'static [Operation];
 
     fn from_inputs(inputs: &Inputs) -> Result<Self, Failure>;
+
+    /// Which file.
+    fn path(&self) -> &JobPath;
 
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure>;
 
@@ -147,6 +167,11 @@ impl<A: Action> Task for FileTask<A> {
         A::OPERATIONS
     }
 
+    fn endpoint(&self) -> Option<Endpoint> {
+        let root = self.shared.roots.name_of(self.action.path())?;
+        Some(Endpoint::new(EndpointKind::Fs, root))
+    }
+
     fn is_repeatable(&self) -> Option<bool> {
         self.action.is_repeatable()
     }
@@ -188,7 +213,29 @@ fn failure_of(error: io::Error, doing: &str) -> Failure {
         ),
         _ => (ErrorCode::ExecutionFailed, doing),
     };
-    Failure::of_field(code, "path", rule).internally(format!("{doing}: {error}"))
+    let failure = Failure::of_field(code, "path", rule).internally(format!("{doing}: {error}"));
+    match sign_of(&error) {
+        Some(sign) => failure.saying(sign),
+        None => failure,
+    }
+}
+
+/// What an error of the system says of the directory of the settings; nothing where the failure's code says it. A file that
+/// may not be read says nothing of its directory; one that cannot be written is the business of `put`.
+fn sign_of(error: &io::Error) -> Option<Sign> {
+    use io::ErrorKind as Kind;
+    use rustix::io::Errno;
+    let of_the_device = [Errno::IO, Errno::STALE, Errno::NODEV, Errno::HOSTDOWN];
+    match error.kind() {
+        Kind::NotFound => Some(Sign::Up),
+        Kind::ReadOnlyFilesystem | Kind::StorageFull | Kind::QuotaExceeded | Kind::TimedOut => {
+            Some(Sign::Down)
+        }
+        _ if Errno::from_io_error(error).is_some_and(|errno| of_the_device.contains(&errno)) => {
+            Some(Sign::Down)
+        }
+        _ => None,
+    }
 }
 
 fn too_large(size: u64, limit: u64) -> Failure {

@@ -1,21 +1,28 @@
 //! `http.request`: one request to an HTTP server, redirects followed, answer bounded.
 //!
-//! Neighbours: [`crate::build`] builds it. In the order of a request: `request` reads the inputs, `guard` checks and
-//! resolves the target, `dial` and `wire` connect, `body` receives, `redirects` leads on. Never retries, never resolves a
-//! name twice for one hop, never follows a redirect past the guard. `fetch` reads inputs that a job refers to by the same way.
+//! Neighbours: [`crate::build`] builds it. In the order of a request: `request` reads the inputs, `guard` resolves (`lookup`)
+//! and judges (`rules`, `ports`, `address`) the target, `clients`, `dial` and `wire` connect, `body` and `decode` receive,
+//! `redirects` leads on. Never retries, never resolves a name twice for one hop, never follows a redirect past the guard.
+//! `fetch` reads inputs that a job refers to by the same way.
 
+mod address;
 mod body;
+mod clients;
+mod decode;
 mod dial;
 mod fetch;
 mod guard;
+mod lookup;
+mod ports;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod redirects;
 mod request;
 mod retry_after;
+mod rules;
+mod secrets;
 mod wire;
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -30,21 +37,28 @@ use awc::http::{Method, StatusCode, header};
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
+use caf_protocol::endpoint::{Endpoint, EndpointKind};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
+use caf_protocol::secret::vault::Vault;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::{CertificateError, ClientConfig, Error as TlsError};
 
+use self::clients::{Clients, UnderWay};
+use self::decode::Coding;
 use self::dial::Dial;
 pub(crate) use self::fetch::HttpFetch;
-pub use self::guard::AllowedTargets;
 use self::guard::Guard;
-pub(crate) use self::guard::{TARGET_RULE, is_target};
+pub(crate) use self::ports::DENIED_PORTS;
 use self::request::Request;
+pub use self::request::{UrlTarget, url_target};
+pub use self::rules::TargetRules;
+pub(crate) use self::rules::{TARGET_RULE, is_target};
+use self::wire::Breach;
 use crate::settings::{HttpSettings, SettingError};
 use crate::watch::{attempt_limit, until_stopped};
 use crate::{Extras, OperationLimits, tls};
@@ -56,9 +70,11 @@ struct HttpInputs {
     url: String,
     /// GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in any case.
     method: String,
-    /// Header names and values, as an object or as its JSON text. Values are strings, numbers or booleans.
+    /// Header names and values, as an object or as its JSON text. Values are strings, numbers, booleans, or references to
+    /// secrets: `{"$secret": "name"}`, optionally with `"prefix": "Bearer "`.
     headers: Option<Value>,
-    /// Text, or any other JSON value, which is sent as its JSON text with content type `application/json`.
+    /// Text, or any other JSON value, which is sent as its JSON text with content type `application/json`. A reference to a
+    /// secret may be the body, or stand for a text anywhere in it.
     body: Option<Value>,
     /// Body as base64, instead of `body`.
     body_base64: Option<String>,
@@ -95,17 +111,7 @@ struct Shared {
     limits: OperationLimits,
     guard: Guard,
     tls: Arc<ClientConfig>,
-}
-
-/// The clients of one thread. Each keeps its idle connections.
-struct Clients {
-    plain: awc::Client,
-    secure: awc::Client,
-}
-
-thread_local! {
-    /// By block, and made for which generation of the guard's rules.
-    static CLIENTS: RefCell<HashMap<u64, (u64, Rc<Clients>)>> = RefCell::default();
+    vault: Vault,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -113,6 +119,11 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 /// What awc is told where only the deadline limits connecting: longer than any job may take. Without a word it would
 /// take a limit of its own.
 const NO_LIMIT: Duration = Duration::from_secs(2 * 3_600);
+
+/// How many times the limit on a body it may travel as: room for chunks of a few bytes each.
+const MAX_TRAVEL_FACTOR: u64 = 2;
+/// Bytes added to that, so that bodies far below the limit may come in chunks of one byte, six for one.
+const TRAVEL_MARGIN_BYTES: u64 = 1 << 20;
 
 impl HttpRequest {
     pub(crate) fn new(
@@ -136,7 +147,8 @@ impl HttpRequest {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
             limits,
-            guard: Guard::new(&settings.allow_targets, extras)?,
+            vault: extras.vault.clone(),
+            guard: Guard::new(settings, extras)?,
             tls: dial::tls_config(roots),
         });
         Ok(Self { spec, shared })
@@ -151,6 +163,10 @@ impl HttpRequest {
 impl Block for HttpRequest {
     fn spec(&self) -> &BlockSpec {
         &self.spec
+    }
+
+    fn secret_inputs(&self) -> &'static [&'static str] {
+        &["body", "headers"]
     }
 
     fn prepare(&self, inputs: Inputs) -> Result<Arc<dyn Task>, Failure> {
@@ -174,14 +190,17 @@ impl Task for HttpTask {
         &[Operation::HttpConnect, Operation::HttpRead]
     }
 
-    fn http_origin(&self) -> Option<String> {
-        Some(self.request.url.origin().ascii_serialization())
+    fn endpoint(&self) -> Option<Endpoint> {
+        let origin = self.request.url.origin().ascii_serialization();
+        Some(Endpoint::new(EndpointKind::Http, &origin))
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
-            let exchange = self.shared.exchange(&self.request, &context);
-            until_stopped(&context, exchange).await
+            let Shared { vault, settings, .. } = &*self.shared;
+            let request = secrets::put_in(&self.request, vault, settings.max_request_bytes, &context)?;
+            let exchange = self.shared.exchange(&request, &context);
+            request.secrets.scrub(until_stopped(&context, exchange).await)
         })
     }
 }
@@ -192,11 +211,31 @@ struct Answer {
     response: ClientResponse,
     /// Why a redirect was not followed, when it is one.
     refused: Option<&'static str>,
+    _under_way: UnderWay,
 }
 
 impl Answer {
-    fn coding(&self) -> body::Coding {
-        body::Coding::from_header(header_text(&self.response, header::CONTENT_ENCODING).as_deref())
+    fn coding(&self) -> Coding {
+        let values = self.response.headers().get_all(header::CONTENT_ENCODING);
+        let texts: Vec<_> = values
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .collect();
+        Coding::from_header(Some(texts.join(", ").as_str()))
+    }
+
+    /// The length that the head states.
+    fn announced(&self) -> Option<u64> {
+        header_text(&self.response, header::CONTENT_LENGTH)?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// Whether the body is in no coding, or in one that is undone here.
+    fn is_readable(&self) -> bool {
+        let coding = header_text(&self.response, header::CONTENT_ENCODING);
+        let is_none = |coding: String| matches!(coding.trim().to_ascii_lowercase().as_str(), "" | "identity");
+        self.coding() != Coding::Identity || coding.is_none_or(is_none)
     }
 
     /// Some answers have none, whatever their headers say.
@@ -228,12 +267,16 @@ impl Shared {
         let mut hop = request.clone();
         let said_span = redirects::say_span(&mut hop, context.correlation.span.as_ref());
         let mut hops_left = self.settings.max_redirects;
+        let under_way = UnderWay::count();
         loop {
             let response = self.send(&hop, context).await?;
             let location = header_text(&response, header::LOCATION);
-            let refused = match redirects::next_hop(&hop, response.status(), location.as_deref()) {
+            let downgrades = self.settings.follow_downgrades;
+            let refused = match redirects::next_hop(&hop, response.status(), location.as_deref(), downgrades)
+            {
                 Some(Ok(mut next)) if hops_left > 0 => {
                     hops_left -= 1;
+                    secrets::follow(&hop.url, &mut next)?;
                     if said_span {
                         redirects::unsay_span(&mut next, &hop.url);
                     }
@@ -248,6 +291,7 @@ impl Shared {
                 hop,
                 response,
                 refused,
+                _under_way: under_way,
             });
         }
     }
@@ -256,13 +300,15 @@ impl Shared {
     /// connection; a request that may have been sent is never sent again.
     async fn send(&self, hop: &Request, context: &BlockContext) -> Result<ClientResponse, Failure> {
         let connect_limit = self.limits.on(Operation::HttpConnect);
-        let lookup = self.guard.addresses(&hop.url);
-        let addresses = attempt_limit(context, connect_limit, "resolving the host name", lookup).await??;
+        let tenant = &context.tenant_id;
+        let lookup = self.guard.passage(&hop.url, tenant);
+        let passage = attempt_limit(context, connect_limit, "resolving the host name", lookup).await??;
         let attempts = async {
             let mut last = None;
-            for address in addresses {
+            for address in passage.addresses {
                 let began = Instant::now();
-                match self.send_to(hop, address).await {
+                let pool = clients::pool_of(tenant, address, passage.generation);
+                match self.send_to(hop, address, &pool).await {
                     Err(error) if never_connected(&error) => last = Some((error, began.elapsed())),
                     Err(error) => return Err(failure_of(error)),
                     Ok(response) => return Ok(response),
@@ -281,7 +327,12 @@ impl Shared {
         attempt_limit(context, head_limit, "waiting for the answer's head", attempts).await?
     }
 
-    async fn send_to(&self, hop: &Request, address: SocketAddr) -> Result<ClientResponse, SendRequestError> {
+    async fn send_to(
+        &self,
+        hop: &Request,
+        address: SocketAddr,
+        pool: &str,
+    ) -> Result<ClientResponse, SendRequestError> {
         let clients = self.clients();
         let client = if hop.url.scheme() == "https" {
             &clients.secure
@@ -289,7 +340,7 @@ impl Shared {
             &clients.plain
         };
         let mut outgoing = client
-            .request(hop.method.clone(), request::target(&hop.url))
+            .request(hop.method.clone(), request::target(&hop.url, pool))
             .address(address)
             .no_decompress()
             .insert_header((header::HOST, request::host_header(&hop.url)));
@@ -305,20 +356,12 @@ impl Shared {
         }
     }
 
-    /// This thread's clients. They live as long as the thread (a node has one block of this kind), or until the guard's
-    /// rules change: no open connection may outlive the rule that let it through.
     fn clients(&self) -> Rc<Clients> {
-        let generation = self.guard.generation();
-        CLIENTS.with_borrow_mut(|all| match all.get(&self.id) {
-            Some((made_for, clients)) if *made_for == generation => Rc::clone(clients),
-            _ => {
-                let clients = Rc::new(Clients {
-                    plain: self.client(Dial::plain()),
-                    secure: self.client(Dial::secure(Arc::clone(&self.tls))),
-                });
-                all.insert(self.id, (generation, Rc::clone(&clients)));
-                clients
-            }
+        let travel = self.settings.max_response_bytes.saturating_mul(MAX_TRAVEL_FACTOR);
+        let travel = travel.saturating_add(TRAVEL_MARGIN_BYTES);
+        clients::of_thread(self.id, self.guard.generation(), || Clients {
+            plain: self.client(Dial::plain(travel)),
+            secure: self.client(Dial::secure(Arc::clone(&self.tls), travel)),
         })
     }
 
@@ -346,8 +389,8 @@ impl Shared {
         if answer.has_no_body() {
             return Ok(Vec::new());
         }
-        let coding = answer.coding();
-        let receive = body::receive(answer.response, coding, max_bytes);
+        let (coding, announced) = (answer.coding(), answer.announced());
+        let receive = body::receive(answer.response, coding, announced, max_bytes);
         let limit = self.limits.on(Operation::HttpRead);
         attempt_limit(context, limit, "receiving the answer's body", receive)
             .await
@@ -370,10 +413,11 @@ impl Shared {
         );
 
         let failure = answer.failure();
+        let (secrets, is_readable) = (answer.hop.secrets.clone(), answer.is_readable());
         let max_bytes = self.settings.max_response_bytes;
         let received = self.receive(answer, max_bytes, context).await;
         match received {
-            Ok(bytes) => body::put(&mut outputs, bytes),
+            Ok(bytes) => body::put(&mut outputs, secrets.scrub_body(bytes, is_readable)),
             // With a failure status, the status is the news and the body is an extra.
             Err(of_body) if failure.is_none() || of_body.total_limit => return Err(of_body),
             Err(_) => {}
@@ -396,10 +440,10 @@ fn header_text(response: &ClientResponse, name: header::HeaderName) -> Option<St
 }
 
 /// Header names in lower case, repeated ones joined. What described the compressed form goes with it.
-fn headers_of(response: &ClientResponse, coding: body::Coding) -> Value {
+fn headers_of(response: &ClientResponse, coding: Coding) -> Value {
     let mut headers: Map<String, Value> = Map::new();
     for (name, value) in response.headers() {
-        let decoded = coding != body::Coding::Identity;
+        let decoded = coding != Coding::Identity;
         if decoded && (name == header::CONTENT_ENCODING || name == header::CONTENT_LENGTH) {
             continue;
         }
@@ -441,6 +485,11 @@ fn never_connected(error: &SendRequestError) -> bool {
 
 /// What went wrong before the head of the answer, by the kind of error; the library's words stay inside.
 fn failure_of(error: SendRequestError) -> Failure {
+    if let SendRequestError::Response(inner) = &error
+        && let Some(breach) = breach_in(inner)
+    {
+        return breach.failure();
+    }
     let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
     let failure = match &error {
         SendRequestError::Timeout | SendRequestError::Connect(ConnectError::Timeout) => {
@@ -455,7 +504,7 @@ fn failure_of(error: SendRequestError) -> Failure {
         SendRequestError::Connect(ConnectError::Io(io)) if io.kind() == io::ErrorKind::InvalidData => {
             Failure::new(
                 ErrorCode::NetworkError,
-                "no encrypted connection: the TLS handshake failed",
+                format!("no encrypted connection: {}", handshake_rule(io)),
             )
         }
         SendRequestError::Connect(_) => Failure::new(ErrorCode::NetworkError, "no connection to the server"),
@@ -466,6 +515,31 @@ fn failure_of(error: SendRequestError) -> Failure {
         _ => Failure::new(ErrorCode::NetworkError, "the connection broke off"),
     };
     failure.internally(error)
+}
+
+/// Which bound the answer went beyond, if that is what the connection failed of.
+fn breach_in(error: &(dyn std::error::Error + 'static)) -> Option<Breach> {
+    Breach::of(error.source()?.downcast_ref()?)
+}
+
+/// What was wrong when TLS was to begin.
+fn handshake_rule(error: &io::Error) -> &'static str {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(TlsError::InvalidCertificate(reason)) => match reason {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the server's certificate has expired"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "the server's certificate is not valid yet"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "the server's certificate is for another name"
+            }
+            CertificateError::UnknownIssuer => "no known authority vouches for the server's certificate",
+            _ => "the server's certificate is not valid",
+        },
+        _ => "the TLS handshake failed",
+    }
 }
 
 #[cfg(test)]

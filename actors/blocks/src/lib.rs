@@ -6,6 +6,7 @@
 //!
 //! In reading order: [`settings`] are the grants and bounds, `limits` how long an operation may take, `inputs` reads what a job brings, `watch` is how a block
 //! notices that it must stop, `tls` whom they trust, `payload` what reading referenced inputs adds; then one file per kind of work.
+//! [`sandbox`] holds what stands for them where a job is only rehearsed.
 
 mod echo;
 mod fail;
@@ -16,6 +17,7 @@ mod limits;
 mod payload;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
+pub mod sandbox;
 pub mod settings;
 mod sleep;
 mod sql;
@@ -25,11 +27,14 @@ mod watch;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use caf_protocol::block::Registry;
+use caf_protocol::block::{Block, Registry};
 use caf_protocol::reference::Fetchers;
+use caf_protocol::secret::vault::Vault;
 
-pub use crate::http::AllowedTargets;
+pub use crate::fs::path_parts;
+pub use crate::http::TargetRules;
 pub use crate::limits::OperationLimits;
+use crate::sandbox::{Play, Rehearsal, SandboxSettings, Stage};
 use crate::settings::{BlockSettings, SettingError};
 
 /// What the node knows and the settings do not.
@@ -38,8 +43,12 @@ pub struct Extras {
     /// A symbolic host name such as `health.worker.internal`, and the node's own health endpoint that it stands for.
     /// Requests to that name, whatever the port, and to the endpoint's loopback address pass the guard.
     pub health_target: Option<(String, SocketAddr)>,
-    /// Where `blocks.http.allow_targets` is kept: who holds a clone may replace it while jobs run.
-    pub http_targets: AllowedTargets,
+    /// Where the rules on targets of HTTP requests are kept: who holds a clone may replace them while jobs run.
+    pub http_targets: TargetRules,
+    /// How jobs are rehearsed that are not to touch anything.
+    pub sandbox: SandboxSettings,
+    /// Who gives jobs the values of the secrets that they name.
+    pub vault: Vault,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.
@@ -64,13 +73,18 @@ pub struct Blocks {
     pub registry: Registry,
     /// Who reads inputs that a job refers to by file or address: by the same grants and limits as the blocks.
     pub fetchers: Fetchers,
+    /// In place of both, for jobs that are only rehearsed.
+    pub sandbox: Rehearsal,
 }
 
 impl From<Registry> for Blocks {
     /// Blocks that take no references.
     fn from(registry: Registry) -> Self {
-        let fetchers = Fetchers::default();
-        Self { registry, fetchers }
+        Self {
+            registry,
+            fetchers: Fetchers::default(),
+            sandbox: Rehearsal::default(),
+        }
     }
 }
 
@@ -85,8 +99,10 @@ pub fn build(
     extras: Extras,
 ) -> Result<Blocks, SetupError> {
     settings.validate()?;
+    let stage = Stage::new(&extras.sandbox)?;
+    let vault = extras.vault.clone();
     let http = http::HttpRequest::new(&settings.http, limits, extras);
-    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql)) {
+    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql, vault)) {
         (Ok(http), Ok(sql)) => (http, sql),
         (http, sql) => {
             let of_sql = sql.err().into_iter().flatten();
@@ -99,16 +115,32 @@ pub fn build(
     let fetchers = Fetchers::default()
         .with(Arc::new(http.fetcher()))
         .with(Arc::new(fs::FileFetch::new(&files)));
-    let registry = Registry::default()
-        .with(Arc::new(echo::Echo::new()))
-        .with(Arc::new(sleep::Sleep::new()))
-        .with(Arc::new(fail::Fail::new()))
-        .with(Arc::new(http))
-        .with(Arc::new(fs::blob_put(&files)))
-        .with(Arc::new(fs::blob_get(&files)))
-        .with(Arc::new(fs::blob_delete(&files)))
-        .with(Arc::new(sql));
-    Ok(Blocks { registry, fetchers })
+    // Whoever adds a block says what it does in the sandbox.
+    let blocks: [(Arc<dyn Block>, Play); 8] = [
+        (Arc::new(echo::Echo::new()), Play::AsItIs),
+        (Arc::new(sleep::Sleep::new()), Play::AsItIs),
+        (Arc::new(fail::Fail::new()), Play::AsItIs),
+        (Arc::new(http), Play::Http),
+        (Arc::new(fs::blob_put(&files)), Play::Put),
+        (Arc::new(fs::blob_get(&files)), Play::Get),
+        (Arc::new(fs::blob_delete(&files)), Play::Delete),
+        (Arc::new(sql), Play::Sql),
+    ];
+    let sandbox = stage.rehearsal(&blocks);
+    let registry = blocks
+        .into_iter()
+        .fold(Registry::default(), |registry, (block, _)| registry.with(block));
+    Ok(Blocks {
+        registry,
+        fetchers,
+        sandbox,
+    })
+}
+
+/// Pure functions that fuzzing drives. No part of what the node uses.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::http::{UrlTarget, url_target};
 }
 
 #[cfg(test)]

@@ -9,8 +9,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+mod http;
+pub use self::http::{HttpSettings, HttpTenantSettings};
 
 /// A setting that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,51 +141,6 @@ impl BlockSettings {
     }
 }
 
-/// Section `blocks.http`. How long a request may take is said by the policy of timeouts, while that is in force.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpSettings {
-    /// Targets that jobs may reach although their address is not public: an address (`10.1.2.3`), a range
-    /// (`10.0.0.0/8`) or a host name (`db.internal`), each but a range optionally with a port (`127.0.0.1:8080`,
-    /// `[::1]:8080`).
-    pub allow_targets: Vec<String>,
-    /// PEM file with certificates of further authorities that may vouch for a host, beside the public ones. Read at the
-    /// start.
-    pub ca_file: Option<PathBuf>,
-    /// Largest answer body in bytes, counted after decompression.
-    pub max_response_bytes: u64,
-    /// Largest request body in bytes.
-    pub max_request_bytes: u64,
-    /// How many redirects are followed; 0 follows none.
-    pub max_redirects: u32,
-}
-
-impl Default for HttpSettings {
-    fn default() -> Self {
-        Self {
-            allow_targets: Vec::new(),
-            ca_file: None,
-            max_response_bytes: 8 << 20,
-            max_request_bytes: 8 << 20,
-            max_redirects: 5,
-        }
-    }
-}
-
-impl HttpSettings {
-    fn check<'a>(&'a self, checks: &mut Checks<'a>) {
-        for entry in &self.allow_targets {
-            let holds = crate::http::is_target(entry);
-            checks.require("allow_targets", holds, crate::http::TARGET_RULE, entry);
-        }
-        checks.file("ca_file", self.ca_file.as_deref());
-        checks.bytes("max_response_bytes", self.max_response_bytes);
-        checks.bytes("max_request_bytes", self.max_request_bytes);
-        let holds = self.max_redirects <= 50;
-        checks.require("max_redirects", holds, "must be at most 50", self.max_redirects);
-    }
-}
-
 /// Section `blocks.fs`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -191,6 +150,30 @@ pub struct FsSettings {
     pub roots: BTreeMap<String, PathBuf>,
     /// Largest content in bytes, written or read.
     pub max_bytes: u64,
+    /// Whether files with more than one name may be read. A hard link in a root may be a file that lies outside of it.
+    pub allow_hard_links: bool,
+    /// How much each directory may hold, by its name in `roots`; one that is not named has no bound but the disk.
+    pub quotas: BTreeMap<String, FsQuotaSettings>,
+}
+
+/// Section `blocks.fs.quotas.<root>`: bounds on a whole directory. Exact for what one worker writes; what others write
+/// there is counted once a minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FsQuotaSettings {
+    /// Most bytes in all files together.
+    pub max_bytes: u64,
+    /// Most files and directories together. The whole directory is counted now and then: it bounds that too.
+    pub max_files: u64,
+}
+
+impl Default for FsQuotaSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 30,
+            max_files: 100_000,
+        }
+    }
 }
 
 impl Default for FsSettings {
@@ -198,6 +181,8 @@ impl Default for FsSettings {
         Self {
             roots: BTreeMap::from([("data".to_owned(), PathBuf::from("./data"))]),
             max_bytes: 16 << 20,
+            allow_hard_links: false,
+            quotas: BTreeMap::new(),
         }
     }
 }
@@ -211,6 +196,19 @@ impl FsSettings {
             }
         });
         checks.bytes("max_bytes", self.max_bytes);
+        checks.section("quotas", |checks| {
+            for (name, quota) in &self.quotas {
+                let known = self.roots.contains_key(name);
+                checks.require(name, known, "must be the name of one of blocks.fs.roots", name);
+                checks.section(name, |checks| {
+                    let holds = (1..=1 << 50).contains(&quota.max_bytes);
+                    let rule = "must be 1 to 1125899906842624 bytes";
+                    checks.require("max_bytes", holds, rule, quota.max_bytes);
+                    let holds = (1..=10_000_000).contains(&quota.max_files);
+                    checks.require("max_files", holds, "must be 1 to 10000000", quota.max_files);
+                });
+            }
+        });
     }
 }
 
@@ -271,6 +269,10 @@ pub struct SqlConnectionSettings {
     /// Whether the database refuses writes.
     #[serde(default = "SqlConnectionSettings::read_only")]
     pub read_only: bool,
+    /// Whether a role may be used that can reach files or programs of the server: a superuser, or a member of
+    /// `pg_read_server_files`, `pg_write_server_files` or `pg_execute_server_program`. PostgreSQL only.
+    #[serde(default)]
+    pub allow_superuser: Option<bool>,
     /// Most rows of an answer. More fail the job; rows are never cut off silently.
     #[serde(default = "SqlConnectionSettings::max_rows")]
     pub max_rows: u64,
@@ -296,7 +298,11 @@ pub struct SqlConnectionSettings {
     /// Password; beats the one in the url. Meant to come from the environment,
     /// `WORKER__BLOCKS__SQL__CONNECTIONS__<NAME>__PASSWORD`.
     #[serde(default)]
-    pub password: Option<String>,
+    pub password: Option<Secret>,
+    /// Name of a secret (`secrets.<name>`) that is the password, for the jobs that it is for; in place of `password`. It must list
+    /// `sql:<name of this connection>` among its destinations.
+    #[serde(default)]
+    pub password_secret: Option<String>,
 }
 
 impl SqlConnectionSettings {
@@ -329,6 +335,7 @@ impl SqlConnectionSettings {
         Self {
             url: url.into(),
             read_only: Self::read_only(),
+            allow_superuser: None,
             max_rows: Self::max_rows(),
             max_bytes: Self::max_bytes(),
             statement_timeout_ms: Self::statement_timeout_ms(),
@@ -337,6 +344,7 @@ impl SqlConnectionSettings {
             ca_file: None,
             user: None,
             password: None,
+            password_secret: None,
         }
     }
 }
@@ -382,6 +390,17 @@ impl SqlConnectionSettings {
         if let Err(broken) = crate::sql::check_address(self) {
             checks.require(broken.key, false, &broken.rule, "(hidden)");
         }
+        let url = self.url.trim_start();
+        let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        let holds = self.password_secret.is_none() || is_postgres;
+        checks.require(
+            "password_secret",
+            holds,
+            "must be on a PostgreSQL connection",
+            "another",
+        );
+        let holds = self.password_secret.is_none() || self.password.is_none();
+        checks.require("password_secret", holds, "must not stand beside password", "both");
         checks.rows("max_rows", self.max_rows);
         checks.bytes("max_bytes", self.max_bytes);
         checks.limit_ms("statement_timeout_ms", self.statement_timeout_ms);
@@ -456,8 +475,8 @@ mod tests {
         let name = "must have a name of 1 to 64 letters, digits, '_', '-' or '.', not starting with '.', got the name";
         let target = "must be an address, a range such as 10.0.0.0/8, or a host name, got";
         let expected = [
-            format!("blocks.http.allow_targets: {target} 10.0.0.0/33"),
-            format!("blocks.http.allow_targets: {target} a b"),
+            format!("blocks.http.allow_targets.1: {target} 10.0.0.0/33"),
+            format!("blocks.http.allow_targets.2: {target} a b"),
             "blocks.http.max_request_bytes: must be 1 to 1073741824 bytes, got 0".to_owned(),
             "blocks.http.max_redirects: must be at most 50, got 51".to_owned(),
             format!("blocks.fs.roots.\"\": {name} \"\""),
@@ -481,7 +500,7 @@ mod tests {
     #[test]
     fn debug_shows_neither_address_nor_password() {
         let mut connection = SqlConnectionSettings::new("postgres://u:hunter2@db.host/x");
-        connection.password = Some("hunter3".to_owned());
+        connection.password = Some("hunter3".into());
         let shown = format!("{connection:?}");
         assert!(!shown.contains("hunter") && !shown.contains("db.host"), "{shown}");
     }

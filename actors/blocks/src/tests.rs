@@ -1,5 +1,6 @@
 //! What the tests of all blocks share, and the tests of the registry.
 
+mod endpoints;
 mod payload;
 
 use std::sync::Arc;

@@ -15,6 +15,9 @@ use caf_testkit::{Postgres, PostgresOptions};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+#[path = "postgres/secrets.rs"]
+mod secrets;
+
 /// Longest wait for something to happen on the server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -24,6 +27,8 @@ fn blocks(url: &str, adjust: impl Fn(&mut SqlConnectionSettings)) -> Registry {
     for (name, read_only) in [("ro", true), ("rw", false)] {
         let mut connection = SqlConnectionSettings::new(url);
         connection.read_only = read_only;
+        // The server of the tests has no other role.
+        connection.allow_superuser = Some(true);
         adjust(&mut connection);
         settings.sql.connections.insert(name.to_owned(), connection);
     }
@@ -384,8 +389,8 @@ fn a_failed_statement_writes_nothing_and_only_one_statement_is_taken() {
             ("SELECT * FROM none", ErrorCode::ExecutionFailed),
             ("SELEC 1", ErrorCode::ExecutionFailed),
             ("SELECT 1/0", ErrorCode::ExecutionFailed),
-            ("COPY t TO STDOUT", ErrorCode::ExecutionFailed),
-            ("COPY t FROM STDIN", ErrorCode::ExecutionFailed),
+            ("COPY t TO STDOUT", ErrorCode::PermissionDenied),
+            ("COPY t FROM STDIN", ErrorCode::PermissionDenied),
         ] {
             let failure = query(&blocks, "rw", text, json!([])).await.expect_err(text);
             assert_eq!(failure.code, code, "{text}: {failure:?}");
@@ -513,7 +518,7 @@ fn a_statement_that_is_given_up_does_not_go_on_at_the_server() {
 #[test]
 fn at_the_deadline_neither_statement_nor_connection_stays() {
     with_server(async |server| {
-        let observer = blocks(&server.url(), |_| {});
+        let observer = blocks(&server.url(), |connection| connection.pool_size = 1);
         let others = "SELECT count(*) AS v FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
         query(&observer, "rw", "CREATE TABLE t(a text)", json!([]))
             .await
@@ -570,14 +575,14 @@ fn the_pool_bounds_connections_and_waiting_for_one_is_bounded_too() {
 fn a_lost_connection_is_a_network_error_and_is_replaced() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| connection.pool_size = 1);
-        let failure = query(
-            &blocks,
-            "ro",
-            "SELECT pg_terminate_backend(pg_backend_pid())",
-            json!([]),
-        )
-        .await;
-        assert_eq!(failure.expect_err("ends itself").code, ErrorCode::NetworkError);
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE state = 'active' AND query LIKE '%pg_sleep(6%' AND pid <> pg_backend_pid()";
+        let (failure, ()) = tokio::join!(query(&blocks, "ro", "SELECT pg_sleep(60)", json!([])), async {
+            while server.execute(end).expect("answers") == "0" {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(failure.expect_err("is ended").code, ErrorCode::NetworkError);
         assert_eq!(row(&blocks, "SELECT 1 AS v", json!([])).await["v"], json!(1));
         let url = server.url();
         drop(server);
@@ -742,7 +747,7 @@ fn user_and_password_of_the_settings_count_and_are_never_shown() {
     with_server(async |server| {
         let blocks = blocks(&server.url(), |connection| {
             connection.user = Some("nobody_here".to_owned());
-            connection.password = Some("hunter2".to_owned());
+            connection.password = Some("hunter2".into());
         });
         let failure = query(&blocks, "ro", "SELECT 1", json!([]))
             .await
@@ -771,4 +776,150 @@ fn a_server_that_does_not_answer_is_a_timeout_of_one_attempt() {
         (ErrorCode::ConnectionTimeout, false),
         "{failure:?}"
     );
+}
+
+/// The test's role is a superuser, who may do everything: what is refused is refused by the worker.
+#[test]
+fn a_job_reaches_neither_files_nor_programs_nor_passwords_of_the_server() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        for text in [
+            "COPY (SELECT 1) TO PROGRAM 'touch /tmp/caf-owned'",
+            "COPY (SELECT 1) TO '/tmp/caf-owned'",
+            "SELECT pg_read_file('/etc/passwd')",
+            "SELECT pg_catalog.\"pg_read_binary_file\"('/etc/passwd')",
+            "SELECT pg_ls_dir('/')",
+            "SELECT lo_import('/etc/passwd')",
+            "SELECT query_to_xml('SELECT pg_' || 'read_file(''/etc/passwd'')', true, true, '')",
+            "SELECT U&\"pg\\005fread_file\"('/etc/passwd')",
+            "SELECT rolpassword FROM pg_authid",
+            "SELECT set_config('transaction_read_only', 'off', true)",
+            "DO $$ BEGIN PERFORM pg_sleep(0); END $$",
+            "ALTER SYSTEM SET log_statement = 'all'",
+        ] {
+            for connection in ["ro", "rw"] {
+                let failure = query(&blocks, connection, text, json!([])).await.expect_err(text);
+                assert_eq!(
+                    failure.code,
+                    ErrorCode::PermissionDenied,
+                    "{connection}: {text}: {failure:?}"
+                );
+            }
+        }
+        assert!(!std::path::Path::new("/tmp/caf-owned").exists());
+    });
+}
+
+#[test]
+fn a_role_with_rights_on_the_server_is_refused_where_the_settings_say_so() {
+    with_server(async |server| {
+        server.execute("CREATE ROLE plain LOGIN").expect("creates");
+        server
+            .execute("CREATE ROLE reader LOGIN IN ROLE pg_read_server_files")
+            .expect("creates");
+        for (user, allowed) in [("plain", true), ("reader", false), ("", false)] {
+            let blocks = blocks(&server.url(), |connection| {
+                connection.allow_superuser = Some(false);
+                if !user.is_empty() {
+                    connection.user = Some(user.to_owned());
+                }
+            });
+            let asked = query(&blocks, "ro", "SELECT 1 AS v", json!([])).await;
+            match asked {
+                Ok(_) => assert!(allowed, "{user}"),
+                Err(failure) => {
+                    assert_eq!(failure.code, ErrorCode::PermissionDenied, "{user}: {failure:?}");
+                    assert!(!allowed, "{user}: {failure:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn one_giant_value_is_refused_before_it_is_in_memory_and_the_next_query_works() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| connection.max_bytes = 1_000_000);
+        let before = resident_bytes();
+        for _ in 0..3 {
+            let failure = query(&blocks, "ro", "SELECT repeat('x', 500000000) AS v", json!([]))
+                .await
+                .expect_err("is too large");
+            assert_eq!(
+                (failure.code, failure.message.as_str()),
+                (
+                    ErrorCode::ResourceUnavailable,
+                    "the answer is larger than the limit"
+                )
+            );
+            assert_eq!(row(&blocks, "SELECT 1 AS v", json!([])).await["v"], json!(1));
+        }
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 200_000_000, "grew by {grown} bytes");
+        let fits = row(&blocks, "SELECT length(repeat('x', 500000)) AS v", json!([])).await;
+        assert_eq!(fits["v"], json!(500_000));
+    });
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("is there");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("is told");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("is a number");
+    kib * 1_024
+}
+
+#[test]
+fn thousands_of_columns_with_one_name_are_told_apart_at_once() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |_| {});
+        let text = format!("SELECT {}", vec!["1 AS a"; 1_600].join(", "));
+        let outputs = query(&blocks, "ro", &text, json!([])).await.expect("succeeds");
+        assert_eq!(outputs["columns"].as_array().map(Vec::len), Some(1_600));
+        assert_eq!(outputs["columns"][1_599], json!("a_1600"));
+    });
+}
+
+#[test]
+fn nothing_of_a_job_stays_in_the_session_not_even_until_the_next_one() {
+    with_server(async |server| {
+        let blocks = blocks(&server.url(), |connection| connection.pool_size = 1);
+        server
+            .execute(
+                "CREATE FUNCTION leave() RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE ''PREPARE leftover AS SELECT 41''; \
+                 PERFORM set_config(''my.secret'', ''x'', false); EXECUTE ''LISTEN leftover''; RETURN 1; END'",
+            )
+            .expect("creates");
+        query(&blocks, "rw", "SELECT pg_advisory_lock(42)", json!([]))
+            .await
+            .expect("locks");
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        let begin = Instant::now();
+        while server.execute(locks).expect("answers") != "0" {
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "the lock is held by an idle connection"
+            );
+            tokio::task::yield_now().await;
+        }
+        query(&blocks, "rw", "SELECT leave()", json!([]))
+            .await
+            .expect("runs");
+        let text = "SELECT (SELECT count(*) FROM pg_prepared_statements WHERE from_sql) AS prepared, \
+                    (SELECT count(*) FROM pg_listening_channels()) AS listening, \
+                    coalesce(current_setting('my.secret', true), '') AS secret";
+        let seen = query(&blocks, "rw", text, json!([])).await.expect("reads")["rows"][0].clone();
+        assert_eq!(seen, json!({"prepared": 0, "listening": 0, "secret": ""}));
+        assert_eq!(
+            row(
+                &blocks,
+                "SELECT current_setting('default_transaction_read_only') AS v",
+                json!([])
+            )
+            .await["v"],
+            json!("on")
+        );
+    });
 }

@@ -67,6 +67,8 @@ pub enum RejectReason {
     UnsupportedPayloadRef,
     /// The tenant is not on the allow-list.
     TenantNotAllowed,
+    /// The tenant has used up one of its quotas.
+    QuotaExceeded,
     /// The pool is full.
     QueueFull,
     /// It kills the workers that run it.
@@ -87,6 +89,7 @@ impl RejectReason {
             Self::InvalidInputs => "invalid_inputs",
             Self::UnsupportedPayloadRef => "unsupported_payload_ref",
             Self::TenantNotAllowed => "tenant_not_allowed",
+            Self::QuotaExceeded => "quota_exceeded",
             Self::QueueFull => "queue_full",
             Self::Quarantined => "quarantined",
             Self::AttemptsExhausted => "attempts_exhausted",

@@ -16,6 +16,7 @@ use crate::ids::{
 use crate::json::{lenient_u64, object_from_str, parse};
 use crate::outcome::Failure;
 use crate::reference::{self, PayloadRef};
+use crate::secret;
 use crate::trace_context::{RemoteTrace, SpanContext, TRACEPARENT, TRACESTATE};
 
 /// Deadline of a job that names none, or a bad one, in milliseconds.
@@ -24,8 +25,12 @@ pub const DEFAULT_DEADLINE_MS: u64 = 30_000;
 pub const MAX_DEADLINE_MS: u64 = 3_600_000;
 /// Most calls that an assignment may ask for; more would only outlive the longest deadline.
 pub const MAX_ATTEMPTS: u32 = 100;
-/// Priority of a job that names none; the router's default.
-pub const DEFAULT_PRIORITY: u64 = 50;
+/// Priority of a job that names none, or no number; the router's default.
+pub const DEFAULT_PRIORITY: u8 = 50;
+/// The highest priority: what is beyond counts as this.
+pub const MAX_PRIORITY: u8 = 100;
+/// Key by which an assignment asks to be rehearsed: at top level, in `job`, `options` or `metadata`.
+const SANDBOX: &str = "sandbox";
 /// Longest correlation id that is carried along, valid or not, in bytes.
 const MAX_RAW_ID_BYTES: usize = 128;
 
@@ -48,6 +53,8 @@ pub struct Identity {
     pub idempotency_key: Option<String>,
     /// How often an operator sent it again, from the header `Caf-Replay`: 0 for the assignment itself, else 1..1000.
     pub replay: u32,
+    /// Whether it is only rehearsed (contract 6.9): the assignment asks for that, or the node does nothing else.
+    pub sandbox: bool,
 }
 
 impl Identity {
@@ -75,6 +82,19 @@ pub struct Assignment {
     pub backoff_ms: Option<u64>,
     /// Pool that the assignment asks for. Absent: the block's own class.
     pub resource_class: Option<ResourceClass>,
+    /// How urgent it is among the jobs of its tenant: 0..100, the higher the sooner.
+    pub priority: u8,
+    /// What it says that it will need.
+    pub estimate: Estimate,
+}
+
+/// What a job says that it will need: 0 where it says nothing. Believed, and only held against the quotas of its tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Processor time, in milliseconds.
+    pub cpu_time_ms: u64,
 }
 
 /// What a job is given.
@@ -114,6 +134,16 @@ impl Refusal {
         Self::field(RejectReason::InvalidField, ErrorCode::InvalidFormat, field, rule)
     }
 }
+
+/// Keys of a job that are no inputs.
+const ABOUT_THE_JOB: [&str; 6] = [
+    "type",
+    "payload",
+    "inputs",
+    "payload_ref",
+    "metadata",
+    "resources",
+];
 
 /// What a message turned out to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -259,7 +289,25 @@ fn read_identity(
         correlation: read_correlation(shape, headers),
         idempotency_key: usable(text(root, "idempotency_key"), MAX_IDEMPOTENCY_KEY_BYTES),
         replay: headers.replay(),
+        sandbox: wants_sandbox(shape),
     })
+}
+
+/// Whether any of the places that may ask for the sandbox does. None can ask to leave it.
+fn wants_sandbox(shape: &Shape<'_>) -> bool {
+    let places = [shape.root, shape.job, shape.options, shape.metadata];
+    let asked = places.into_iter().filter_map(|place| place.get(SANDBOX));
+    asked.filter_map(as_flag).any(|flag| flag)
+}
+
+/// True or false, or its string form.
+fn as_flag(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
 }
 
 fn read_correlation(shape: &Shape<'_>, headers: &Headers) -> Correlation {
@@ -318,6 +366,7 @@ fn read_remote(shape: &Shape<'_>, headers: &Headers) -> Option<RemoteTrace> {
 /// Reads everything but the identity, in the order in which a person would look: version, ids, job, inputs.
 fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result<Assignment, Refusal> {
     check_version(shape, headers)?;
+    check_secrets(shape)?;
     check_id(
         shape.root,
         "request_id",
@@ -337,6 +386,7 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
     }
     check_object(shape.root, "job")?;
     check_id(shape.job, "type", "job.type", identity.job_type.as_deref())?;
+    check_sandbox(shape)?;
     let payload = read_payload(shape)?;
     let deadline_ms = read_deadline_ms(shape, &payload);
     Ok(Assignment {
@@ -347,6 +397,8 @@ fn read_job(shape: &Shape<'_>, headers: &Headers, identity: &Identity) -> Result
         max_attempts: read_max_attempts(shape),
         backoff_ms: read_backoff_ms(shape),
         resource_class: read_resource_class(shape),
+        priority: read_priority(shape),
+        estimate: read_estimate(shape),
     })
 }
 
@@ -368,6 +420,40 @@ fn check_version(shape: &Shape<'_>, headers: &Headers) -> Result<(), Refusal> {
             "version",
             "must be the string \"1\"",
         )),
+    }
+}
+
+/// Who asks for the sandbox in words that cannot be read must not get the real thing. `metadata` is the caller's own: what
+/// stands there may mean something else.
+fn check_sandbox(shape: &Shape<'_>) -> Result<(), Refusal> {
+    let places = [
+        (shape.root, SANDBOX),
+        (shape.job, "job.sandbox"),
+        (shape.options, "options.sandbox"),
+    ];
+    for (place, path) in places {
+        let given = place.get(SANDBOX).filter(|value| !value.is_null());
+        if given.is_some_and(|value| as_flag(value).is_none()) {
+            return Err(Refusal::invalid(path, "must be true or false"));
+        }
+    }
+    Ok(())
+}
+
+/// Nobody resolves a reference to a secret outside of inputs. Which inputs may hold one, the pipeline asks the block.
+fn check_secrets(shape: &Shape<'_>) -> Result<(), Refusal> {
+    let is_named = |(_, value): &(&String, &Value)| secret::reference::is_in(value);
+    let mut beside = shape.root.iter().filter(|(key, _)| *key != "job");
+    let mut of_job = shape.job.iter().filter(|(key, _)| {
+        ABOUT_THE_JOB.contains(&key.as_str()) && !matches!(key.as_str(), "payload" | "inputs")
+    });
+    let in_job = || of_job.find(is_named).map(|(key, _)| format!("job.{key}"));
+    match beside.find(is_named).map(|(key, _)| key.clone()).or_else(in_job) {
+        None => Ok(()),
+        Some(path) => Err(Refusal {
+            reason: RejectReason::InvalidField,
+            failure: secret::reference::not_here(&path),
+        }),
     }
 }
 
@@ -430,17 +516,9 @@ fn read_inputs(shape: &Shape<'_>) -> Result<Inputs, Refusal> {
             Some(_) => return Err(Refusal::invalid(&path, "must be an object")),
         }
     }
-    let about_the_job = [
-        "type",
-        "payload",
-        "inputs",
-        "payload_ref",
-        "metadata",
-        "resources",
-    ];
     let flat = job
         .iter()
-        .filter(|(key, _)| !about_the_job.contains(&key.as_str()));
+        .filter(|(key, _)| !ABOUT_THE_JOB.contains(&key.as_str()));
     Ok(flat.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
@@ -495,6 +573,39 @@ fn read_resource_class(shape: &Shape<'_>) -> Option<ResourceClass> {
     [shape.root, shape.job]
         .into_iter()
         .find_map(|place| text(object(place, "resources"), "class").and_then(ResourceClass::from_name))
+}
+
+/// What is no number is taken for none; what is out of range, for the nearest that is in it.
+fn read_priority(shape: &Shape<'_>) -> u8 {
+    let number = match shape.options.get("priority") {
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(text)) => text.trim().parse().ok(),
+        _ => None,
+    };
+    let Some(number) = number.filter(|number: &f64| !number.is_nan()) else {
+        return DEFAULT_PRIORITY;
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range is that of the type"
+    )]
+    let priority = number.clamp(0.0, f64::from(MAX_PRIORITY)) as u8;
+    priority
+}
+
+/// Where `resources` stands is read in the order of the class; a value that is no number counts as absent.
+fn read_estimate(shape: &Shape<'_>) -> Estimate {
+    let read = |key: &str| {
+        [shape.root, shape.job]
+            .into_iter()
+            .find_map(|place| lenient_u64(object(place, "resources").get(key)?))
+            .unwrap_or_default()
+    };
+    Estimate {
+        memory_bytes: read("memory_bytes"),
+        cpu_time_ms: read("cpu_time_ms"),
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 pub use tokio_util::sync::CancellationToken;
 
+use crate::endpoint::Endpoint;
 use crate::ids::Correlation;
 use crate::limit::{Operation, OperationLimit};
 use crate::outcome::Failure;
@@ -85,6 +86,11 @@ pub trait Block: Send + Sync + 'static {
     /// What it declares about itself.
     fn spec(&self) -> &BlockSpec;
 
+    /// Inputs in which it resolves references to secrets (`{"$secret": "name"}`). The pipeline refuses one in any other.
+    fn secret_inputs(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Turns inputs into a task, or says which field breaks which rule. Does no I/O and does not wait.
     ///
     /// # Errors
@@ -109,9 +115,9 @@ pub trait Task: Send + Sync + 'static {
         &[]
     }
 
-    /// Where its attempts send an HTTP request, if that is what they do: scheme, host and port. For the log only; never
-    /// anything else of an address, which may hold secrets anywhere.
-    fn http_origin(&self) -> Option<String> {
+    /// What its attempts talk to, if they leave the process. Of an HTTP address no more than scheme, host and port: the rest
+    /// may hold secrets anywhere.
+    fn endpoint(&self) -> Option<Endpoint> {
         None
     }
 

@@ -4,9 +4,11 @@
 //! station; the node composes both. This crate never does I/O, never reads a clock and never knows actix.
 //!
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
-//! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take, [`outcome`] is how it ended, [`ack`] and [`result`]
+//! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take,
+//! [`endpoint`] what it talks to, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
-//! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded; [`trace_context`] is who called and what is passed on.
+//! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded;
+//! [`secret`] is what nobody may read; [`sqlite_heap`] says when jobs must make room; [`trace_context`] is who called and what is passed on.
 
 pub mod ack;
 pub mod assignment;
@@ -14,6 +16,7 @@ pub mod block;
 pub mod cancel;
 pub mod dead_letter;
 pub mod discovery;
+pub mod endpoint;
 pub mod error_code;
 pub mod headers;
 pub mod heartbeat;
@@ -25,6 +28,8 @@ pub mod outcome;
 pub mod reference;
 pub mod result;
 pub mod schemas;
+pub mod secret;
+pub mod sqlite_heap;
 pub mod timestamp;
 pub mod trace_context;
 

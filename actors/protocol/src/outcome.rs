@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::block::Outputs;
+use crate::endpoint::Sign;
 use crate::error_code::{ErrorCode, NONE};
 use crate::limit::RanOut;
 
@@ -28,6 +29,8 @@ pub struct Failure {
     pub total_limit: bool,
     /// Which limit ran out, when one did. For log and metrics; never travels.
     pub ran_out: Option<Box<RanOut>>,
+    /// What it says of the endpoint, where the code does not say it. Never travels.
+    pub sign: Option<Sign>,
 }
 
 impl Failure {
@@ -41,6 +44,7 @@ impl Failure {
             internal: None,
             total_limit: false,
             ran_out: None,
+            sign: None,
         }
     }
 
@@ -73,6 +77,18 @@ impl Failure {
         self
     }
 
+    /// Says what it means for the endpoint.
+    #[must_use]
+    pub fn saying(mut self, sign: Sign) -> Self {
+        self.sign = Some(sign);
+        self
+    }
+
+    /// What it says of the endpoint that was called.
+    pub fn sign(&self) -> Sign {
+        self.sign.unwrap_or_else(|| Sign::by(self))
+    }
+
     /// Adds a fact for the caller.
     #[must_use]
     pub fn with(mut self, key: &str, value: Value) -> Self {
@@ -99,6 +115,7 @@ impl Failure {
     /// The word by which the router's breaker tells faults of the provider from all others (contract 3.4).
     pub fn error_type(&self) -> &'static str {
         match self.code {
+            _ if self.sign == Some(Sign::LeftAlone) => "provider_unavailable",
             ErrorCode::HttpError => {
                 let server = self.status_code().is_some_and(|status| status >= 500);
                 if server { "server_error" } else { "client_error" }
@@ -120,12 +137,18 @@ impl Failure {
 
     /// Whether the router's breaker is meant to count this against the provider.
     pub fn blames_provider(&self) -> bool {
-        matches!(self.error_type(), "server_error" | "connection_error" | "timeout")
+        matches!(
+            self.error_type(),
+            "server_error" | "connection_error" | "timeout" | "provider_unavailable"
+        )
     }
 
     /// Whether running again can help, by the design column of contract 7.2; policies may say otherwise.
     pub fn is_retryable(&self) -> bool {
         use crate::error_code::RetryAdvice;
+        if self.sign == Some(Sign::LeftAlone) {
+            return false;
+        }
         match self.code.retry_advice() {
             RetryAdvice::Never | RetryAdvice::ByPolicy => false,
             RetryAdvice::Retry => true,

@@ -11,7 +11,7 @@ use crate::ack::OverloadStatus;
 use crate::assignment::Identity;
 use crate::error_code::ErrorCode;
 use crate::headers::{Headers, message_id};
-use crate::ids::{Correlation, RunFlowStep};
+use crate::ids::RunFlowStep;
 use crate::outcome::{Failure, Status, StepResult, trips_breaker};
 use crate::trace_context::SpanContext;
 use crate::{VERSION, is_empty_map};
@@ -79,7 +79,7 @@ pub struct ExecResult {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_depth: Option<u64>,
     /// `worker_id`, `original_trace_id` when the trace id came in a bad format, and `degraded` when the pool was so loaded
-    /// that the job got less: fewer calls, less time.
+    /// that the job got less: fewer calls, less time. `sandbox`, true, when the job was only rehearsed.
     pub metadata: Map<String, Value>,
     /// Which replay of the assignment this answers; told by the message id only.
     #[serde(skip)]
@@ -168,11 +168,14 @@ pub(crate) fn breaker_safe_message(failure: &Failure) -> String {
     }
 }
 
-pub(crate) fn metadata(worker_id: &str, correlation: &Correlation) -> Map<String, Value> {
+pub(crate) fn metadata(worker_id: &str, identity: &Identity) -> Map<String, Value> {
     let mut metadata = Map::new();
     metadata.insert("worker_id".to_owned(), worker_id.into());
-    if let Some(original) = &correlation.original_trace_id {
+    if let Some(original) = &identity.correlation.original_trace_id {
         metadata.insert("original_trace_id".to_owned(), original.as_str().into());
+    }
+    if identity.sandbox {
+        metadata.insert("sandbox".to_owned(), true.into());
     }
     metadata
 }
@@ -216,7 +219,7 @@ impl ExecResult {
             },
             overload_status: None,
             queue_depth: None,
-            metadata: metadata(worker_id, &identity.correlation),
+            metadata: metadata(worker_id, identity),
             replay: identity.replay,
             span: identity
                 .correlation

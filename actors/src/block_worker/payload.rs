@@ -14,6 +14,7 @@ use caf_protocol::ids::sha256_hex;
 use caf_protocol::json;
 use caf_protocol::outcome::Failure;
 use caf_protocol::reference;
+use caf_protocol::secret::reference::misplaced;
 use futures_util::FutureExt;
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ pub(super) struct Prepared {
     pub(super) task: Arc<dyn Task>,
     /// `timeout_ms` among the inputs, which intake could not see.
     pub(super) timeout_ms: Option<u64>,
+    /// How many bytes were fetched.
+    pub(super) bytes: u64,
 }
 
 /// Fetches at most `max_bytes`, checks the hash, reads the inputs and prepares the block. The caller enforces deadline
@@ -96,8 +99,13 @@ fn read(block: &dyn Block, sha256: Option<&str>, bytes: &[u8], max_bytes: u64) -
     }
     let inputs = inputs_of(bytes)?;
     let timeout_ms = own_timeout_ms(&inputs);
+    misplaced(&inputs, block.secret_inputs())?;
     let task = block.prepare(inputs)?;
-    Ok(Prepared { task, timeout_ms })
+    Ok(Prepared {
+        task,
+        timeout_ms,
+        bytes: bytes.len() as u64,
+    })
 }
 
 /// By the rules of a message: one JSON object, no key twice, nesting bounded.

@@ -15,6 +15,7 @@ pub mod preview;
 use std::sync::Arc;
 use std::time::Duration;
 
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::Category;
 use caf_protocol::outcome::Failure;
 
@@ -158,9 +159,11 @@ impl RetryPlan {
         }
     }
 
-    /// Whether another call could help. What ended by cancellation or by a total limit is over. The assignment has no say.
+    /// Whether another call could help. What ended by cancellation or by a total limit is over, and what a circuit breaker
+    /// refused too. The assignment has no say.
     pub fn is_retryable(&self, failure: &Failure) -> bool {
-        if failure.total_limit || failure.code.category() == Category::Cancellation {
+        let was_not_called = failure.sign() == Sign::LeftAlone;
+        if was_not_called || failure.total_limit || failure.code.category() == Category::Cancellation {
             return false;
         }
         match &self.kind {

@@ -30,7 +30,7 @@ pub(super) fn close(span: &mut Span, attempt: &Attempt) {
     span.set("duration_ms", duration_ms);
     let status = match attempt {
         Attempt::Done(Ok(_)) => "success",
-        Attempt::Done(Err(failure)) | Attempt::NoInputs(failure) => {
+        Attempt::Done(Err(failure)) | Attempt::NoInputs(failure) | Attempt::Refused(failure) => {
             span.fail(failure);
             if failure.total_limit { "timeout" } else { "error" }
         }

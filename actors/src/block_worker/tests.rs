@@ -1,6 +1,7 @@
 //! Attempts and waits of one job on a paused clock: when the block is called, and what is told of it.
 
 mod bench;
+mod breakers;
 
 use caf_protocol::block::CancellationToken;
 use serde_json::json;

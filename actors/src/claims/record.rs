@@ -4,6 +4,7 @@
 //! turns a [`Judgement`] into a row. The record is written by its owner only, and only by compare-and-set.
 
 use bytes::Bytes;
+use caf_protocol::ack::RejectReason;
 use caf_protocol::assignment::Identity;
 use caf_protocol::headers::Headers;
 use serde::{Deserialize, Serialize};
@@ -187,6 +188,13 @@ impl ClaimRecord {
     /// Whether the acknowledgement that is fixed is a rejection.
     pub fn was_refused(&self) -> bool {
         self.ack.is_some() && self.refused
+    }
+
+    /// Whether that rejection says that a quota of the tenant was used up.
+    pub fn was_over_quota(&self) -> bool {
+        let ack = self.ack.as_ref().filter(|_| self.refused);
+        let ack = ack.and_then(|ack| serde_json::from_str::<serde_json::Value>(&ack.payload).ok());
+        ack.is_some_and(|ack| ack["message"] == RejectReason::QuotaExceeded.as_str())
     }
 
     /// What `claimant` may do about an assignment that is claimed like this.

@@ -9,6 +9,7 @@ use caf_protocol::block::ResourceClass;
 use super::{Event, Level, steps};
 use crate::job::PoolLoad;
 use crate::metrics::{Metric, MetricKind};
+use crate::pool::line::Waited;
 use crate::pool::policy::Level as Degradation;
 use crate::pool::{Places, Refused};
 
@@ -123,14 +124,19 @@ pub fn degraded(
 }
 
 /// `event`, of a job that leaves the queue after it had `waited` there.
-pub fn left(event: Event, class: ResourceClass, waited: Duration) -> Event {
-    event
-        .measuring(WAIT.sample(&[class.as_str()], waited.as_secs_f64()))
-        .measuring(steps::wait("queue", waited))
+pub fn left(event: Event, class: ResourceClass, waited: Waited) -> Event {
+    let all = waited.slot + waited.limit;
+    let event = event
+        .measuring(WAIT.sample(&[class.as_str()], all.as_secs_f64()))
+        .measuring(steps::wait("queue", waited.slot));
+    match waited.limit {
+        Duration::ZERO => event,
+        limit => event.measuring(steps::wait("tenant_limit", limit)),
+    }
 }
 
 /// A job leaves the queue without a start, after it had `waited` there.
-pub fn left_without_start(class: ResourceClass, waited: Duration) -> Event {
+pub fn left_without_start(class: ResourceClass, waited: Waited) -> Event {
     left(Event::silent(), class, waited)
 }
 

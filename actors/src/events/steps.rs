@@ -32,7 +32,7 @@ const STEP_LABELS: &[&str] = &[
 /// Statuses of executions.
 pub const STATUSES: &[&str] = &["success", "error", "timeout", "cancelled"];
 /// What a job may wait for.
-pub const CAUSES: &[&str] = &["permit", "queue", "retry"];
+pub const CAUSES: &[&str] = &["permit", "queue", "retry", "tenant_limit"];
 
 /// Jobs that ended, under the name of CP1.
 pub static TASKS: Metric = Metric {
@@ -103,8 +103,9 @@ pub static ALL_ERRORS: Metric = Metric {
 /// What was waited for.
 pub static WAITS: Metric = Metric {
     name: "worker_wait_seconds",
-    help: "Waits by cause: permit, the source until there was room to ask for more; queue, a job until it had a slot or left without one; retry, a \
-           job before its next attempt.",
+    help: "Waits by cause: permit, the source until there was room to ask for more; queue, a job until it had a slot or left without one; \
+           tenant_limit, the part of that in which its tenant ran as many jobs as it may, which queue leaves out; retry, a job \
+           before its next attempt.",
     labels: &["cause"],
     kind: MetricKind::Seconds(&[
         1, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 30_000, 60_000, 300_000,

@@ -19,6 +19,7 @@ use crate::events;
 use crate::job::elapsed_ms;
 use crate::pool::Admitted;
 use crate::sink::{Outgoing, Verdict};
+use crate::tenants::Share;
 
 impl Intake {
     /// Takes the case to the fleet, as often as what is learnt there changes its row, and carries out what remains.
@@ -46,8 +47,9 @@ impl Intake {
                 Ok(Taken::Exists(found)) => Ok(found),
                 Err(error) => Err(error),
             };
-            // What is learnt may take a while: the place is for others meanwhile.
+            // What is learnt may take a while: place and share are for others meanwhile.
             drop(admitted.take());
+            case.holdings.share = Share::default();
             let learnt = match found {
                 Ok(found) => self.learn(&fleet, &claimant, found, &mut case).await,
                 Err(error) => Err(error),
@@ -62,7 +64,7 @@ impl Intake {
                 // The broker gives it to somebody, perhaps to us, who then begins anew.
                 return self.forget(case);
             }
-            (row, admitted) = self.choose_row(&case);
+            (row, admitted) = self.choose_row(&mut case);
             if !row.needs_claim() {
                 return self.leave(case, &row);
             }

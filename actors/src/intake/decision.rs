@@ -12,6 +12,8 @@ use crate::claims::Standing;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::pool::Admitted;
 use crate::sink::Verdict;
+use crate::tenants::quota::used_up;
+use crate::tenants::{Exceeded, Share};
 
 /// What is known when the row is chosen. Asked in the order of the rows.
 #[derive(Debug, Clone)]
@@ -36,8 +38,21 @@ pub struct Facts<'a> {
     pub cancelled: bool,
     /// Whether its deadline has passed.
     pub expired: bool,
+    /// What the quotas of its tenant say.
+    pub quota: QuotaFact,
     /// What its pool says. Full as well when a worker that has died since had refused it: the acknowledgement may be out.
     pub pool: PoolFact,
+}
+
+/// What the quotas of a tenant say to a job that would run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum QuotaFact {
+    /// It may, or they were not asked yet.
+    Within,
+    /// One is used up.
+    Exceeded(Exceeded),
+    /// One was, when a worker that has died since refused it: the acknowledgement may be out.
+    RefusedBefore,
 }
 
 /// What a pool says to a job that would run.
@@ -85,6 +100,7 @@ impl<'a> Facts<'a> {
             tenant_allowed,
             cancelled: false,
             expired: false,
+            quota: QuotaFact::Within,
             pool: PoolFact::Room,
         }
     }
@@ -96,6 +112,11 @@ impl<'a> Facts<'a> {
         Self {
             quarantined: rule.is_quarantined(record),
             exhausted: self.exhausted || rule.is_exhausted(record),
+            quota: if record.was_over_quota() {
+                QuotaFact::RefusedBefore
+            } else {
+                self.quota
+            },
             pool: if record.was_refused() {
                 PoolFact::Full
             } else {
@@ -146,7 +167,7 @@ pub enum Row {
     },
     /// 12: back to the broker.
     HandBack,
-    /// 2, 3: rejected, error result, dead letter. 4: the same without dead letter.
+    /// 2, 3: rejected, error result, dead letter. 4, 4b: the same without dead letter.
     Reject {
         /// Token for the acknowledgement.
         reason: RejectReason,
@@ -168,11 +189,12 @@ pub enum Row {
     Run,
 }
 
-/// The number of the row that rejects for this reason: 2, 3 or 4.
+/// The number of the row that rejects for this reason: 2, 3, 4 or 4b.
 pub fn rejection_number(reason: RejectReason) -> &'static str {
     match reason {
         RejectReason::TenantNotAllowed => "3",
         RejectReason::QueueFull => "4",
+        RejectReason::QuotaExceeded => "4b",
         _ => "2",
     }
 }
@@ -274,13 +296,22 @@ impl Row {
     }
 }
 
-/// Chooses the row, and asks the pool only for a job that would run; then it is decided again.
+/// Chooses the row, and asks quotas and pool, in this order, only for a job that would run; then it is decided again. The
+/// share of a job that gets no place returns here.
 pub fn decide_with_place(
     mut facts: Facts<'_>,
+    ask_quotas: impl FnOnce() -> Result<Share, Exceeded>,
     ask_pool: impl FnOnce() -> Option<Admitted>,
-) -> (Row, Option<Admitted>) {
+) -> (Row, Option<Admitted>, Share) {
     match decide(&facts) {
         Row::Run => {
+            let share = match ask_quotas() {
+                Ok(share) => share,
+                Err(exceeded) => {
+                    facts.quota = QuotaFact::Exceeded(exceeded);
+                    return (decide(&facts), None, Share::default());
+                }
+            };
             let admitted = ask_pool();
             facts.pool = match &admitted {
                 Some(Admitted::Taken(_)) => PoolFact::Room,
@@ -289,9 +320,12 @@ pub fn decide_with_place(
                 },
                 Some(Admitted::Refused(_)) | None => PoolFact::Full,
             };
-            (decide(&facts), admitted)
+            match decide(&facts) {
+                Row::Run => (Row::Run, admitted, share),
+                row => (row, admitted, Share::default()),
+            }
         }
-        row => (row, None),
+        row => (row, None, Share::default()),
     }
 }
 
@@ -348,6 +382,13 @@ pub fn decide(facts: &Facts<'_>) -> Row {
     if facts.expired {
         return Row::Expired;
     }
+    if let Some(failure) = over_quota(&facts.quota) {
+        return Row::Reject {
+            reason: RejectReason::QuotaExceeded,
+            failure,
+            dead_letter: false,
+        };
+    }
     match facts.pool {
         PoolFact::Room => Row::Run,
         PoolFact::Later { delay_ms } => Row::Defer { delay_ms },
@@ -356,6 +397,14 @@ pub fn decide(facts: &Facts<'_>) -> Row {
             failure: Failure::new(ErrorCode::SystemOverload, "the queue of the pool is full"),
             dead_letter: false,
         },
+    }
+}
+
+fn over_quota(quota: &QuotaFact) -> Option<Failure> {
+    match quota {
+        QuotaFact::Within => None,
+        QuotaFact::Exceeded(exceeded) => Some(exceeded.failure()),
+        QuotaFact::RefusedBefore => Some(used_up()),
     }
 }
 
@@ -383,6 +432,7 @@ mod tests {
             tenant_allowed: false,
             cancelled: true,
             expired: true,
+            quota: QuotaFact::RefusedBefore,
             pool: PoolFact::Full,
         }
     }
@@ -446,11 +496,33 @@ mod tests {
         facts.cancelled = false;
         assert_eq!(decide(&facts), Row::Expired);
         facts.expired = false;
+        assert_eq!(reason_of(&facts), (RejectReason::QuotaExceeded, false));
+        facts.quota = QuotaFact::Within;
         assert_eq!(reason_of(&facts), (RejectReason::QueueFull, false));
         facts.pool = PoolFact::Later { delay_ms: 7 };
         assert_eq!(decide(&facts), Row::Defer { delay_ms: 7 });
         facts.pool = PoolFact::Room;
         assert_eq!(decide(&facts), Row::Run);
+    }
+
+    #[test]
+    fn quotas_are_asked_before_the_pool_and_only_for_a_job_that_would_run() {
+        use crate::tenants::Quota;
+        let exceeded = Exceeded {
+            quota: Quota::Rate,
+            limit: 2.0,
+            retry_after: None,
+        };
+        let facts = Facts::of_new(None, true);
+        let (row, admitted, _) = decide_with_place(facts, || Err(exceeded), || panic!("no place is taken"));
+        assert_eq!((row.number(), admitted.is_none()), ("4b", true));
+        let facts = Facts::of_new(None, false);
+        let nobody = || -> Result<Share, Exceeded> { panic!("nothing is spent") };
+        let (row, ..) = decide_with_place(facts, nobody, || None);
+        assert_eq!(row.number(), "3");
+        let facts = Facts::of_new(None, true);
+        let (row, ..) = decide_with_place(facts, || Ok(Share::default()), || None);
+        assert_eq!(row.number(), "4");
     }
 
     #[test]

@@ -21,18 +21,20 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 49] = [
+const FACTS: [&str; 53] = [
     "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
     "broker_told",
     "cancel_reason",
+    "circuit_breaker",
     "dead_letter_at_ms",
     "deaths",
     "degraded",
     "delay_ms",
     "deliveries",
     "elapsed_ms",
+    "endpoint",
     "error_code",
     "from_worker",
     "given_back",
@@ -63,6 +65,8 @@ const FACTS: [&str; 49] = [
     "result_at_ms",
     "result_bytes",
     "retries_used",
+    "retry_after_ms",
+    "retry_budget",
     "status",
     "stream",
     "stream_sequence",

@@ -5,13 +5,14 @@
 //! neither leases nor assignments must wait for that. Runs only while the feature is on; whatever happens here ends neither
 //! the worker nor its work.
 
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_nats::{Client, Event, Message, ServerError};
 use caf_protocol::cancel::{CancelRefusal, CancelRequest, tenant_of_token, tenant_token};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::unconstrained;
@@ -27,6 +28,15 @@ use crate::settings::NatsSettings;
 /// Requests that wait to be read; the client library drops what is beyond. They are small: what is read of the socket before
 /// it is the turn of the reader here, some megabytes, bounds their bytes.
 const MOST_UNREAD: usize = 64 * 1024;
+/// Requests that wait to be carried out, of all tenants together; one has a quarter of that at most: enough to cancel all that
+/// a fleet holds at once, one by one.
+const MOST_WAITING: usize = 64 * 1024;
+/// Their bytes, likewise.
+const MOST_WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// So many requests of a tenant find room in the half that others may not fill.
+const FEW_WAITING: usize = 16;
+/// Requests that are read from the connection before the next is carried out.
+const READ_AT_ONCE: usize = 16;
 /// Requests that wait to be passed on: the admin port has fewer connections.
 const MOST_TO_PASS_ON: usize = 64;
 /// Longest wait for handing one message to the connection.
@@ -162,15 +172,29 @@ async fn listen(parts: CancelParts, listening: &watch::Sender<bool>) -> Result<(
         unsaid: 0,
     };
     let mut to_pass_on = parts.to_pass_on.0;
-    // All that has come is done before the socket is read again: what waits stays small, and nothing is dropped.
+    let mut queue = Queue::default();
     unconstrained(async {
         loop {
-            tokio::select! {
-                biased;
-                Some(passed) = to_pass_on.recv() => desk.pass_on(passed).await,
-                request = requests.next() => {
-                    let request = request.ok_or("the connection is closed")?;
-                    desk.take(request).await;
+            if let Some(request) = queue.next() {
+                desk.take(request).await;
+            }
+            // Reading costs a tenth of carrying out: what a flood brings is sorted by tenant before the next is done.
+            for _ in 0..READ_AT_ONCE {
+                let Some(read) = requests.next().now_or_never() else {
+                    break;
+                };
+                desk.put(&mut queue, read.ok_or("the connection is closed")?);
+            }
+            if let Ok(passed) = to_pass_on.try_recv() {
+                desk.pass_on(passed).await;
+            }
+            // The connection has its turn on this thread.
+            tokio::task::yield_now().await;
+            if queue.is_empty() {
+                tokio::select! {
+                    biased;
+                    Some(passed) = to_pass_on.recv() => desk.pass_on(passed).await,
+                    read = requests.next() => desk.put(&mut queue, read.ok_or("the connection is closed")?),
                 }
             }
         }
@@ -200,6 +224,71 @@ async fn connect_as_listener(settings: &NatsSettings, log: &Log) -> Result<Conne
     connected.map_err(|error| error.to_string())
 }
 
+/// Requests that wait to be carried out, by the tenant of their subject: tenants take turns, and who sends more than there is
+/// room for loses requests of his own. Pure.
+#[derive(Default)]
+struct Queue {
+    waiting: HashMap<String, OfTenant>,
+    turns: VecDeque<String>,
+    requests: usize,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct OfTenant {
+    requests: VecDeque<Message>,
+    bytes: usize,
+}
+
+impl Queue {
+    /// Lets it wait for the turn of its tenant; false when there is no room for it.
+    fn put(&mut self, request: Message) -> bool {
+        let subject = request.subject.as_str();
+        let size = request.payload.len() + subject.len();
+        let of_tenant = self.waiting.get(subject);
+        let (own, own_bytes) = of_tenant.map_or((0, 0), |own| (own.requests.len(), own.bytes));
+        // Half of the room is for tenants that have hardly any waiting.
+        let share = if own < FEW_WAITING { 1 } else { 2 };
+        let fits = own < MOST_WAITING / 4
+            && own_bytes + size <= MOST_WAITING_BYTES / 4
+            && self.requests < MOST_WAITING / share
+            && self.bytes + size <= MOST_WAITING_BYTES / share;
+        if !fits {
+            return false;
+        }
+        if own == 0 {
+            self.turns.push_back(subject.to_owned());
+        }
+        let of_tenant = self.waiting.entry(subject.to_owned()).or_default();
+        of_tenant.requests.push_back(request);
+        of_tenant.bytes += size;
+        self.requests += 1;
+        self.bytes += size;
+        true
+    }
+
+    /// The oldest of the tenant whose turn it is.
+    fn next(&mut self) -> Option<Message> {
+        let subject = self.turns.pop_front()?;
+        let of_tenant = self.waiting.get_mut(&subject)?;
+        let request = of_tenant.requests.pop_front()?;
+        let size = request.payload.len() + request.subject.len();
+        of_tenant.bytes -= size;
+        self.requests -= 1;
+        self.bytes -= size;
+        if of_tenant.requests.is_empty() {
+            self.waiting.remove(&subject);
+        } else {
+            self.turns.push_back(subject);
+        }
+        Some(request)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests == 0
+    }
+}
+
 /// Where requests are read and answered.
 struct Desk {
     settings: NatsSettings,
@@ -213,6 +302,13 @@ struct Desk {
 }
 
 impl Desk {
+    fn put(&mut self, queue: &mut Queue, request: Message) {
+        if !queue.put(request) {
+            let error = "too many requests of this tenant wait: this one is not carried out";
+            self.refuse(error, Instant::now());
+        }
+    }
+
     async fn take(&mut self, message: Message) {
         let now = Instant::now();
         let answer = match read(&self.settings.subjects.cancel, &message.subject, &message.payload) {
@@ -290,6 +386,67 @@ fn json(answer: &impl Serialize) -> bytes::Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn request(tenant: &str, number: usize, size: usize) -> Message {
+        Message {
+            subject: format!("c.{tenant}").into(),
+            reply: None,
+            payload: vec![b'x'; size].into(),
+            headers: None,
+            status: None,
+            description: Some(number.to_string()),
+            length: size,
+        }
+    }
+
+    #[test]
+    fn tenants_take_turns_and_who_floods_loses_requests_of_his_own() {
+        let mut queue = Queue::default();
+        let flood = 2 * MOST_WAITING;
+        let refused = (0..flood).filter(|&n| !queue.put(request("evil", n, 10)));
+        assert_eq!(refused.count(), flood - MOST_WAITING / 4);
+        for n in 0..3 {
+            assert!(queue.put(request("acme", n, 10)));
+        }
+        let first: Vec<_> = (0..7).filter_map(|_| queue.next()).collect();
+        let of: Vec<_> = first
+            .iter()
+            .map(|request| (request.subject.as_str(), request.description.as_deref()))
+            .collect();
+        let (evil, acme) = ("c.evil", "c.acme");
+        let number = |n| Some(n);
+        assert_eq!(
+            of,
+            [
+                (evil, number("0")),
+                (acme, number("0")),
+                (evil, number("1")),
+                (acme, number("1")),
+                (evil, number("2")),
+                (acme, number("2")),
+                (evil, number("3")),
+            ]
+        );
+        while queue.next().is_some() {}
+        assert!(queue.is_empty() && queue.waiting.is_empty() && queue.turns.is_empty());
+        assert_eq!((queue.requests, queue.bytes), (0, 0));
+    }
+
+    #[test]
+    fn tenants_that_ask_for_little_have_room_when_many_others_flood() {
+        let mut queue = Queue::default();
+        for tenant in 0..8 {
+            for n in 0..MOST_WAITING {
+                queue.put(request(&format!("evil-{tenant}"), n, 100));
+            }
+        }
+        assert!(queue.requests <= MOST_WAITING / 2 + 8 * FEW_WAITING);
+        assert!(queue.put(request("acme", 0, 10)));
+        // Large ones take room by their bytes.
+        let mut queue = Queue::default();
+        let large = (0..MOST_WAITING).filter(|&n| queue.put(request("evil", n, 16 * 1024)));
+        assert!(large.count() <= MOST_WAITING_BYTES / 4 / (16 * 1024));
+    }
 
     #[test]
     fn a_request_is_for_the_tenant_of_its_subject_only() {

@@ -246,10 +246,10 @@ async fn options(settings: &NatsSettings, name: &str) -> Result<ConnectOptions, 
         None => options,
     };
     if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-        options = options.user_and_password(user.clone(), password.clone());
+        options = options.user_and_password(user.clone(), password.expose().to_owned());
     }
     if let Some(token) = &settings.token {
-        options = options.token(token.clone());
+        options = options.token(token.expose().to_owned());
     }
     if let Some(path) = &settings.credentials_file {
         options = options

@@ -101,6 +101,8 @@ pub(super) struct WriteError {
     pub(super) reason: String,
     /// Whether a smaller write may work: room or memory is short, nothing is broken.
     pub(super) is_shortage: bool,
+    /// Whether it was SQLite's memory that was short, which jobs on SQLite use too.
+    pub(super) is_out_of_memory: bool,
 }
 
 impl Database {
@@ -229,6 +231,7 @@ impl Database {
             return Err(WriteError {
                 reason: "the log is in use".to_owned(),
                 is_shortage: false,
+                is_out_of_memory: false,
             });
         }
         Ok(())
@@ -485,6 +488,7 @@ impl From<&std::io::Error> for WriteError {
                 error.to_string()
             },
             is_shortage,
+            is_out_of_memory: false,
         }
     }
 }
@@ -498,6 +502,7 @@ impl From<&rusqlite::Error> for WriteError {
                 code,
                 Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory | ErrorCode::TooBig)
             ),
+            is_out_of_memory: code == Some(ErrorCode::OutOfMemory),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use caf_protocol::sqlite_heap;
 use tokio::time::Instant;
 
 use super::database::{self, Database, WriteError};
@@ -265,7 +266,11 @@ impl Writer {
     ) -> Result<T, WriteError> {
         let now = Instant::now();
         let force = force.unwrap_or_else(|| self.plan.forces(now));
-        let made = self.database.commit(force, change)?;
+        let made = self.database.commit(force, change).inspect_err(|error| {
+            if error.is_out_of_memory {
+                sqlite_heap::tell_shortage();
+            }
+        })?;
         self.plan.committed(now, force);
         if force {
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);

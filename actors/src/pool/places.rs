@@ -175,6 +175,11 @@ impl Places {
         }
     }
 
+    /// Whether a newcomer would find a slot that nobody waits for.
+    pub fn has_slot(&self) -> bool {
+        self.0.state().staying() < self.0.slots
+    }
+
     /// Jobs waiting now, and how many may.
     pub fn queue(&self) -> (usize, usize) {
         let waiting = self.0.state().waiting(self.0.slots);

@@ -109,6 +109,8 @@ pub struct Terms {
     pub degraded: Option<Level>,
     /// It is called once only.
     pub skip_retries: bool,
+    /// It is called whatever its circuit breaker says.
+    pub skip_circuit_breaker: bool,
     /// What is left of its time, above 0 and up to 1.
     pub time_factor: f64,
 }
@@ -118,6 +120,7 @@ impl Terms {
     pub const FULL: Self = Self {
         degraded: None,
         skip_retries: false,
+        skip_circuit_breaker: false,
         time_factor: 1.0,
     };
 
@@ -125,6 +128,7 @@ impl Terms {
         Self {
             degraded: Some(level),
             skip_retries: loses.skip_retries,
+            skip_circuit_breaker: loses.skip_circuit_breaker,
             time_factor: if loses.reduce_timeout {
                 loses.timeout_reduction_factor
             } else {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::SlotReturned;
 use super::auditor::Look;
+use super::running::Running;
 use crate::runtime::Route;
 
 /// The slots of a pool, one per block worker.
@@ -36,6 +37,8 @@ pub struct Slot {
     /// Which block worker it stands for.
     pub index: usize,
     issue: u64,
+    /// The right of its job's tenant, which is over with it.
+    running: Option<Running>,
     slots: Arc<Slots>,
 }
 
@@ -71,8 +74,14 @@ impl Slots {
         Some(Slot {
             index,
             issue,
+            running: None,
             slots: Arc::clone(self),
         })
+    }
+
+    /// Whether one is free.
+    pub fn has_free(&self) -> bool {
+        !self.book().free.is_empty()
     }
 
     /// How many there are.
@@ -117,6 +126,18 @@ impl Slots {
 }
 
 impl Slot {
+    /// Takes along the right to run one more job of a tenant.
+    #[must_use]
+    pub fn carrying(mut self, running: Running) -> Self {
+        self.running = Some(running);
+        self
+    }
+
+    /// What it takes along: its job does not run after all.
+    pub fn let_go(&mut self) -> Option<Running> {
+        self.running.take()
+    }
+
     /// Says that the job really runs.
     pub fn occupy(&self) -> Occupied {
         self.slots.book().running.insert(self.issue);
@@ -135,6 +156,8 @@ impl Drop for Occupied {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        // First: who is woken by the slot is to find room for the tenant too.
+        drop(self.running.take());
         let mut book = self.slots.book();
         book.issued.remove(&self.issue);
         book.free.push(self.index);

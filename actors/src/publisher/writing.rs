@@ -10,7 +10,7 @@ use caf_protocol::outcome::{Failure, Status};
 
 use super::sending::Written;
 use super::{Answer, Conclusion};
-use crate::answers::Answers;
+use crate::answers::{Answers, wire_bytes};
 use crate::claims::Claim;
 use crate::clock;
 use crate::events::{self, Log};
@@ -79,6 +79,10 @@ impl Writer {
             Status::Success if is_cut => Status::Error,
             status => status,
         };
+        let kept_elsewhere = written.output_ref.as_ref().map_or(0, |kept| kept.size);
+        holdings
+            .share
+            .charge_out(wire_bytes(&written.message) as u64 + kept_elsewhere);
         let result = Arc::new(written.message);
         if let Some(claim) = &holdings.claim {
             claim.record_result(&result);

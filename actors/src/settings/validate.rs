@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use caf_protocol::ids::{MAX_TENANT_BYTES, is_usable};
 use caf_protocol::reference::is_bucket_name;
 use url::Url;
 
@@ -13,7 +12,6 @@ use super::rules::Rules;
 use super::{
     DrainSettings, INTERNAL_BUCKETS, IdempotencySettings, LimitSettings, NatsSettings, NatsTlsSettings,
     OutboxSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SubjectSettings, SupervisionSettings,
-    TenantSettings,
 };
 
 /// Longest subject or name in bytes; the server allows about as much.
@@ -195,18 +193,6 @@ impl OutboxSettings {
     /// Checks that a few results fit before pulling stops.
     pub fn validate(&self, rules: &mut Rules) {
         rules.range("max_bytes", self.max_bytes, 1 << 20..=1 << 40);
-    }
-}
-
-impl TenantSettings {
-    /// Checks that every entry can match a tenant.
-    pub fn validate(&self, rules: &mut Rules) {
-        let usable = self
-            .allowed
-            .iter()
-            .all(|tenant| is_usable(tenant, MAX_TENANT_BYTES));
-        let rule = format!("each tenant must have 1 to {MAX_TENANT_BYTES} bytes and no control characters");
-        rules.require("allowed", usable, rule);
     }
 }
 

@@ -22,6 +22,8 @@ use super::kernel::{Micros, SECOND};
 use super::scenario::{Kind, Scenario, Spec};
 use super::world::World;
 
+/// Token of acknowledgements by row 4b.
+const QUOTA_EXCEEDED: &[u8] = b"quota_exceeded";
 /// Longest time that a worker may take from its first question to an owner until it has written its claim.
 const TAKE_OVER_TAKES: Micros = 20 * SECOND;
 
@@ -57,6 +59,8 @@ struct Ledger {
     running: Vec<Running>,
     /// Processes that have heard a request to cancel it before they knew how it ends.
     cancel_heard: BTreeSet<usize>,
+    /// Processes that have written another result than that it is cancelled, and still hold it.
+    answering: BTreeSet<usize>,
     last_write: BTreeMap<usize, Micros>,
     let_go: BTreeMap<usize, Micros>,
 }
@@ -118,11 +122,19 @@ impl World {
         let ledger = &mut self.audit.ledgers[spec];
         ledger.written.insert(result.payload.clone(), row);
         let ran = matches!(row, "row 6" | "row 7" | "row 8" | "row 8b" | "row 16");
+        if ran {
+            ledger.answering.insert(process);
+        }
         if ran && ledger.cancel_heard.contains(&process) {
             self.fail(format!(
                 "process {process} answers assignment {spec} by {row}, and had heard that it is to be cancelled"
             ));
         }
+    }
+
+    /// A process has let an assignment go after it had written a result.
+    pub(crate) fn answered_or_suppressed(&mut self, process: usize, spec: usize) {
+        self.audit.ledgers[spec].answering.remove(&process);
     }
 
     /// A process has heard a request to cancel an assignment, and says what it met.
@@ -133,6 +145,11 @@ impl World {
             CancelOutcome::Unknown => "cancel: a tombstone is left",
             CancelOutcome::Finished => "cancel: it has ended",
         });
+        if outcome == CancelOutcome::Cancelled && self.audit.ledgers[spec].answering.contains(&process) {
+            return self.fail(format!(
+                "process {process} says that assignment {spec} is cancelled, and has written another result"
+            ));
+        }
         if outcome != CancelOutcome::Finished {
             self.audit.ledgers[spec].cancel_heard.insert(process);
         }
@@ -434,7 +451,14 @@ impl World {
 
     pub(crate) fn check_pool(&mut self, process: usize, waiting: usize, running: usize) {
         let scenario = &self.scenario;
-        let is_over = scenario.queue.as_ref().is_some_and(|queue| waiting > queue.size);
+        // Who waits for the limit of a tenant may do so in the place of a slot.
+        let idle = scenario
+            .max_running
+            .map_or(0, |_| scenario.slots.saturating_sub(running));
+        let is_over = scenario
+            .queue
+            .as_ref()
+            .is_some_and(|queue| waiting > queue.size + idle);
         if running > scenario.slots || is_over {
             self.fail(format!(
                 "the pool of process {process} has {running} running and {waiting} waiting"
@@ -519,6 +543,13 @@ impl World {
                     node.id
                 ));
             }
+            let held = node.tenants.held("acme");
+            if held > 0 {
+                self.fail(format!(
+                    "process {} has lost {held} shares of its tenant",
+                    node.id
+                ));
+            }
             if !node.leases.renewable(self.instant()).is_empty() || !node.claims.held_in_fleet().is_empty() {
                 self.fail(format!("process {} still holds leases or claims", node.id));
             }
@@ -559,6 +590,8 @@ impl World {
                 }
                 None => false,
             },
+            // What was taken on once is never refused.
+            "row 4b" => self.scenario.max_queued.is_some() && ledger.acks.iter().all(says_over_quota),
             "row 16" => {
                 matches!(&self.scenario.queue, Some(queue) if matches!(queue.policy, Policy::DropOldest { .. }))
             }
@@ -579,6 +612,9 @@ impl World {
                 spec.kind, ledger.deaths, ledger.deaths_alone
             ));
         }
+        if row != "row 4b" && !matches!(row, "row 14" | "row 17") && ledger.acks.iter().any(says_over_quota) {
+            return Err(format!("was refused by a quota, and left by {row}"));
+        }
         if ledger.acks.is_empty() {
             if matches!(row, "row 14" | "row 17") {
                 self.audit
@@ -595,4 +631,9 @@ impl World {
         self.audit.count("assignments");
         Ok(())
     }
+}
+
+fn says_over_quota(ack: &Bytes) -> bool {
+    ack.windows(QUOTA_EXCEEDED.len())
+        .any(|part| part == QUOTA_EXCEEDED)
 }

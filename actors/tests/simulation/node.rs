@@ -13,7 +13,6 @@ mod running;
 #[path = "node/starting.rs"]
 mod starting;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
@@ -25,10 +24,13 @@ use caf_actors::events::Log;
 use caf_actors::held::HeldPermits;
 use caf_actors::job::Holdings;
 use caf_actors::lease::LeaseTable;
+use caf_actors::pool::line::Line;
 use caf_actors::pool::room::Room;
+use caf_actors::pool::running::RunningJobs;
 use caf_actors::pool::{Debt, Deferrals, Places};
-use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings};
+use caf_actors::settings::{IdempotencySettings, LimitSettings, SubjectSettings, TenantSettings};
 use caf_actors::sink::{Outgoing, Verdict};
+use caf_actors::tenants::{Share, TenantPolicy, Tenants};
 use caf_actors::trace::Span;
 use caf_protocol::assignment::{Assignment, Reading};
 use caf_protocol::block::{CancellationToken, ResourceClass};
@@ -39,8 +41,9 @@ use tokio::time::Instant;
 use super::edge::Edge;
 use super::kernel::{MS, Micros, SECOND};
 use super::scenario::{Scenario, Spec};
+use super::turns::Turns;
 use super::world::{KEEPER, MAIN, Sim, World};
-use running::Waiting;
+use running::Queued;
 
 /// Largest message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -63,6 +66,7 @@ pub(crate) struct Node {
     pub leases: LeaseTable,
     pub held: HeldPermits,
     pub places: Places,
+    pub tenants: Tenants,
     deferrals: Deferrals,
     /// As in the pool.
     debts: Mutex<Vec<Debt>>,
@@ -73,8 +77,10 @@ pub(crate) struct Node {
     draining: AtomicBool,
     /// Whether the source still asks for messages.
     pulling: watch::Sender<bool>,
-    line: Mutex<VecDeque<Waiting>>,
+    line: Mutex<Line<Queued>>,
+    turns: Mutex<Turns>,
     pub running: AtomicUsize,
+    running_jobs: RunningJobs,
     floor: Arc<RwLock<()>>,
 }
 
@@ -107,6 +113,14 @@ impl Node {
             admission: scenario.admission,
             pools: vec![places.clone()],
         });
+        let default = TenantPolicy {
+            max_queued: scenario.max_queued,
+            ..TenantPolicy::default()
+        };
+        let tenants = TenantSettings {
+            default,
+            ..TenantSettings::default()
+        };
         Self {
             sim: sim.clone(),
             id,
@@ -116,6 +130,7 @@ impl Node {
             leases,
             held,
             places,
+            tenants: Tenants::new(tenants),
             deferrals: Deferrals::new(scenario.max_ack_pending),
             debts: Mutex::default(),
             answers: Answers::new(&subjects, &format!("w{worker}")),
@@ -124,8 +139,10 @@ impl Node {
             cancellations: Cancellations::new(TOMBSTONE_TTL, MAX_TOMBSTONES, Log::discard()),
             draining: AtomicBool::new(false),
             pulling: watch::Sender::new(true),
-            line: Mutex::default(),
+            line: Mutex::new(Line::new(scenario.ageing)),
+            turns: Mutex::default(),
             running: AtomicUsize::new(0),
+            running_jobs: RunningJobs::default(),
             floor: Arc::default(),
             scenario,
         }
@@ -227,6 +244,7 @@ impl Node {
                 lease: Some(lease),
                 permit,
                 given_up: None,
+                share: Share::default(),
                 cancel: Cancellable::by_shutdown(self.cancel.child_token()),
                 span: Span::default(),
             };

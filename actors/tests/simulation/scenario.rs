@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caf_actors::block_worker::retry::RetryRules;
 use caf_actors::claims::record::QuarantineRule;
+use caf_actors::pool::line::Ageing;
 use caf_actors::pool::policy::{Policy, QueueRules};
 use caf_actors::pool::room::Admission;
 use caf_actors::settings::policies::{
@@ -21,6 +22,9 @@ use super::kernel::{MS, Micros, SECOND};
 pub(crate) const HEALED_AT: Micros = 45 * SECOND;
 /// Everything must be answered by then.
 pub(crate) const OVER_AT: Micros = 900 * SECOND;
+
+/// Tenants that are served.
+pub(crate) const TENANTS: [&str; 3] = ["acme", "beta", "gamma"];
 
 /// What an assignment does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,8 +114,15 @@ pub(crate) struct Scenario {
     pub is_calm: bool,
     /// What all workers say of retries.
     pub retry: RetryRules,
+    /// Most jobs of the one tenant that may wait at a worker.
+    pub max_queued: Option<usize>,
     /// When all workers are told to cancel which assignment.
     pub cancels: Vec<(Micros, usize)>,
+    /// Of each tenant, as [`TENANTS`].
+    pub weights: [u32; TENANTS.len()],
+    /// Most jobs of a tenant that a worker runs at once.
+    pub max_running: Option<usize>,
+    pub ageing: Ageing,
 }
 
 impl Scenario {
@@ -160,7 +171,11 @@ impl Scenario {
             skew_ms: (0..workers).map(|_| dice.range(0, 1_000)).collect(),
             is_calm,
             retry: retry_rules(dice),
+            max_queued: dice.percent(25).then(|| 1 + dice.index(3)),
             cancels: Vec::new(),
+            weights: [(); TENANTS.len()].map(|()| 1 + u32::try_from(dice.index(3)).expect("small")),
+            max_running: dice.percent(30).then(|| 1 + dice.index(2)),
+            ageing: Ageing(std::time::Duration::from_millis([0, 100, 1_000][dice.index(3)])),
         };
         if !is_calm {
             let count = dice.index(9);
@@ -177,6 +192,12 @@ impl Scenario {
             scenario.cancels = (0..count).map(|_| scenario.cancel(dice)).collect();
         }
         scenario
+    }
+
+    /// The weight of a tenant.
+    pub(crate) fn weight(&self, tenant: &str) -> u32 {
+        let known = TENANTS.iter().position(|known| *known == tenant);
+        self.weights[known.expect("others are not let in")]
     }
 
     /// Whether something beside the deadline bounds the calls of a job.
@@ -215,7 +236,11 @@ impl Scenario {
             self.request_limit / MS,
             self.rule
         )];
-        lines.push(format!("{:?}", self.retry));
+        lines.push(format!("{:?}, at most waiting {:?}", self.retry, self.max_queued));
+        lines.push(format!(
+            "weights {:?}, running {:?}, {:?}",
+            self.weights, self.max_running, self.ageing
+        ));
         lines.push(format!(
             "one in so many: killed at a step {}, reply lost {}, not kept {}",
             self.kill_one_in, self.lose_one_in, self.unkept_one_in
@@ -298,12 +323,12 @@ fn queue(dice: &mut Dice) -> QueueRules {
                 critical: 1.0,
             },
         ][dice.index(2)],
-        policy: match dice.index(5) {
+        policy: match dice.index(6) {
             0 => Policy::RejectNew,
-            1..=2 => Policy::DropOldest {
+            1..=3 => Policy::DropOldest {
                 max_age: std::time::Duration::from_millis(dice.range(500, 60_000)),
             },
-            3 => Policy::Defer {
+            4 => Policy::Defer {
                 max_ms: dice.range(100, 30_000),
             },
             _ => Policy::Degrade {
@@ -340,12 +365,17 @@ impl Spec {
         };
         let attempts = 1 + dice.index(4);
         let version = if kind == Kind::Invalid { "0" } else { "1" };
-        let tenant = if kind == Kind::Foreign { "other" } else { "acme" };
+        let tenant = if kind == Kind::Foreign {
+            "other"
+        } else {
+            TENANTS[dice.index(TENANTS.len())]
+        };
+        let priority = [25, 50, 50, 100][dice.index(4)];
         let payload = if kind == Kind::Junk {
             format!("junk {number}")
         } else {
             format!(
-                r#"{{"version":"{version}","assignment_id":"a{number}","request_id":"r{number}","tenant_id":"{tenant}","executor":{{"provider_id":"p"}},"job":{{"type":"simulated"}},"options":{{"deadline_ms":{deadline_ms},"retry":{{"max_attempts":{attempts}}}}}}}"#
+                r#"{{"version":"{version}","assignment_id":"a{number}","request_id":"r{number}","tenant_id":"{tenant}","executor":{{"provider_id":"p"}},"job":{{"type":"simulated"}},"options":{{"priority":{priority},"deadline_ms":{deadline_ms},"retry":{{"max_attempts":{attempts}}}}}}}"#
             )
         };
         let reading = read(payload.as_bytes(), &Headers::default());

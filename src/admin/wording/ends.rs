@@ -6,7 +6,7 @@ use caf_actors::journal::Note;
 
 use super::{Ending, Life, Scene, ago, counted, length};
 
-/// What made an assignment run out of time.
+/// What made an assignment end as it did, where its code does not say it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cause {
     /// It waited for a slot until its deadline, for so long.
@@ -17,11 +17,21 @@ pub(super) enum Cause {
         limit: String,
         last_code: Option<String>,
     },
+    /// What it talks to is left alone.
+    LeftAlone,
+    /// It was not tried again for want of a token.
+    NoRetry,
 }
 
 impl Cause {
     /// As the note of the end has it; `accepted_ms`: when the pool took it.
     pub(super) fn of(note: &Note, accepted_ms: Option<u64>) -> Option<Self> {
+        if note.text("circuit_breaker").is_some() {
+            return Some(Self::LeftAlone);
+        }
+        if note.text("retry_budget").is_some() {
+            return Some(Self::NoRetry);
+        }
         if note.text("status") != Some("timeout") {
             return None;
         }
@@ -46,8 +56,19 @@ impl Cause {
         })
     }
 
-    fn words(&self, pool: &str) -> String {
+    fn words(&self, pool: &str, calls: usize) -> String {
         match self {
+            Self::LeftAlone => {
+                let not = if calls == 0 {
+                    "no call was made"
+                } else {
+                    "no further call was made"
+                };
+                format!("What it talks to kept failing and is left alone for a while: {not}.")
+            }
+            Self::NoRetry => {
+                "It was not tried again: too many retries at the same endpoint have not helped.".to_owned()
+            }
             Self::NoSlot { waited_ms } => {
                 let waited = waited_ms.map_or("its whole time".to_owned(), length);
                 format!("It waited {waited} for a slot of pool {pool} and got none.")
@@ -113,15 +134,25 @@ fn mend(ending: &Ending, life: &Life, scene: &Scene<'_>) -> Option<(String, bool
                 true,
             ));
         }
+        Some(Cause::LeftAlone) => {
+            return Some((
+                "Mend what it talks to, or wait until it works again".to_owned(),
+                true,
+            ));
+        }
         Some(Cause::NextWait { .. }) => {
             return Some(("Make the limit longer or the waits shorter".to_owned(), true));
         }
-        None => {}
+        Some(Cause::NoRetry) | None => {}
     }
     let sender = |what: &str| Some((format!("{what}: mend the sender"), false));
     match (ending.reason.as_deref(), ending.error_code.as_deref()) {
         (Some("tenant_not_allowed"), _) => Some((
             "Allow the tenant first (tenants.allowed, then SIGHUP)".to_owned(),
+            true,
+        )),
+        (Some("quota_exceeded"), _) => Some((
+            "Send it again when the tenant has less under way, or raise the limit (tenants.overrides, then SIGHUP)".to_owned(),
             true,
         )),
         (Some("unsupported_job_type"), _) => sender("No block runs this job type"),
@@ -170,7 +201,7 @@ pub(super) fn ended(life: &Life, scene: &Scene<'_>) -> String {
         status => format!("Ended {when} with {status} {calls}: {code}{message}."),
     };
     if let Some(cause) = &life.cause {
-        said = format!("{said} {}", cause.words(scene.pool()));
+        said = format!("{said} {}", cause.words(scene.pool(), life.attempts.len()));
     }
     if let (Some(worker), "timeout") = (&life.taken_over_from, ending.status.as_str()) {
         said = format!(

@@ -88,6 +88,21 @@ fn words(note: &Note) -> String {
         "Assignment not run" => format!("not run: {}", text("reason")),
         "Queue rejection" => rejection(note),
         "Operation timeout" => limit_ran_out(note),
+        "Call refused by circuit breaker" => format!(
+            "not called: {} kept failing, its circuit breaker is {}",
+            text("endpoint"),
+            text("circuit_breaker").replace('_', "-")
+        ),
+        "Retry withheld" => match note.text("reason") {
+            Some("circuit_breaker") => format!(
+                "not tried again: the circuit breaker of {} is open",
+                text("endpoint")
+            ),
+            _ => format!(
+                "not tried again: too many retries at {} have not helped",
+                text("endpoint")
+            ),
+        },
         "Suspect runs alone" => {
             "it may have ended its worker before: it waits until nothing else runs here".to_owned()
         }

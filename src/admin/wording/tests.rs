@@ -146,6 +146,7 @@ fn each_end_is_told_with_its_row() {
     );
     assert_eq!(refused(RejectReason::InvalidField), "2");
     assert_eq!(refused(RejectReason::TenantNotAllowed), "3");
+    assert_eq!(refused(RejectReason::QuotaExceeded), "4b");
     assert_eq!(refused(RejectReason::Quarantined), "14");
     assert_eq!(refused(RejectReason::AttemptsExhausted), "17");
     let places = caf_actors::pool::Places::unbounded(ResourceClass::Io, 1);
@@ -336,6 +337,11 @@ fn nobody_is_sent_to_a_replay_that_cannot_help() {
         let said = left(|who| vec![received(who), events::rejected(who, reason, &failure)]);
         said.advice.expect("there is some")
     };
+    let quota = refused(RejectReason::QuotaExceeded);
+    assert!(
+        quota.starts_with("Send it again when the tenant has less under way"),
+        "{quota}"
+    );
     let tenant = refused(RejectReason::TenantNotAllowed);
     assert!(
         tenant.starts_with("Allow the tenant first (tenants.allowed, then SIGHUP)")

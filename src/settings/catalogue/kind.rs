@@ -94,7 +94,10 @@ impl Kind {
                 [word] => word.clone(),
                 words => format!("one of {}", words.join(", ")),
             },
-            Self::List(_) => "a list".to_owned(),
+            Self::List(items) => match items.as_ref() {
+                Self::Integer { min, max } => format!("a list of whole numbers from {min} to {max}"),
+                _ => "a list".to_owned(),
+            },
             Self::Either(kinds) => {
                 let each: Vec<_> = kinds.iter().map(Self::description).collect();
                 each.join(" or ")

@@ -10,10 +10,13 @@ use crate::settings::origin::Origin;
 use crate::settings::sources::{Entry, Reader};
 
 /// How names of flags begin and end.
-const SHAPES: [(&str, &str); 3] = [
+const SHAPES: [(&str, &str); 5] = [
     ("CP2_", "_ENABLED"),
     ("WORKER_", "_V2_ENABLED"),
     ("BEAMLINE_", "_ENABLED"),
+    // Near misses.
+    ("CP2_", "_ENABLE"),
+    ("WORKER_", "_V2_ENABLE"),
 ];
 
 /// Whether a variable is the name of a flag.

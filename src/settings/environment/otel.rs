@@ -3,12 +3,11 @@
 //!
 //! Neighbours: [`crate::settings::load`] asks for them while the flag of traces is on. `WORKER__…` beats them.
 
-use super::{Variables, split};
-use crate::settings::origin::Origin;
+use super::{Variables, plain_or_file};
 use crate::settings::sources::{Entry, Reader};
 
 /// Names and their keys. Of two for one key the later one wins.
-const NAMES: [(&str, &str); 19] = [
+pub(super) const NAMES: [(&str, &str); 19] = [
     ("OTLP_ENDPOINT", "worker.tracing.endpoint"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "worker.tracing.endpoint"),
     (
@@ -46,15 +45,10 @@ pub(super) fn is_name(name: &str) -> bool {
 
 /// Reads all that are given; an empty one counts as not set.
 pub fn of_tracing(reader: &mut Reader<'_>, variables: &Variables) -> Vec<Entry> {
-    let given = NAMES.into_iter().filter_map(|(name, key)| {
-        let text = variables.get(name).filter(|text| !text.trim().is_empty())?;
-        Some((name, key, text))
-    });
-    given
-        .filter_map(|(name, key, text)| {
-            reader.text(split(key), text.trim(), Origin::Environment(name.to_owned()))
-        })
-        .collect()
+    let entries = NAMES
+        .into_iter()
+        .filter_map(|named| plain_or_file(reader, variables, named));
+    entries.collect()
 }
 
 #[cfg(test)]

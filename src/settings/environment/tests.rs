@@ -32,6 +32,7 @@ fn every_plain_name_sets_its_key() {
         let text = match key {
             "nats.url" | "blocks.sql.connections.default.url" => "nats://h",
             _ if name.ends_with("SUBJECT") => "a.b",
+            "worker.sandbox.enabled" => "true",
             _ => "7",
         };
         let (entries, problems) = read(&[(name, text)]);
@@ -230,6 +231,8 @@ fn a_variable_that_looks_like_a_flag_and_is_none_is_told_the_nearest_flag() {
         ("WORKER_TIMEOUTS_V2_ENABLED", "CP2_COMPLETE_TIMEOUT_ENABLED"),
         ("CP2_QUEUE_MANAGMENT_ENABLED", "CP2_QUEUE_MANAGEMENT_ENABLED"),
         ("BEAMLINE_QUEUE_ENABLED", "WORKER_QUEUE_V2_ENABLED"),
+        ("CP2_CANCELLATION_ENABLE", "CP2_CANCELLATION_ENABLED"),
+        ("WORKER_QUEUE_V2_ENABLE", "WORKER_QUEUE_V2_ENABLED"),
     ] {
         for value in ["true", "false", "maybe"] {
             let said = format!("{name} is no flag and has no effect; the nearest known one is {nearest}");

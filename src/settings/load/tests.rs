@@ -152,7 +152,7 @@ fn names_in_maps_add_up_and_displace_the_built_in_ones() {
     let names: Vec<_> = loaded.settings.blocks.fs.roots.keys().cloned().collect();
     assert_eq!(names, ["my.dir", "work"]);
     let connections = &loaded.settings.blocks.sql.connections;
-    assert_eq!(connections["main"].password.as_deref(), Some("hunter"));
+    assert_eq!(connections["main"].password, Some("hunter".into()));
     assert!(connections["main"].read_only && connections["default"].url == "postgres://h/d");
 
     let empty = dir.file("b.toml", "[blocks.fs]\nroots = {}");
@@ -343,4 +343,46 @@ fn a_file_that_is_no_settings_at_all_is_refused_as_soon_as_any_other() {
     assert_eq!(many.lines().count(), 10_000);
     let with_nearest = many.lines().filter(|line| line.contains("nearest"));
     assert_eq!(with_nearest.count(), 64);
+}
+
+#[test]
+fn what_is_wrong_inside_of_a_section_or_a_list_is_named_with_its_own_value_and_its_real_range() {
+    for (text, said) in [
+        (
+            "[worker.sandbox.failures]\nhttp = 2.0",
+            "worker.sandbox.failures.http: must be from 0 to 1, found 2.0",
+        ),
+        (
+            "[blocks.http]\ndeny_ports = [0, 70000]",
+            "blocks.http.deny_ports: must be a list of whole numbers from 1 to 65535, found [0,70000]",
+        ),
+        (
+            "[blocks.http]\nonly_ports = [\"http\"]",
+            "blocks.http.only_ports: must be a list of whole numbers from 1 to 65535, found [\"http\"]",
+        ),
+        (
+            "[blocks.http]\nallow_targets = [\"good.example\", \"a b\"]",
+            "blocks.http.allow_targets.1: must be an address, a range such as 10.0.0.0/8, or a host name, found \"a b\"",
+        ),
+        (
+            "[blocks.http.tenants.t]\nonly_targets = [\"a b\"]",
+            "blocks.http.tenants.t.only_targets.0: must be an address, a range such as 10.0.0.0/8, or a host name, found \"a b\"",
+        ),
+        (
+            "[tenants.default]\nweight = -1",
+            "tenants.default.weight: must be a whole number from 1 to 1000, found -1",
+        ),
+        (
+            "[tenants.overrides.a]\nmax_running = -2",
+            "tenants.overrides.a.max_running: must be a whole number from 1 to 1000000, found -2",
+        ),
+    ] {
+        assert_eq!(problems_of("a.toml", text), format!("file a.toml: {said}"));
+    }
+    let dir = Dir::new();
+    let error = load(&sources(&dir, &[], &[], &[("worker.sandbox.failures.http", "2")])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: worker.sandbox.failures.http: must be from 0 to 1, found 2.0"
+    );
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use caf_actors::settings::rules::Rules;
 
+use caf_protocol::secret::Secret;
+
 use crate::settings::HttpSettings;
 
 /// Longest token in bytes: more fits no header.
@@ -20,7 +22,8 @@ pub(super) fn check(http: &HttpSettings, rules: &mut Rules) {
     );
     rules.section("admin_tls", |rules| http.admin_tls.validate(rules));
     rules.section("admin_client", |rules| http.admin_client.validate(rules));
-    let fits = |token: &String| {
+    let fits = |token: &Secret| {
+        let token = token.expose();
         (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
     };
     rules.require(

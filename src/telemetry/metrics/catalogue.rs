@@ -4,11 +4,15 @@
 //! Neighbours: the definitions stand beside the events that carry them, in `actors/src/events/`, and in [`super::state`] for
 //! what is read when somebody looks. A test holds this table against the contract; whoever adds a metric adds it here.
 
+use caf_actors::breakers::machine::Phase;
 use caf_actors::cancellation::Asker;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
-use caf_actors::events::{cancellation, delivery, logging, queue, retry, running, steps, timeouts};
+use caf_actors::events::{
+    breakers, cancellation, delivery, logging, queue, retry, running, secrets, steps, tenants, timeouts,
+};
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
+use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 
@@ -68,11 +72,24 @@ fn measured() -> Vec<Listed> {
     let rejections = classes
         .iter()
         .flat_map(|&class| REJECTION_REASONS.iter().map(move |&reason| vec![class, reason]));
+    let kinds = EndpointKind::ALL.map(EndpointKind::as_str);
+    let of_breakers = |metric, values: &[&'static str]| Listed {
+        metric,
+        from_zero: kinds
+            .iter()
+            .flat_map(|&kind| values.iter().map(move |&value| vec![kind, value]))
+            .collect(),
+    };
+    let phases = Phase::ALL.map(Phase::as_str);
     let requests = Asker::ALL.into_iter().flat_map(|by| {
         let outcomes = cancellation::OUTCOMES.into_iter();
         outcomes.map(move |outcome| vec![by.as_str(), outcome])
     });
     let mut all = vec![
+        of_breakers(&breakers::TRANSITIONS, &phases),
+        each(&breakers::REFUSALS, &kinds),
+        of_breakers(&breakers::FORGOTTEN, &phases),
+        of_breakers(&breakers::RETRIES_WITHHELD, breakers::REASONS),
         one(&steps::TASK_FAILURES),
         each(&steps::WAITS, steps::CAUSES),
         each(&delivery::ASSIGNMENTS, delivery::ROWS),
@@ -82,6 +99,7 @@ fn measured() -> Vec<Listed> {
         each(&delivery::PUBLISH, delivery::ANSWER_KINDS),
         one(&delivery::PUBLISH_TO_RESULT),
         each(&running::RESTARTS, ACTORS),
+        each(&secrets::USES, secrets::OUTCOMES),
         Listed {
             metric: &queue::REJECTIONS,
             from_zero: rejections.collect(),
@@ -102,6 +120,7 @@ fn measured() -> Vec<Listed> {
             metric: &cancellation::REQUESTS,
             from_zero: requests.collect(),
         },
+        each(&tenants::POLICY_FETCHES, tenants::POLICY_OUTCOMES),
     ];
     let others = [
         &steps::TASKS,
@@ -117,6 +136,9 @@ fn measured() -> Vec<Listed> {
         &retry::BACKOFF,
         &retry::BUDGET_USAGE,
         &timeouts::RATE,
+        &tenants::QUOTA_REJECTIONS,
+        &tenants::POLICY_STORE_UP,
+        &tenants::POLICY_STALE,
     ];
     all.extend(others.into_iter().map(without_series));
     // Only names that come with assignments get there, unless the program is at fault.

@@ -12,6 +12,7 @@ use caf_actors::metrics::{CORRELATION, Metric};
 
 use super::OVERFLOW;
 use crate::settings::metrics::{MAX_LABEL_BYTES, MetricsSettings};
+use crate::telemetry::secrets::Secrets;
 
 /// The label that has a list of its own.
 pub(super) const TENANT: &str = "tenant_id";
@@ -20,6 +21,7 @@ pub(super) const TENANT: &str = "tenant_id";
 pub(super) struct Shown {
     tenants: RwLock<Arc<HashSet<String>>>,
     is_detailed: bool,
+    secrets: Secrets,
 }
 
 impl Shown {
@@ -27,9 +29,15 @@ impl Shown {
         let shown = Self {
             tenants: RwLock::default(),
             is_detailed: settings.detailed_labels,
+            secrets: Secrets::default(),
         };
         shown.allow_tenants(settings.tenant_label_allowlist.iter().cloned());
         shown
+    }
+
+    /// Names nobody by a text that holds one of these.
+    pub(super) fn hide(&mut self, secrets: Secrets) {
+        self.secrets = secrets;
     }
 
     /// From now on these tenants are named, and the others are one.
@@ -71,7 +79,11 @@ impl Shown {
             _ => true,
         };
         // Who sends assignments chooses these texts.
-        if is_named && value.len() <= MAX_LABEL_BYTES && mask_text(value) == value {
+        if is_named
+            && value.len() <= MAX_LABEL_BYTES
+            && mask_text(value) == value
+            && !self.secrets.are_in(value)
+        {
             value
         } else {
             OVERFLOW

@@ -5,8 +5,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use caf_actors::breakers::machine::Phase;
 use caf_actors::metrics::{Metric, MetricKind, Sample};
 use caf_actors::process_stats;
+use caf_protocol::endpoint::EndpointKind;
 use caf_protocol::timestamp::epoch_ms;
 
 use crate::http::view::{NodeView, PartsView, PoolView, View};
@@ -41,6 +43,11 @@ states! {
     POOL_SLOTS_USED = "worker_pool_slots_used" ["resource_pool"] Gauge: "Slots that are not free.";
     /// Free slots.
     POOL_SLOTS_AVAILABLE = "worker_pool_slots_available" ["resource_pool"] Gauge: "Slots that are free.";
+    /// Tenants that wait.
+    TENANTS_WAITING = "worker_tenants_waiting" ["resource_pool"] Gauge: "Tenants that have jobs waiting for a slot.";
+    /// Tenants whose jobs wait for their own limit.
+    TENANTS_AT_LIMIT = "worker_tenants_at_limit" ["resource_pool"] Gauge:
+        "Those of them that run as many jobs as they may (max_running).";
     /// The checks of the health page.
     HEALTH_STATUS = "worker_health_status" ["check"] Gauge: "Checks of the health page: 1 ok, 0 failed.";
     /// Answers on disk.
@@ -86,6 +93,9 @@ states! {
         "Restarts within the window as a share of those allowed: above 1 the worker ends.";
     /// Threads without a job.
     STRAY_THREADS = "worker_stray_threads" [] Gauge: "Threads that are still busy although their job has ended.";
+    /// Circuit breakers.
+    CIRCUIT_BREAKERS = "worker_circuit_breakers" ["kind", "state"] Gauge:
+        "Circuit breakers by kind of endpoint and state; absent while their flag is off. One that may be tried again is half_open.";
     /// Requests to cancel that wait for what they ask for.
     CANCEL_TOMBSTONES = "worker_cancel_tombstones" [] Gauge:
         "Requests to cancel that are kept for what has not arrived; absent while worker.cancellation is off.";
@@ -158,6 +168,15 @@ fn of_parts(parts: &PartsView, samples: &mut Vec<Sample>) {
         RESTART_BUDGET_USED.sample(&[], parts.restart_budget_used),
         STRAY_THREADS.sample(&[], number(parts.stray_threads)),
     ]);
+    if let Some(breakers) = &parts.breakers {
+        for (kind, phase) in EndpointKind::ALL
+            .into_iter()
+            .flat_map(|kind| Phase::ALL.map(|phase| (kind, phase)))
+        {
+            let count = breakers.counts.get(&(kind, phase)).copied().unwrap_or_default();
+            samples.push(CIRCUIT_BREAKERS.sample(&[kind.as_str(), phase.as_str()], number(count)));
+        }
+    }
     if let Some(tombstones) = parts.tombstones {
         samples.push(CANCEL_TOMBSTONES.sample(&[], number(tombstones)));
     }
@@ -186,6 +205,8 @@ fn of_pool(pool: &PoolView, samples: &mut Vec<Sample>) {
         let queued = number(snapshot.queued);
         samples.push(QUEUE_DEPTH.sample(&class, queued));
         samples.push(POOL_QUEUE_DEPTH.sample(&class, queued));
+        samples.push(TENANTS_WAITING.sample(&class, number(snapshot.tenants_waiting)));
+        samples.push(TENANTS_AT_LIMIT.sample(&class, number(snapshot.tenants_at_limit)));
     }
 }
 

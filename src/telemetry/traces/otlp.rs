@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 
 use crate::settings::tracing::TracingSettings;
+use crate::telemetry::secrets::Secrets;
 
 /// Bit of a span's flags: it is known whether the parent is another process's.
 const KNOWS_PARENT: u32 = 0x100;
@@ -26,12 +27,12 @@ const PARENT_IS_REMOTE: u32 = 0x200;
 /// A batch as it travels.
 pub(super) type Request = ExportTraceServiceRequest;
 
-/// This process, as each request names it.
-pub(super) struct Resource(OtlpResource);
+/// This process, as each request names it, and what no span may hold.
+pub(super) struct Resource(OtlpResource, Secrets);
 
 impl Resource {
     /// The process that these settings and this id describe.
-    pub(super) fn of(settings: &TracingSettings, worker_id: &str) -> Self {
+    pub(super) fn of(settings: &TracingSettings, worker_id: &str, secrets: Secrets) -> Self {
         let mut attributes = settings.resource_attributes();
         let known = [
             ("service.version", env!("CARGO_PKG_VERSION")),
@@ -44,12 +45,24 @@ impl Resource {
         }
         attributes.insert("service.name".to_owned(), settings.service_name());
         let attributes = attributes.into_iter();
-        Self(OtlpResource {
+        let resource = OtlpResource {
             attributes: attributes
                 .map(|(name, value)| key_value(&name, Value::StringValue(value)))
                 .collect(),
             ..OtlpResource::default()
-        })
+        };
+        Self(resource, secrets)
+    }
+
+    /// Ids are whatever callers put there.
+    fn clean(&self, mut span: FinishedSpan) -> FinishedSpan {
+        let of_events = span.events.iter_mut().flat_map(|event| &mut event.attributes);
+        for (_, attribute) in span.attributes.iter_mut().chain(of_events) {
+            if let Attribute::Text(text) = attribute {
+                self.1.hide(text);
+            }
+        }
+        span
     }
 
     /// A batch of this process's spans.
@@ -61,7 +74,10 @@ impl Resource {
         };
         let spans = ScopeSpans {
             scope: Some(scope),
-            spans: batch.into_iter().map(span).collect(),
+            spans: batch
+                .into_iter()
+                .map(|finished| span(self.clean(finished)))
+                .collect(),
             ..ScopeSpans::default()
         };
         Request {

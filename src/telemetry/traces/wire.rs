@@ -3,9 +3,7 @@
 //! Neighbours: [`super`] tries again. Never waits longer than one request may take, and reads no more of an answer than
 //! OTLP has any use for.
 
-use std::fs;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use caf_actors::errors::chain;
@@ -23,16 +21,14 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use prost::Message;
 use tokio::time::timeout;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::ClientConfig;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use super::otlp::Request;
 use crate::settings::tracing::{OtlpProtocol, Target, TracingSettings};
+use crate::trust;
 
 /// Most bytes of an answer: OTLP has little to say.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -79,7 +75,8 @@ impl Wire {
         let limit = Duration::from_millis(settings.request_timeout_ms);
         let uri: Uri = target.url.as_str().parse().map_err(io::Error::other)?;
         let http2 = target.protocol == OtlpProtocol::Grpc;
-        let client = client(tls(settings)?, http2, limit);
+        let tls = trust::client_config(settings.ca_file.as_deref(), "worker.tracing.ca_file")?;
+        let client = client(tls, http2, limit);
         let by = match target.protocol {
             OtlpProtocol::Grpc => {
                 let client = TraceServiceClient::with_origin(client, uri);
@@ -210,30 +207,6 @@ fn client(tls: ClientConfig, http2: bool, limit: Duration) -> HttpClient {
         .http2_only(http2)
         .timer(TokioTimer::new())
         .build(connector)
-}
-
-/// Trusts the public authorities, and those of the file that the settings name.
-fn tls(settings: &TracingSettings) -> io::Result<ClientConfig> {
-    let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    if let Some(file) = &settings.ca_file {
-        let unusable =
-            |why: String| io::Error::other(format!("worker.tracing.ca_file: {}: {why}", file.display()));
-        let pem = fs::read(file).map_err(|error| unusable(error.to_string()))?;
-        let before = roots.len();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| unusable(error.to_string()))?;
-        }
-        if roots.len() == before {
-            return Err(unusable("holds no certificate".to_owned()));
-        }
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn shortened(text: &str) -> String {

@@ -252,7 +252,7 @@ impl Client {
             let (nats, subject, sink) = (self.nats(), (*subject).to_owned(), Arc::clone(&messages));
             self.run(async move {
                 let mut subscription = nats.subscribe(subject).await?;
-                nats.flush().await?;
+                server_has_heard(&nats).await?;
                 tokio::spawn(async move {
                     while let Some(message) = subscription.next().await {
                         let headers = message.headers.unwrap_or_default();
@@ -572,6 +572,20 @@ impl Collector {
         }
         objections
     }
+}
+
+/// Waits until the server has done what this connection told it. A flush alone only hands it to the socket: what another
+/// connection publishes then may overtake a subscription.
+async fn server_has_heard(nats: &async_nats::Client) -> Result<()> {
+    let echo = nats.new_inbox();
+    let mut heard = nats.subscribe(echo.clone()).await?;
+    nats.publish(echo, "".into()).await?;
+    nats.flush().await?;
+    let heard = tokio::time::timeout(PATIENCE, heard.next()).await;
+    heard
+        .context("the server does not answer")?
+        .context("the connection has ended")?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub enum Fault {
     Delay(Duration),
     /// It is answered with this status, and this header when it is not empty (`Retry-After: 1`).
     Status(u16, &'static str),
+    /// It is answered with this status, these header lines, each with its end, and this body.
+    Answer(u16, String, String),
     /// The connection is reset instead of an answer.
     Reset,
     /// Nothing is answered until the server is dropped.
@@ -192,6 +194,13 @@ impl Shared {
                     "HTTP/1.1 {code} Fault\r\n{header}Content-Length: 0\r\nConnection: close\r\n\r\n"
                 );
                 stream.write_all(head.as_bytes())?;
+            }
+            Fault::Answer(code, headers, body) => {
+                let length = body.len();
+                let text = format!(
+                    "HTTP/1.1 {code} Answer\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+                stream.write_all(text.as_bytes())?;
             }
             Fault::Reset => sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?,
             Fault::Hang => self.pause(None),

@@ -9,7 +9,8 @@
 //! - A collector of spans, good or bad: [`mod@otlp`].
 //! - Eyes: [`browser`] is what a person looks at pages with.
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
-//! - Faults: [`mod@faulty_http`] fails as told, [`stall`] is a file system that hangs.
+//! - Faults: [`mod@faulty_http`] fails as told, [`mod@hostile_http`] means harm, [`mod@resolver`] changes the addresses of names,
+//!   [`stall`] is a file system that hangs.
 //! - The other side: [`client`] publishes and collects, [`router`] judges what the worker sent as the router would,
 //!   [`mod@asyncapi`] holds it against the document, [`strict`] is harder to please than the router, [`assignment`]
 //!   builds what the router sends.
@@ -25,6 +26,7 @@ pub mod corpus;
 pub mod credentials;
 pub mod faulty_http;
 pub mod fixtures;
+pub mod hostile_http;
 pub mod http;
 pub mod malformed;
 pub mod nats;
@@ -35,6 +37,7 @@ pub mod programs;
 pub mod prometheus;
 pub mod promql;
 pub mod proxy;
+pub mod resolver;
 pub mod router;
 pub mod stall;
 pub mod strict;

@@ -120,6 +120,15 @@ impl Stall {
         self.switch(call, &format!("-{code}"))
     }
 
+    /// Fails each write from now on, as on a full disk.
+    ///
+    /// # Errors
+    /// When the switch cannot be made.
+    pub fn fill_up(&self) -> Result<()> {
+        let code = rustix::io::Errno::NOSPC.raw_os_error();
+        self.switch(HeldCall::Write, &format!("-{code}"))
+    }
+
     fn switch(&self, call: HeldCall, content: &str) -> Result<()> {
         // Whole at once: a half written number would be another delay.
         let draft = self.home.path().join("draft");

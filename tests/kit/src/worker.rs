@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::http::{self, Response};
 use crate::process::Process;
+use crate::resolver::Names;
 use crate::stall::Stall;
 use crate::wait::poll;
 use crate::{NatsServer, Proxy, TempDir};
@@ -108,6 +109,13 @@ impl WorkerBuilder {
         let before = stall.arguments().into_iter().chain([program]).map(OsString::from);
         self.arguments.splice(0..0, before);
         self
+    }
+
+    /// Lets its system answer look-ups of these names.
+    #[must_use]
+    pub fn names(self, names: &Names) -> Self {
+        self.env("LD_PRELOAD", names.library().display())
+            .env("CAF_TEST_NAMES", names.directory().display())
     }
 
     /// Runs in this directory instead of one of its own, e.g. that of an earlier worker whose state it is to find.
@@ -432,19 +440,39 @@ impl Worker {
     /// # Errors
     /// When it has ended.
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// Resident memory that is not mapped from a file, in bytes: what the program has taken for itself.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn own_resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("RssAnon:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
         let kib = status
             .lines()
             .find_map(|line| {
-                line.strip_prefix("VmRSS:")?
+                line.strip_prefix(name)?
                     .trim()
                     .strip_suffix("kB")?
                     .trim()
                     .parse::<u64>()
                     .ok()
             })
-            .context("no VmRSS: the worker has ended")?;
+            .with_context(|| format!("no {name} the worker has ended"))?;
         Ok(kib * 1024)
+    }
+
+    /// The most memory that was ever resident, in bytes.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn peak_resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmHWM:")
     }
 
     /// Sends SIGTERM and returns at once.

@@ -7,10 +7,12 @@ use std::io;
 use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
+use cap_std::fs::MetadataExt;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
+use super::get::not_regular;
 use super::path::JobPath;
 use super::roots::Place;
 use super::{Action, Shared, failure_of};
@@ -52,9 +54,13 @@ impl Action for Delete {
         Ok(Self { path, missing_ok })
     }
 
+    fn path(&self) -> &JobPath {
+        &self.path
+    }
+
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
         watch.check()?;
-        let Place { dir, path } = shared.roots.find(&self.path)?;
+        let Place { dir, path, usage } = shared.roots.find(&self.path)?;
         let directory = match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             None => Ok(dir),
             Some(parent) => dir.open_dir(parent),
@@ -62,8 +68,22 @@ impl Action for Delete {
         // A removal that was given up while its directory was stuck must not come true later.
         watch.check()?;
         let name = path.file_name().unwrap_or_default();
-        let deleted = match directory.and_then(|directory| directory.remove_file(name)) {
-            Ok(()) => true,
+        let removed = directory.and_then(|directory| {
+            let metadata = directory.symlink_metadata(name)?;
+            Ok((directory, metadata))
+        });
+        let removed = match removed {
+            Ok((_, metadata)) if !metadata.is_file() && !metadata.is_symlink() => return Err(not_regular()),
+            Ok((directory, metadata)) => directory.remove_file(name).map(|()| metadata.size()),
+            Err(error) => Err(error),
+        };
+        let deleted = match removed {
+            Ok(bytes) => {
+                if let Some(usage) = usage {
+                    usage.removed(bytes);
+                }
+                true
+            }
             Err(error) if self.missing_ok && error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(failure_of(error, "removing")),
         };

@@ -45,9 +45,10 @@ impl Fetch for FileFetch {
                 return Err(misdirected());
             };
             let max_bytes = max_bytes.min(self.shared.settings.max_bytes);
+            let rules = (max_bytes, self.shared.settings.allow_hard_links);
             let watch = Watch::start(&context, self.limit());
-            let read = JobPath::parse(&path)
-                .and_then(|path| read_file(&path, &self.shared.roots, max_bytes, &watch));
+            let read =
+                JobPath::parse(&path).and_then(|path| read_file(&path, &self.shared.roots, rules, &watch));
             let (bytes, _) = read.map_err(|failure| too_large_for_a_payload(failure, max_bytes))?;
             Ok(bytes.into())
         })

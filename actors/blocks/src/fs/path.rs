@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use caf_protocol::outcome::Failure;
 
+use super::leftovers::is_temporary;
 use crate::inputs::invalid_input;
 
 /// Longest path in bytes, as the system has it.
@@ -34,6 +35,9 @@ impl JobPath {
         if text.contains('\0') {
             return refuse("must not hold a NUL character");
         }
+        if text.chars().any(char::is_control) {
+            return refuse("must not hold control characters");
+        }
         if text.ends_with('/') || text == "." || text.ends_with("/.") {
             return refuse("must name a file, not a directory");
         }
@@ -50,6 +54,10 @@ impl JobPath {
         }
         if parts.is_empty() {
             return refuse("must name a file");
+        }
+        // What is being written is no content yet, and whose writer died never will be.
+        if parts.iter().any(|part| is_temporary(part)) {
+            return refuse("must not be the name of a temporary file of the worker");
         }
         Ok(Self {
             text: text.to_owned(),
@@ -87,6 +95,11 @@ mod tests {
             "data/",
             "data/.",
             "data/a\0b",
+            "data/a\nb",
+            "data/a\u{7f}",
+            "data/\u{85}",
+            "data/.caf-0123.tmp",
+            "data/.caf-0123.tmp/x",
             &long_part,
             &long,
         ] {

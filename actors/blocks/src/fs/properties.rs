@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use super::path::JobPath;
 use super::roots::Roots;
+use crate::settings::FsSettings;
 
 /// Where the roots are; it stays behind in the system's temporary directory, once.
 static PLACE: LazyLock<PathBuf> = LazyLock::new(|| plant().expect("a temporary directory can be written"));
@@ -60,7 +61,11 @@ pub fn path_guard(bytes: &[u8]) {
         ("data".to_owned(), place.join("root")),
         ("other".to_owned(), place.join("other")),
     ]);
-    match Roots::new(&roots).find(&path) {
+    let settings = FsSettings {
+        roots,
+        ..FsSettings::default()
+    };
+    match Roots::new(&settings).find(&path) {
         Ok(found) => {
             assert!(found.path.is_relative());
             if let Ok(file) = found.dir.open(&found.path) {

@@ -2,26 +2,29 @@
 //!
 //! Neighbours: [`super`] runs it on a thread of its own. The content goes to a temporary file in the same directory,
 //! which takes its name in one step when it is complete and on the disk; on any failure before, it is removed. A process
-//! that is killed meanwhile leaves it behind, as `.caf-<id>.tmp`.
+//! that is killed meanwhile leaves it behind, as `.caf-<id>.tmp`, which no job can name; `leftovers` removes it when the next
+//! process writes in that directory. Modes of files and directories are those that the umask of the process leaves.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use caf_protocol::block::{Inputs, Outputs};
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
 use caf_protocol::timestamp::iso_micros;
-use cap_std::fs::{Dir, OpenOptions};
+use cap_std::fs::{Dir, MetadataExt};
 use rustix::fs::{RenameFlags, renameat_with};
+use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use uuid::Uuid;
 
+use super::get::not_regular;
 use super::path::JobPath;
 use super::roots::Place;
-use super::{Action, CHUNK_BYTES, Shared, failure_of, too_large};
+use super::{Action, CHUNK_BYTES, Shared, failure_of, leftovers, too_large};
 use crate::inputs::{self, Fields, invalid_input};
 use crate::watch::Watch;
 
@@ -99,6 +102,10 @@ impl Action for Put {
         })
     }
 
+    fn path(&self) -> &JobPath {
+        &self.path
+    }
+
     fn run(&self, shared: &Shared, watch: &Watch) -> Result<Outputs, Failure> {
         let max_bytes = shared.settings.max_bytes;
         let size = self.content.len() as u64;
@@ -106,14 +113,33 @@ impl Action for Put {
             return Err(too_large(size, max_bytes));
         }
         watch.check()?;
-        let (parent, name) = open_parent(shared.roots.find(&self.path)?)?;
-        if !self.overwrite && parent.symlink_metadata(&name).is_ok() {
-            return Err(failure_of(
-                io::ErrorKind::AlreadyExists.into(),
-                "looking for the file",
-            ));
+        let place = shared.roots.find(&self.path)?;
+        let room = match &place.usage {
+            Some(usage) => {
+                let entries = missing_names(&place);
+                Some(usage.reserve(&place.dir, size, entries, watch)?)
+            }
+            None => None,
+        };
+        let (parent, name) = open_parent(place)?;
+        let taken = parent.symlink_metadata(&name).ok();
+        match &taken {
+            None => {}
+            Some(_) if !self.overwrite => {
+                let exists = io::ErrorKind::AlreadyExists.into();
+                return Err(failure_of(exists, "looking for the file"));
+            }
+            // A directory is told as such by the system.
+            Some(taken) if !taken.is_file() && !taken.is_symlink() && !taken.is_dir() => {
+                return Err(not_regular());
+            }
+            Some(_) => {}
         }
         let created = self.write(&parent, &name, watch)?;
+        if let Some(room) = room {
+            room.used(taken.map(|taken| taken.size()));
+        }
+        shared.swept.once(&parent, watch);
         let mut outputs = Map::new();
         outputs.insert("path".to_owned(), json!(self.path.text));
         outputs.insert("size".to_owned(), json!(size));
@@ -130,12 +156,8 @@ impl Put {
     /// Writes the file and gives the time at which the system says it was written.
     fn write(&self, parent: &Dir, name: &Path, watch: &Watch) -> Result<String, Failure> {
         let in_step = |doing: &'static str| move |error| failure_of(error, doing);
-        let temporary = PathBuf::from(format!(".caf-{}.tmp", Uuid::new_v4().simple()));
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        let mut file = parent
-            .open_with(&temporary, &options)
-            .map_err(in_step("creating the temporary file"))?;
+        let (temporary, mut file) =
+            leftovers::create(parent).map_err(|error| not_writable(error, "creating the temporary file"))?;
         let mut guard = Temporary {
             parent,
             name: Some(&temporary),
@@ -167,21 +189,45 @@ impl Put {
 }
 
 /// Gives the temporary file its name unless the name is taken, in one step. True when the temporary name is gone by that.
-/// A link does it everywhere but on file systems without links; there a rename that refuses to replace does it.
+/// A rename that refuses to replace does it, or a link where a file system does not know such a rename. Not the link first:
+/// for a moment the file would have two names, and whoever read it then would be refused.
 pub(super) fn name_if_free(parent: &Dir, temporary: &Path, name: &Path) -> io::Result<bool> {
-    match parent.hard_link(temporary, parent, name) {
-        Ok(()) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        Err(_) => {
-            renameat_with(parent, temporary, parent, name, RenameFlags::NOREPLACE)?;
-            Ok(true)
+    match renameat_with(parent, temporary, parent, name, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            parent.hard_link(temporary, parent, name)?;
+            Ok(false)
         }
+        Err(error) => Err(error.into()),
     }
+}
+
+/// The failure to make something new. Where the system does not permit that, it is the directory that is at fault; what leads
+/// out of it is refused before the system is asked.
+fn not_writable(error: io::Error, doing: &str) -> Failure {
+    let by_the_system = error.raw_os_error().is_some() && error.kind() == io::ErrorKind::PermissionDenied;
+    let failure = failure_of(error, doing);
+    if by_the_system {
+        failure.saying(Sign::Down)
+    } else {
+        failure
+    }
+}
+
+/// How many names the file needs that are not there yet: its own, and those of directories.
+fn missing_names(place: &Place) -> u64 {
+    let ancestors = place
+        .path
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty());
+    let missing = ancestors.take_while(|path| place.dir.symlink_metadata(path).is_err());
+    // The name of a file that is replaced counts until it is.
+    (missing.count() as u64).max(1)
 }
 
 /// The directory that the file goes to, created when missing, and the file's name in it.
 fn open_parent(place: Place) -> Result<(Dir, PathBuf), Failure> {
-    let Place { dir, path } = place;
+    let Place { dir, path, .. } = place;
     let name = path.file_name().map(PathBuf::from).unwrap_or_default();
     let parent = match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         None => dir,
@@ -189,7 +235,7 @@ fn open_parent(place: Place) -> Result<(Dir, PathBuf), Failure> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => dir
                 .create_dir_all(parent)
                 .and_then(|()| dir.open_dir(parent))
-                .map_err(|error| failure_of(error, "creating the directory"))?,
+                .map_err(|error| not_writable(error, "creating the directory"))?,
             opened => opened.map_err(|error| failure_of(error, "opening the directory"))?,
         },
     };

@@ -569,3 +569,36 @@ fn the_systems_own_permissions_count() {
         assert_eq!(failure_of(errno.into(), "working").code, code, "{errno}");
     }
 }
+
+mod attacks;
+
+#[test]
+fn a_root_that_was_moved_away_or_removed_is_found_where_its_path_leads_now() {
+    let place = Place::new();
+    let shared = place.shared();
+    let put = |path: &str| {
+        run(
+            blob_put(&shared).prepare(inputs(json!({"path": path, "content": "x"})))?,
+            context(),
+        )
+    };
+    let get = |path: &str| {
+        run(
+            blob_get(&shared).prepare(inputs(json!({"path": path})))?,
+            context(),
+        )
+    };
+    put("data/a").expect("is written");
+    fs::rename(place.home.join("data"), place.home.join("away")).expect("is moved");
+    let gone = get("data/a").expect_err("is no longer a root");
+    assert_eq!(
+        gone.code,
+        caf_protocol::error_code::ErrorCode::ResourceUnavailable,
+        "{gone:?}"
+    );
+    put("data/b").expect("is written");
+    assert!(place.data("b").exists() && !place.home.join("away/b").exists());
+    fs::remove_dir_all(place.home.join("data")).expect("is removed");
+    put("data/c").expect("is written");
+    assert!(place.data("c").exists());
+}

@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::clients::Open;
 use super::wire::{Io, Wire};
 use crate::tls;
 
@@ -22,18 +23,24 @@ use crate::tls;
 #[derive(Clone)]
 pub(super) struct Dial {
     tls: Option<TlsConnector>,
+    /// Most bytes as which the body of one answer may travel.
+    max_body_bytes: u64,
 }
 
 impl Dial {
     /// Unencrypted connections.
-    pub(super) fn plain() -> Self {
-        Self { tls: None }
+    pub(super) fn plain(max_body_bytes: u64) -> Self {
+        Self {
+            tls: None,
+            max_body_bytes,
+        }
     }
 
     /// Encrypted connections.
-    pub(super) fn secure(config: Arc<ClientConfig>) -> Self {
+    pub(super) fn secure(config: Arc<ClientConfig>, max_body_bytes: u64) -> Self {
         Self {
             tls: Some(TlsConnector::from(config)),
+            max_body_bytes,
         }
     }
 }
@@ -56,9 +63,11 @@ impl Service<ConnectInfo<Uri>> for Dial {
 
     fn call(&self, info: ConnectInfo<Uri>) -> Self::Future {
         let tls = self.tls.clone();
+        let max_body_bytes = self.max_body_bytes;
         Box::pin(async move {
             let address = info.addrs().next().ok_or(ConnectError::Unresolved)?;
             let stream = TcpStream::connect(address).await.map_err(ConnectError::Io)?;
+            let open = Open::count();
             // Requests are written in one piece; waiting to fill a packet would only delay them.
             stream.set_nodelay(true).map_err(ConnectError::Io)?;
             let uri = info.request().clone();
@@ -72,7 +81,7 @@ impl Service<ConnectInfo<Uri>> for Dial {
                     Io::Tls(Box::new(stream))
                 }
             };
-            Ok(Connection::new(uri, Wire::new(io)))
+            Ok(Connection::new(uri, Wire::new(io, max_body_bytes, open)))
         })
     }
 }

@@ -1,87 +1,66 @@
-//! Which addresses a job may reach: public ones, and those that the settings let through. Names are resolved here, once,
-//! and the request goes to the very address that was checked, so that a second lookup cannot change the answer.
+//! Where a request may go: names are resolved here, once, every address is judged, and the request goes to the very
+//! address that was judged, so that a second look-up cannot change the answer.
 //!
-//! Neighbours: [`super`] asks before every hop of a request; `dial` connects to what this returned and to nothing else.
-//! A pooled connection was made to a checked address, so reuse cannot bypass the guard. Never connects.
+//! Neighbours: [`super`] asks before every hop of a request; `rules` judges, `lookup` resolves; `dial` connects to what
+//! this returned and to nothing else. A pooled connection is found only by tenant, address and rules that are the same
+//! ([`Passage`]), so reuse cannot bypass the guard. Never connects.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use caf_protocol::error_code::ErrorCode;
-use caf_protocol::live::Live;
 use caf_protocol::outcome::Failure;
 use url::{Host, Url};
 
+use super::lookup::{self, Resolve};
+use super::rules::{Asked, Refusal, TargetRules, normal_name};
 use crate::Extras;
-use crate::settings::SettingError;
+use crate::settings::{HttpSettings, SettingError};
 
-/// The setting that lets further targets through.
-const ALLOW_KEY: [&str; 3] = ["blocks", "http", "allow_targets"];
-/// What an entry of it has to be.
-pub(crate) const TARGET_RULE: &str = "must be an address, a range such as 10.0.0.0/8, or a host name";
-
-/// Targets beside the public ones that jobs may reach. All clones share them, and they may be replaced at any time: what
-/// is asked for from then on is judged by the new ones.
-#[derive(Debug, Clone, Default)]
-pub struct AllowedTargets(Live<Targets>);
-
-#[derive(Debug, Default)]
-struct Targets {
-    list: Vec<Target>,
-    /// How often they were replaced.
-    generation: u64,
-}
-
-impl AllowedTargets {
-    /// Lets these through and no others.
-    ///
-    /// # Errors
-    /// When an entry is none; nothing has changed then.
-    pub fn replace(&self, entries: &[String]) -> Result<(), SettingError> {
-        let list = entries
-            .iter()
-            .map(|entry| {
-                Target::parse(entry).ok_or_else(|| SettingError::new(&ALLOW_KEY, TARGET_RULE, entry))
-            })
-            .collect::<Result<_, _>>()?;
-        let generation = self.0.get().generation + 1;
-        self.0.set(Targets { list, generation });
-        Ok(())
-    }
-}
+/// Most addresses of a name that are tried. More would let a name have one job knock at any number of doors.
+const MAX_ADDRESSES: usize = 8;
 
 /// The rules.
-#[derive(Debug)]
 pub(super) struct Guard {
-    allowed: AllowedTargets,
+    rules: TargetRules,
     health: Option<(String, SocketAddr)>,
+    pub(super) resolve: Resolve,
 }
 
-/// What one entry of the setting lets through.
+/// Where a request may be sent, and by which rules.
 #[derive(Debug, PartialEq)]
-enum Target {
-    Range { base: IpAddr, prefix: u8 },
-    Address { ip: IpAddr, port: Option<u16> },
-    Name { host: String, port: Option<u16> },
+pub(super) struct Passage {
+    /// In the order in which to try them; never empty.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Which rules let it through.
+    pub(super) generation: u64,
 }
 
 impl Guard {
     /// Reads the settings.
-    pub(super) fn new(allow_targets: &[String], extras: Extras) -> Result<Self, SettingError> {
-        let allowed = extras.http_targets;
-        allowed.replace(allow_targets)?;
+    pub(super) fn new(settings: &HttpSettings, extras: Extras) -> Result<Self, SettingError> {
+        let rules = extras.http_targets;
+        rules.replace(settings)?;
         let health = extras
             .health_target
             .map(|(host, address)| (normal_name(&host), reachable(address)));
-        Ok(Self { allowed, health })
+        Ok(Self {
+            rules,
+            health,
+            resolve: lookup::by_system(),
+        })
     }
 
-    /// Grows when the rules are replaced: connections that are still open were let through by the rules before.
+    /// Grows when the rules are replaced.
     pub(super) fn generation(&self) -> u64 {
-        self.allowed.0.get().generation
+        self.rules.get().generation()
     }
 
-    /// The addresses that a request to `url` may be sent to, in the order in which to try them.
-    pub(super) async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, Failure> {
+    /// Where a request of this tenant to `url` may be sent.
+    ///
+    /// Of a name with addresses of both kinds only those are used that may be reached. To refuse the name would gain
+    /// nothing, as no other is ever connected to; and a second, private address is common where a network has names
+    /// of its own.
+    pub(super) async fn passage(&self, url: &Url, tenant: &str) -> Result<Passage, Failure> {
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
             return Err(Failure::of_field(
                 ErrorCode::InvalidInput,
@@ -90,22 +69,55 @@ impl Guard {
             ));
         };
         if let Some(address) = self.health_address(&host, port) {
-            return Ok(vec![address]);
+            return Ok(Passage {
+                addresses: vec![address],
+                generation: self.generation(),
+            });
+        }
+        if let Host::Domain(name) = &host {
+            // Nobody is asked about a name that is denied as such.
+            let judged = self.rules.get().judge_name(tenant, &normal_name(name), port);
+            judged.map_err(|refusal| denied(&[(None, refusal)]))?;
         }
         let (name, found) = match host {
             Host::Ipv4(ip) => (None, vec![SocketAddr::new(ip.into(), port)]),
             Host::Ipv6(ip) => (None, vec![SocketAddr::new(ip.into(), port)]),
-            Host::Domain(name) => (Some(normal_name(name)), resolve(name, port).await?),
+            Host::Domain(name) => (Some(normal_name(name)), self.look_up(name, port, tenant).await?),
         };
-        let passing: Vec<_> = found
-            .iter()
-            .copied()
-            .filter(|address| self.passes(name.as_deref(), *address))
-            .collect();
-        if passing.is_empty() {
-            return Err(denied(&found));
+        // After the look-up: whatever it took, these are the rules of the moment at which it is decided.
+        let rules = self.rules.get();
+        let name = name.as_deref();
+        let (mut addresses, mut refused) = (Vec::new(), Vec::new());
+        for address in found {
+            match rules.judge(Asked {
+                tenant,
+                name,
+                address,
+            }) {
+                Ok(()) if addresses.contains(&address) => {}
+                Ok(()) => addresses.push(address),
+                Err(refusal) => refused.push((Some(address), refusal)),
+            }
         }
-        Ok(passing)
+        if addresses.is_empty() {
+            return Err(denied(&refused));
+        }
+        addresses.truncate(MAX_ADDRESSES);
+        Ok(Passage {
+            addresses,
+            generation: rules.generation(),
+        })
+    }
+
+    async fn look_up(&self, name: &str, port: u16, tenant: &str) -> Result<Vec<SocketAddr>, Failure> {
+        let unresolved = || Failure::new(ErrorCode::NetworkError, "url: the host name cannot be resolved");
+        let found = (self.resolve)(name.to_owned(), port, tenant.to_owned())
+            .await
+            .map_err(|error| unresolved().internally(error))?;
+        if found.is_empty() {
+            return Err(unresolved().internally("the name has no addresses"));
+        }
+        Ok(found)
     }
 
     fn health_address(&self, host: &Host<&str>, port: u16) -> Option<SocketAddr> {
@@ -119,100 +131,21 @@ impl Guard {
             };
         (is_symbolic || is_literal).then_some(*address)
     }
-
-    fn passes(&self, name: Option<&str>, address: SocketAddr) -> bool {
-        refusal(address.ip()).is_none()
-            || self
-                .allowed
-                .0
-                .get()
-                .list
-                .iter()
-                .any(|target| target.covers(name, address))
-    }
-}
-
-/// Whether this can be an entry of the setting.
-pub(crate) fn is_target(entry: &str) -> bool {
-    Target::parse(entry).is_some()
-}
-
-impl Target {
-    fn parse(entry: &str) -> Option<Self> {
-        let entry = entry.trim();
-        if let Some((base, prefix)) = entry.split_once('/') {
-            let base: IpAddr = base.parse().ok()?;
-            let prefix: u8 = prefix.parse().ok()?;
-            let width = if base.is_ipv4() { 32 } else { 128 };
-            return (prefix <= width).then_some(Self::Range { base, prefix });
-        }
-        if let Ok(address) = entry.parse::<SocketAddr>() {
-            let port = Some(address.port());
-            return Some(Self::Address {
-                ip: address.ip(),
-                port,
-            });
-        }
-        let bare = entry.trim_start_matches('[').trim_end_matches(']');
-        if let Ok(ip) = bare.parse() {
-            return Some(Self::Address { ip, port: None });
-        }
-        let (host, port) = match entry.rsplit_once(':') {
-            Some((host, port)) => (host, Some(port.parse().ok()?)),
-            None => (entry, None),
-        };
-        // The parser of URLs decides what a name is; it also turns odd spellings of addresses into addresses, which
-        // nobody means in a setting.
-        match Host::parse(host).ok()? {
-            Host::Domain(name) if !name.contains('*') => Some(Self::Name {
-                host: normal_name(&name),
-                port,
-            }),
-            _ => None,
-        }
-    }
-
-    fn covers(&self, name: Option<&str>, address: SocketAddr) -> bool {
-        let port_fits = |port: &Option<u16>| port.is_none_or(|port| port == address.port());
-        let ip = address.ip().to_canonical();
-        match self {
-            Self::Range { base, prefix } => {
-                in_range(ip, *base, *prefix) || in_range(address.ip(), *base, *prefix)
-            }
-            Self::Address { ip: allowed, port } => port_fits(port) && ip == allowed.to_canonical(),
-            Self::Name { host, port } => port_fits(port) && name == Some(host.as_str()),
-        }
-    }
-}
-
-async fn resolve(name: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
-    let unresolved = || Failure::new(ErrorCode::NetworkError, "url: the host name cannot be resolved");
-    let found: Vec<_> = tokio::net::lookup_host((name, port))
-        .await
-        .map_err(|error| unresolved().internally(error))?
-        .collect();
-    if found.is_empty() {
-        return Err(unresolved().internally("the name has no addresses"));
-    }
-    Ok(found)
 }
 
 /// External text names the rule only: which address a name has inside is nothing a caller is to learn.
-fn denied(found: &[SocketAddr]) -> Failure {
-    let kinds: Vec<_> = found
+fn denied(refused: &[(Option<SocketAddr>, Refusal)]) -> Failure {
+    let shown: Vec<_> = refused
         .iter()
-        .map(|address| {
-            let kind = refusal(address.ip()).unwrap_or("public");
-            format!("{} ({kind})", address.ip())
+        .take(MAX_ADDRESSES)
+        .map(|(address, refusal)| match address {
+            Some(address) => format!("{} ({})", address.ip(), refusal.reason()),
+            None => format!("not looked up ({})", refusal.reason()),
         })
         .collect();
-    let key = ALLOW_KEY.join(".");
-    let rule = format!("the target is not public, and {key} does not let it through");
-    Failure::of_field(ErrorCode::PermissionDenied, "url", &rule).internally(kinds.join(", "))
-}
-
-fn normal_name(name: &str) -> String {
-    name.trim_end_matches('.').to_ascii_lowercase()
+    let rule = refused.first().map(|(_, refusal)| refusal.rule());
+    Failure::of_field(ErrorCode::PermissionDenied, "url", &rule.unwrap_or_default())
+        .internally(shown.join(", "))
 }
 
 /// An endpoint that listens on all addresses is reached on loopback.
@@ -221,81 +154,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
         IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
         _ => address,
-    }
-}
-
-fn in_range(ip: IpAddr, base: IpAddr, prefix: u8) -> bool {
-    match (ip, base) {
-        (IpAddr::V4(ip), IpAddr::V4(base)) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-            ip.to_bits() & mask == base.to_bits() & mask
-        }
-        (IpAddr::V6(ip), IpAddr::V6(base)) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-            ip.to_bits() & mask == base.to_bits() & mask
-        }
-        _ => false,
-    }
-}
-
-/// IPv4 blocks that are not public, with the reason (IANA special-purpose registry).
-const REFUSED_V4: &[(Ipv4Addr, u8, &str)] = &[
-    (Ipv4Addr::new(0, 0, 0, 0), 8, "unspecified"),
-    (Ipv4Addr::new(10, 0, 0, 0), 8, "private"),
-    (Ipv4Addr::new(100, 64, 0, 0), 10, "carrier-grade NAT"),
-    (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
-    (Ipv4Addr::new(169, 254, 0, 0), 16, "link-local"),
-    (Ipv4Addr::new(172, 16, 0, 0), 12, "private"),
-    (Ipv4Addr::new(192, 0, 0, 0), 24, "protocol assignments"),
-    (Ipv4Addr::new(192, 0, 2, 0), 24, "documentation"),
-    (Ipv4Addr::new(192, 88, 99, 0), 24, "6to4 relay"),
-    (Ipv4Addr::new(192, 168, 0, 0), 16, "private"),
-    (Ipv4Addr::new(198, 18, 0, 0), 15, "benchmarking"),
-    (Ipv4Addr::new(198, 51, 100, 0), 24, "documentation"),
-    (Ipv4Addr::new(203, 0, 113, 0), 24, "documentation"),
-    (Ipv4Addr::new(224, 0, 0, 0), 4, "multicast"),
-    (Ipv4Addr::new(240, 0, 0, 0), 4, "reserved"),
-];
-
-/// IPv6 blocks that are not public. What is in none of them must still be in 2000::/3, the only block from which public
-/// addresses are given out; the entries outside of it serve the reason.
-const REFUSED_V6: &[(Ipv6Addr, u8, &str)] = &[
-    (Ipv6Addr::UNSPECIFIED, 128, "unspecified"),
-    (Ipv6Addr::LOCALHOST, 128, "loopback"),
-    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96, "IPv4-mapped"),
-    (Ipv6Addr::UNSPECIFIED, 96, "IPv4-compatible"),
-    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, "NAT64"),
-    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "local NAT64"),
-    (
-        Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0),
-        23,
-        "protocol assignments",
-    ),
-    (
-        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0),
-        32,
-        "documentation",
-    ),
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16, "6to4"),
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "documentation"),
-    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "unique local"),
-    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "link-local"),
-    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, "site-local"),
-    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "multicast"),
-];
-
-/// Why an address is not public; nothing when it is.
-fn refusal(ip: IpAddr) -> Option<&'static str> {
-    match ip {
-        IpAddr::V4(_) => REFUSED_V4
-            .iter()
-            .find(|(base, prefix, _)| in_range(ip, (*base).into(), *prefix))
-            .map(|(_, _, reason)| *reason),
-        IpAddr::V6(v6) => REFUSED_V6
-            .iter()
-            .find(|(base, prefix, _)| in_range(ip, (*base).into(), *prefix))
-            .map(|(_, _, reason)| *reason)
-            .or_else(|| (v6.segments()[0] >> 13 != 1).then_some("reserved")),
     }
 }
 

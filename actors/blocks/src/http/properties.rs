@@ -40,10 +40,10 @@ pub fn url_guard(bytes: &[u8]) {
     if !is_literal {
         return;
     }
-    let guard = Guard::new(&[], Extras::default()).expect("the defaults are valid");
-    let judged = guard.addresses(&url).now_or_never();
+    let guard = Guard::new(&HttpSettings::default(), Extras::default()).expect("the defaults are valid");
+    let judged = guard.passage(&url, "acme").now_or_never();
     let judged = judged.expect("no name has to be looked up");
-    for address in judged.into_iter().flatten() {
+    for address in judged.into_iter().flat_map(|passage| passage.addresses) {
         assert!(is_public(address.ip()), "{url} leads to {address}");
     }
 }
@@ -75,6 +75,11 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 
 fn is_public_v6(ip: Ipv6Addr) -> bool {
     let first = ip.segments()[0];
+    if let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = ip.segments() {
+        // NAT64 leads to the IPv4 address within.
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        return is_public_v4(Ipv4Addr::new(a, b, c, d));
+    }
     // IPv4 in any of its disguises is judged as a disguise: none of them is a public address of its own.
     let is_disguise = ip.to_ipv4().is_some() || first == 0x64 || first == 0x2002;
     let is_global = (0x2000..0x4000).contains(&first);
@@ -112,7 +117,7 @@ pub fn http_request(bytes: &[u8]) {
     };
     for status in [301, 302, 303, 307, 308] {
         let status = StatusCode::from_u16(status).expect("is a status");
-        let Some(Ok(next)) = next_hop(&request, status, Some(location)) else {
+        let Some(Ok(next)) = next_hop(&request, status, Some(location), false) else {
             continue;
         };
         check(&next);

@@ -37,11 +37,50 @@ pub(super) fn unsay_span(next: &mut Request, from: &Url) {
     }
 }
 
+/// Parts of header names that hold secrets, in names without their dashes and underscores. Wider than what the log hides:
+/// a header too few costs a redirect to another host, one too many costs the secret.
+const SECRET_PARTS: [&str; 19] = [
+    "auth",
+    "bearer",
+    "cookie",
+    "creditcard",
+    "cardnumber",
+    "credential",
+    "email",
+    "passphrase",
+    "passwd",
+    "password",
+    "phone",
+    "pwd",
+    "secret",
+    "session",
+    "signature",
+    "socialsecurity",
+    "ssn",
+    "token",
+    "jwt",
+];
+
+/// Whether a header may hold what only the origin that the job named is to learn.
+fn is_secret(name: &str) -> bool {
+    let squashed: String = name.chars().filter(|c| !matches!(c, '-' | '_' | '.')).collect();
+    let is_short = name
+        .split(['-', '_', '.'])
+        .any(|word| matches!(word, "pw" | "sig" | "sid"));
+    // x-api-key, ocp-apim-subscription-key, x-functions-key and their like; only the key of idempotence opens nothing.
+    let is_key = squashed.ends_with("key") && !squashed.ends_with("idempotencykey")
+        || ["apikey", "accesskey", "accountkey", "privatekey", "masterkey"]
+            .iter()
+            .any(|part| squashed.contains(part));
+    is_short || is_key || SECRET_PARTS.iter().any(|part| squashed.contains(part))
+}
+
 /// The next hop: nothing when the answer is final, an error when it points where no request can go.
 pub(super) fn next_hop(
     request: &Request,
     status: StatusCode,
     location: Option<&str>,
+    follow_downgrades: bool,
 ) -> Option<Result<Request, &'static str>> {
     let keeps_method = match status.as_u16() {
         301..=303 => false,
@@ -53,6 +92,9 @@ pub(super) fn next_hop(
     };
     if check_url(&url).is_err() {
         return Some(Err("the redirect's target is not an http or https address"));
+    }
+    if !follow_downgrades && request.url.scheme() == "https" && url.scheme() == "http" {
+        return Some(Err("the redirect leads from https to http"));
     }
     if url.fragment().is_none() {
         url.set_fragment(request.url.fragment());
@@ -72,7 +114,13 @@ pub(super) fn next_hop(
         }
     }
     if !same_origin(&request.url, &url) {
-        for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
+        let secret: Vec<HeaderName> = next
+            .headers
+            .keys()
+            .filter(|name| is_secret(name.as_str()))
+            .cloned()
+            .collect();
+        for name in secret {
             next.headers.remove(name);
         }
     }
@@ -80,7 +128,7 @@ pub(super) fn next_hop(
     Some(Ok(next))
 }
 
-fn same_origin(a: &Url, b: &Url) -> bool {
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme()
         && a.host_str() == b.host_str()
         && a.port_or_known_default() == b.port_or_known_default()
@@ -103,7 +151,7 @@ mod tests {
 
     fn next(method: &str, status: u16, location: &str) -> Request {
         let status = StatusCode::from_u16(status).expect("is a status");
-        next_hop(&request(method), status, Some(location))
+        next_hop(&request(method), status, Some(location), true)
             .expect("is a redirect")
             .expect("can be followed")
     }
@@ -152,6 +200,78 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_may_hold_secrets_are_told_from_others_by_their_names() {
+        for name in [
+            "authorization",
+            "proxy-authorization",
+            "cookie",
+            "cookie2",
+            "x-api-key",
+            "api-key",
+            "apikey",
+            "x-auth-token",
+            "x-amz-security-token",
+            "x-goog-api-key",
+            "ocp-apim-subscription-key",
+            "x-functions-key",
+            "x-vault-token",
+            "private-token",
+            "x-csrf-token",
+            "x-hub-signature-256",
+            "x-webhook-secret",
+            "x-session-id",
+            "x-user-email",
+            "x-client-sig",
+            "x_api_key",
+            "x-jwt-assertion",
+            "x-forwarded-access-token",
+        ] {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in [
+            "accept",
+            "content-type",
+            "idempotency-key",
+            "x-idempotency-key",
+            "traceparent",
+            "user-agent",
+            "x-keep",
+            "x-request-id",
+            "range",
+            "if-none-match",
+        ] {
+            assert!(!is_secret(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_to_an_unencrypted_connection_is_followed_only_where_the_settings_let_it() {
+        let mut secure = request("GET");
+        secure.url = Url::parse("https://a.example/").expect("is a URL");
+        let hop =
+            |location, follow| next_hop(&secure, StatusCode::FOUND, Some(location), follow).expect("is one");
+        let followed = hop("http://a.example/", true).expect("is followed");
+        assert!(
+            !followed.headers.contains_key("authorization"),
+            "credentials stay"
+        );
+        assert_eq!(
+            hop("http://a.example/", false).err(),
+            Some("the redirect leads from https to http")
+        );
+        assert!(hop("https://b.example/", false).is_ok());
+        assert!(
+            next_hop(
+                &request("GET"),
+                StatusCode::FOUND,
+                Some("http://b.example/"),
+                false
+            )
+            .is_some_and(|hop| hop.is_ok())
+        );
+    }
+
+    #[test]
     fn the_span_is_told_to_the_origin_that_the_job_names_and_to_no_other() {
         let mut span =
             SpanContext::from_traceparent("00-9f3c1a7be24d40c88a61d2f05b7e934c-00f067aa0ba902b7-01").unwrap();
@@ -166,7 +286,7 @@ mod tests {
             ("http://b.example/y", false),
             ("https://a.example/y", false),
         ] {
-            let hop = next_hop(&plain, StatusCode::FOUND, Some(location));
+            let hop = next_hop(&plain, StatusCode::FOUND, Some(location), true);
             let mut hop = hop.expect("is a redirect").expect("can be followed");
             unsay_span(&mut hop, &plain.url);
             assert_eq!(hop.headers.contains_key(TRACEPARENT), keeps, "{location}");
@@ -190,10 +310,10 @@ mod tests {
             "http://",
             "javascript:1",
         ] {
-            let hop = next_hop(&request("GET"), StatusCode::FOUND, Some(location));
+            let hop = next_hop(&request("GET"), StatusCode::FOUND, Some(location), true);
             assert!(matches!(hop, Some(Err(_))), "{location}");
         }
-        assert!(next_hop(&request("GET"), StatusCode::FOUND, None).is_none());
+        assert!(next_hop(&request("GET"), StatusCode::FOUND, None, true).is_none());
         for status in [
             StatusCode::OK,
             StatusCode::NOT_MODIFIED,
@@ -201,7 +321,7 @@ mod tests {
             StatusCode::NOT_FOUND,
         ] {
             assert!(
-                next_hop(&request("GET"), status, Some("/y")).is_none(),
+                next_hop(&request("GET"), status, Some("/y"), true).is_none(),
                 "{status}"
             );
         }

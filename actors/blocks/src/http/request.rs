@@ -3,14 +3,19 @@
 //! Neighbours: [`super`] prepares a [`Request`] from inputs and sends it; `redirects` derives the next one from it. Does
 //! no I/O and knows no addresses.
 
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
 use awc::http::Method;
 use awc::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use caf_protocol::block::Inputs;
 use caf_protocol::outcome::Failure;
 use serde_json::{Map, Value};
-use url::Url;
+use url::{Host, Url};
 
+use super::rules::{Asked, Rules, normal_name};
+use super::secrets::{self, Secrets};
 use crate::inputs::{self, Fields, invalid_format, invalid_input};
 use crate::settings::HttpSettings;
 
@@ -43,12 +48,20 @@ const DROPPED: [&str; 6] = [
 const REFUSED: [&str; 4] = ["expect", "host", "transfer-encoding", "upgrade"];
 
 /// One hop of a request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) url: Url,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     pub(super) body: Option<Bytes>,
+    pub(super) secrets: Secrets,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = self.url.origin().ascii_serialization();
+        write!(f, "{} {origin} {:?}", self.method, self.secrets)
+    }
 }
 
 impl Request {
@@ -57,11 +70,12 @@ impl Request {
         let fields = Fields(inputs);
         let url = parse_url(fields.required_text(&["url"])?)?;
         let method = parse_method(fields.required_text(&["method"])?)?;
+        let mut secrets = Secrets::default();
         let mut headers = match fields.object(&["headers"])? {
-            Some(map) => parse_headers(&map)?,
+            Some(map) => parse_headers(&map, &mut secrets)?,
             None => HeaderMap::new(),
         };
-        let (body, is_json) = parse_body(&fields)?;
+        let (body, is_json) = parse_body(&fields, &mut secrets)?;
         let size = body.as_ref().map_or(0, Bytes::len) as u64;
         if size > settings.max_request_bytes {
             let rule = format!("must be at most {} bytes", settings.max_request_bytes);
@@ -76,6 +90,7 @@ impl Request {
             method,
             headers,
             body,
+            secrets,
         })
     }
 
@@ -89,6 +104,7 @@ impl Request {
             method: Method::GET,
             headers,
             body: None,
+            secrets: Secrets::default(),
         })
     }
 }
@@ -113,6 +129,10 @@ fn parse_url(text: &str) -> Result<Url, Failure> {
     if text.len() > MAX_URL_BYTES {
         return Err(invalid_input("url", "must be at most 16384 bytes"));
     }
+    // The parser would leave out tabs and line ends: what is asked for would not be what was written.
+    if text.trim().chars().any(char::is_control) {
+        return Err(invalid_input("url", "must not hold control characters"));
+    }
     let url =
         Url::parse(text.trim()).map_err(|error| invalid_format("url", "must be a URL").internally(error))?;
     check_url(&url).map_err(|rule| invalid_input("url", rule))?;
@@ -130,19 +150,23 @@ pub(super) fn check_url(url: &Url) -> Result<(), &'static str> {
     if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
         return Err("must have a host and a usable port");
     }
-    if target(url).parse::<awc::http::Uri>().is_err() {
-        return Err("must not hold characters that have no place in a request line");
+    let sent = target(url, "").parse::<awc::http::Uri>();
+    let sent = sent.map_err(|_| "must not hold characters that have no place in a request line")?;
+    // Two parsers read an address. Where they disagree, the one of the guard would not be the one of the client.
+    if sent.host() != url.host_str() || sent.port_u16() != url.port_or_known_default() {
+        return Err("must have a host that can be read in one way only");
     }
     Ok(())
 }
 
 /// The address as the client library gets it. Always `http`, always with a port: TLS is the business of `dial`, and the
-/// library keys its pool by host and port.
-pub(super) fn target(url: &Url) -> String {
+/// library keys its pool by what stands before the path: `pool` makes connections a pool of their own, and is not sent.
+pub(super) fn target(url: &Url, pool: &str) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or_default();
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
-    format!("http://{host}:{port}{}{query}", url.path())
+    let at = if pool.is_empty() { "" } else { "@" };
+    format!("http://{pool}{at}{host}:{port}{}{query}", url.path())
 }
 
 /// The value of the `Host` header.
@@ -150,6 +174,43 @@ pub(super) fn host_header(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port()
         .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// What a job's address means to the guard, as far as that can be told without looking up a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UrlTarget {
+    /// It is no address for a request.
+    Refused,
+    /// A name, in the form in which it is looked up.
+    Name(String),
+    /// An address that is public and may be connected to.
+    Public(SocketAddr),
+    /// An address that may not be reached, by the rules that hold unless the settings say otherwise.
+    Denied(SocketAddr),
+}
+
+/// Reads an address exactly as a job's `url` is read, and judges it by the default rules. Pure, and panics on nothing.
+pub fn url_target(text: &str) -> UrlTarget {
+    let Ok(url) = parse_url(text) else {
+        return UrlTarget::Refused;
+    };
+    let ip: IpAddr = match url.host() {
+        Some(Host::Domain(name)) => return UrlTarget::Name(normal_name(name)),
+        Some(Host::Ipv4(ip)) => ip.into(),
+        Some(Host::Ipv6(ip)) => ip.into(),
+        None => return UrlTarget::Refused,
+    };
+    let address = SocketAddr::new(ip, url.port_or_known_default().unwrap_or_default());
+    let rules = Rules::new(&HttpSettings::default());
+    let asked = Asked {
+        tenant: "",
+        name: None,
+        address,
+    };
+    match rules.map(|rules| rules.judge(asked)) {
+        Ok(Ok(())) => UrlTarget::Public(address),
+        _ => UrlTarget::Denied(address),
+    }
 }
 
 fn parse_method(text: &str) -> Result<Method, Failure> {
@@ -160,7 +221,8 @@ fn parse_method(text: &str) -> Result<Method, Failure> {
         .ok_or_else(|| invalid_input("method", "must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS"))
 }
 
-fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
+fn parse_headers(map: &Map<String, Value>, secrets: &mut Secrets) -> Result<HeaderMap, Failure> {
+    secrets::check_headers(map)?;
     let bytes: usize = map
         .iter()
         .map(|(name, value)| name.len() + value.to_string().len())
@@ -173,6 +235,12 @@ fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
     }
     let mut headers = HeaderMap::new();
     for (name, value) in map {
+        if let (Value::Object(_), Ok(name)) = (value, HeaderName::try_from(name.as_str()))
+            && !REFUSED.contains(&name.as_str())
+            && secrets.take_header(&name, value)?
+        {
+            continue;
+        }
         let text = match value {
             Value::Null => continue,
             Value::String(text) => text.trim().to_owned(),
@@ -200,12 +268,16 @@ fn parse_headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
 }
 
 /// The body, and whether it is JSON.
-fn parse_body(fields: &Fields<'_>) -> Result<(Option<Bytes>, bool), Failure> {
+fn parse_body(fields: &Fields<'_>, secrets: &mut Secrets) -> Result<(Option<Bytes>, bool), Failure> {
     let encoded = fields.text(&["body_base64"])?;
     match (fields.value(&["body"]), encoded) {
         (Some(_), Some(_)) => Err(invalid_input("body_base64", "must not stand beside body")),
         (None, Some(text)) => Ok((Some(inputs::base64("body_base64", text)?.into()), false)),
         (None, None) => Ok((None, false)),
+        (Some((_, value)), None) if secrets.take_body(value)? => {
+            // What stands for it until it is put in, for its size.
+            Ok((Some(value.to_string().into()), !secrets.are_whole_body()))
+        }
         (Some((_, Value::String(text))), None) => Ok((Some(text.clone().into()), false)),
         (Some((_, value)), None) => Ok((Some(value.to_string().into()), true)),
     }

@@ -1,3 +1,5 @@
+mod hostile;
+
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::sync::Mutex;

@@ -1,13 +1,17 @@
 //! Runs a query on PostgreSQL, in a transaction of its own, on a connection from a pool.
 //!
-//! Neighbours: [`super`] runs it on an event loop; `address` reads the settings, `dial` connects, `params` binds, `decode` reads values, `rows` collects. A query that is
+//! Neighbours: [`super`] runs it on an event loop; `address` reads the settings, `dial` connects, `bounded` limits what the
+//! server may send at once, `statement` says which statements are sent at all, `params` binds, `decode` reads values, `rows`
+//! collects. A query that is
 //! given up (dropped, cancelled, over a limit) is cancelled on the server too, and its connection is thrown away: none is
 //! left running, none comes back to the pool in an unknown state.
 
 mod address;
+mod bounded;
 mod decode;
 mod dial;
 mod params;
+mod statement;
 
 use std::error::Error as _;
 use std::io;
@@ -15,20 +19,24 @@ use std::pin::pin;
 use std::time::Duration;
 
 use caf_protocol::block::{BlockContext, Outputs};
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
+use caf_protocol::secret::vault::Target;
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod,
+    Runtime, TimeoutType, Timeouts,
 };
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_postgres::config::Host;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, Error};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use self::address::Address;
+use self::bounded::Channel;
 use self::decode::Raw;
 use self::dial::Dial;
 use super::rows::RowSet;
@@ -45,15 +53,61 @@ const ROLLBACK_LIMIT: Duration = Duration::from_secs(1);
 const CANCEL_TRIES: u32 = 10;
 /// How long a query may take to end after a cancel request, before the next is sent.
 const CANCEL_AGAIN: Duration = Duration::from_millis(250);
+/// Longest wait until a connection is as it was before its job; then it is thrown away.
+const RESET_LIMIT: Duration = Duration::from_secs(5);
+/// Undoes what a job can have done to its session, and tells whether it prepared statements, which have names and texts that
+/// the next tenant could see. `DISCARD ALL` would drop the driver's own ones too.
+const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+    SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
+    SELECT count(*) AS prepared FROM pg_prepared_statements WHERE from_sql";
+/// Second wall around a read-only connection: whatever ends the transaction of a job, the next one cannot write either.
+const READ_ONLY: &str = "SET default_transaction_read_only = on";
+/// How much more the server may send in one message than an answer may have bytes of JSON: numbers are longer in binary, and
+/// an error or a row has more around it. In bytes.
+const MESSAGE_ALLOWANCE: u64 = 1 << 20;
+/// Times that the binary form of a value may be longer than JSON, at most: arrays of small numbers.
+const BINARY_FACTOR: u64 = 8;
+/// Whether the role can do more on the server than use the database.
+const IS_PRIVILEGED: &str = "SELECT count(*) FROM pg_roles WHERE pg_has_role(oid, 'MEMBER') AND (rolsuper OR rolname IN \
+    ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'))";
 /// Longest wait for the server to take a cancel request.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// All servers that an address leads to, each of which a password may be sent to.
+///
+/// # Errors
+/// Why no named secret can be the password there.
+pub(super) fn servers(settings: &SqlConnectionSettings) -> Result<Vec<Target>, String> {
+    let url = settings.url.trim();
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err("must be a PostgreSQL address where its password is a secret".to_owned());
+    }
+    let Address { config, .. } = Address::of(settings).map_err(|broken| broken.rule)?;
+    if config.get_password().is_some() || !config.get_hostaddrs().is_empty() {
+        // Where `hostaddr` leads is not what `host` says.
+        return Err("must hold no password and no hostaddr where its password is a secret".to_owned());
+    }
+    let ports = config.get_ports();
+    let server = |(index, host): (usize, &Host)| {
+        let port = ports.get(index).or(ports.first()).copied().unwrap_or(5_432);
+        match host {
+            Host::Tcp(name) => Target::server("postgres", name, port),
+            // Nobody can say where a socket leads.
+            _ => None,
+        }
+    };
+    let servers: Option<Vec<Target>> = config.get_hosts().iter().enumerate().map(server).collect();
+    servers.ok_or_else(|| "must name hosts where its password is a secret".to_owned())
+}
 
 /// A server, and the connections to it.
 pub(super) struct Postgres {
     pool: Pool,
     read_only: bool,
+    allow_superuser: bool,
     connect_limit: Duration,
-    tls: MakeRustlsConnect,
+    channel: Channel,
+    place: String,
 }
 
 impl Postgres {
@@ -70,28 +124,52 @@ impl Postgres {
             config.user(user);
         }
         if let Some(password) = &settings.password {
-            config.password(password);
+            config.password(password.expose());
         }
         if config.get_application_name().is_none() {
             config.application_name("caf-worker");
         }
         let connect_limit = ms(settings.connect_timeout_ms);
+        let place = address::place(&config);
         config.connect_timeout(connect_limit);
-        // Whatever a job sets on its connection is undone before the next job gets it.
+        let max_message = settings.max_bytes.saturating_mul(BINARY_FACTOR) + MESSAGE_ALLOWANCE;
+        let channel = Channel::new(tls, max_message);
+        // What a job did to its session is undone as soon as it is over; here it is only seen whether there is a server.
         let recycling = ManagerConfig {
-            recycling_method: RecyclingMethod::Clean,
+            recycling_method: RecyclingMethod::Verified,
         };
-        let pool = Pool::builder(Manager::from_connect(config, Dial::new(tls.clone()), recycling))
+        let read_only = settings.read_only;
+        let begin = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+            Box::pin(async move {
+                if read_only {
+                    client
+                        .batch_execute(READ_ONLY)
+                        .await
+                        .map_err(HookError::Backend)?;
+                }
+                Ok(())
+            })
+        });
+        let manager = Manager::from_connect(config, Dial::new(channel.clone()), recycling);
+        let pool = Pool::builder(manager)
             .max_size(settings.pool_size)
             .runtime(Runtime::Tokio1)
+            .post_create(begin)
             .build()
             .map_err(|error| Broken::url(error.to_string()))?;
         Ok(Self {
             pool,
-            read_only: settings.read_only,
+            read_only,
+            allow_superuser: settings.allow_superuser.unwrap_or(settings.read_only),
             connect_limit,
-            tls,
+            channel,
+            place,
         })
+    }
+
+    /// Host, port and database.
+    pub(super) fn place(&self) -> String {
+        self.place.clone()
     }
 
     /// Runs the query and collects its answer.
@@ -101,11 +179,14 @@ impl Postgres {
         limits: &Limits,
         context: &BlockContext,
     ) -> Result<Outputs, Failure> {
+        statement::check(&query.text, self.read_only)?;
         let client = self.connect(context).await?;
         let running = Running {
             client: Some(client),
-            tls: self.tls.clone(),
+            tls: self.channel.clone(),
+            read_only: self.read_only,
         };
+        let given_up = self.channel.given_up();
         let limit = context.cap(limits.statement_timeout);
         let began = Instant::now();
         let timed_out = || {
@@ -136,6 +217,9 @@ impl Postgres {
                 if cancelled_there && began.elapsed() >= limit {
                     return Err(timed_out().internally(internal_text(&error)));
                 }
+                if error.is_closed() && self.channel.given_up() > given_up {
+                    return Err(limits.too_large());
+                }
                 Err(failure_of(&error, query))
             }
         }
@@ -164,7 +248,9 @@ impl Postgres {
                 ErrorCode::ConnectionTimeout,
                 "timeout while connecting to the database",
             ),
-            PoolError::Backend(error) => failure_to_connect(error),
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+                failure_to_connect(error)
+            }
             other => {
                 Failure::new(ErrorCode::InternalError, "the pool of connections failed").internally(other)
             }
@@ -185,8 +271,16 @@ impl Postgres {
         };
         // The SELECT takes a snapshot; after one, no statement can make a read-only transaction writable any more.
         let timeout_ms = limit.as_millis().max(1);
-        let preamble = format!("{begin}; SET LOCAL statement_timeout = {timeout_ms}; SELECT 1");
-        client.batch_execute(&preamble).await?;
+        let asked = if self.allow_superuser {
+            "SELECT 0"
+        } else {
+            IS_PRIVILEGED
+        };
+        let preamble = format!("{begin}; SET LOCAL statement_timeout = {timeout_ms}; {asked}");
+        if count_of(&client.simple_query(&preamble).await?) > 0 {
+            let text = "the role of the connection can reach files of the server; see allow_superuser";
+            return Err(Stop::Refused(Failure::new(ErrorCode::PermissionDenied, text)));
+        }
         let statement = client.prepare(&query.text).await?;
         let types = statement.params();
         if types.len() != query.params.len() {
@@ -252,7 +346,8 @@ impl From<Error> for Stop {
 struct Running {
     client: Option<Object>,
     /// The request to cancel is encrypted as the connection is.
-    tls: MakeRustlsConnect,
+    tls: Channel,
+    read_only: bool,
 }
 
 impl Running {
@@ -262,8 +357,30 @@ impl Running {
             .expect("is taken only by what consumes or drops it")
     }
 
-    /// Back to the pool.
-    fn release(mut self) {
+    /// Back to the pool as soon as it is as it was before; nobody waits for that. A lock or a table that a job leaves must
+    /// not last until the connection is used again.
+    fn release(self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let reset = tokio::time::timeout(RESET_LIMIT, self.reset());
+                if matches!(reset.await, Ok(Ok(true))) {
+                    self.give_back();
+                }
+            });
+        }
+    }
+
+    /// True when nothing of the job is left.
+    async fn reset(&self) -> Result<bool, Error> {
+        let script = if self.read_only {
+            &format!("{RESET}; {READ_ONLY}")
+        } else {
+            RESET
+        };
+        Ok(count_of(&self.client().simple_query(script).await?) == 0)
+    }
+
+    fn give_back(mut self) {
         drop(self.client.take());
     }
 
@@ -281,7 +398,7 @@ impl Drop for Running {
         let Some(object) = self.client.take() else {
             return;
         };
-        let tls = self.tls.clone();
+        let tls = self.tls.as_the_last();
         let client = Object::take(object);
         let cancel = client.cancel_token();
         // Without a runtime the process is ending, and the connection with it.
@@ -300,17 +417,31 @@ impl Drop for Running {
     }
 }
 
+/// The number that stands alone in the last row of an answer.
+fn count_of(answer: &[SimpleQueryMessage]) -> u64 {
+    let rows = answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let last = rows.last().and_then(|row| row.try_get(0).ok().flatten());
+    // What is no number is nothing that may pass.
+    last.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
+}
+
 fn failure_to_connect(error: Error) -> Failure {
     let failure = match error.as_db_error() {
         Some(told) if *told.code() == SqlState::TOO_MANY_CONNECTIONS => Failure::new(
             ErrorCode::ResourceUnavailable,
             "the database has no connection left",
-        ),
+        )
+        .saying(Sign::Down),
         Some(told) if is_going_away(told) => {
             Failure::new(ErrorCode::NetworkError, "the database is starting or stopping")
         }
         // The server's words would name user and host.
-        Some(_) => Failure::new(ErrorCode::ExecutionFailed, "the database refused the login"),
+        Some(_) => {
+            Failure::new(ErrorCode::ExecutionFailed, "the database refused the login").saying(Sign::Down)
+        }
         None if io_kind(&error) == Some(io::ErrorKind::TimedOut) => Failure::new(
             ErrorCode::ConnectionTimeout,
             "timeout while connecting to the database",
@@ -360,7 +491,9 @@ fn failure_of(error: &Error, query: &Query) -> Failure {
             Failure::new(ErrorCode::PermissionDenied, "the connection is read-only")
         }
         // Class 53: insufficient resources.
-        _ if state.starts_with("53") => Failure::new(ErrorCode::ResourceUnavailable, words),
+        _ if state.starts_with("53") => {
+            Failure::new(ErrorCode::ResourceUnavailable, words).saying(Sign::Down)
+        }
         _ => Failure::new(ErrorCode::ExecutionFailed, words),
     };
     with_state(failure, error).internally(internal_text(error))

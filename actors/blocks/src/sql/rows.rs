@@ -2,6 +2,7 @@
 //!
 //! Neighbours: `sqlite` and `postgres` push rows and finish. Knows no database.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use caf_protocol::block::Outputs;
@@ -43,11 +44,7 @@ impl RowSet {
         let row = Value::Object(row);
         self.bytes += size(&row);
         if self.bytes > self.limits.max_bytes {
-            let failure = Failure::new(
-                ErrorCode::ResourceUnavailable,
-                "the answer is larger than the limit",
-            );
-            return Err(failure.with("limit_bytes", json!(self.limits.max_bytes)));
+            return Err(self.limits.too_large());
         }
         self.rows.push(row);
         Ok(())
@@ -68,17 +65,20 @@ impl RowSet {
 
 /// Names made distinct: of equal ones, the second gets `_2`, the third `_3`, skipping what is taken.
 fn distinct<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut taken: Vec<String> = Vec::new();
+    let mut taken = HashSet::new();
+    // Where to go on counting: thousands of columns with one name would be compared with each other again and again.
+    let mut next: HashMap<&str, u32> = HashMap::new();
+    let mut chosen = Vec::new();
     for name in names {
         let mut candidate = name.to_owned();
-        let mut number = 2;
-        while taken.contains(&candidate) {
+        let number = next.entry(name).or_insert(2);
+        while !taken.insert(candidate.clone()) {
             candidate = format!("{name}_{number}");
-            number += 1;
+            *number += 1;
         }
-        taken.push(candidate);
+        chosen.push(candidate);
     }
-    taken
+    chosen
 }
 
 /// A float as JSON. What JSON has no number for becomes text.
@@ -136,6 +136,7 @@ mod tests {
             (&["a", "a", "a"], &["a", "a_2", "a_3"]),
             (&["a", "a_2", "a"], &["a", "a_2", "a_3"]),
             (&["", ""], &["", "_2"]),
+            (&["a", "a_2", "a", "a"], &["a", "a_2", "a_3", "a_4"]),
         ] {
             assert_eq!(distinct(names.iter().copied()), expected);
         }

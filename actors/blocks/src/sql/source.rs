@@ -6,13 +6,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
+use caf_protocol::outcome::Failure;
 
 use super::postgres::Postgres;
 use crate::settings::{SqlConnectionSettings, SqlMemorySettings, ms};
 
 /// A database with its limits.
 pub(super) struct Source {
+    /// What it is called: as in the settings, or by its place. Nothing in memory, which cannot fail. Holds no credentials.
+    pub(super) name: Option<String>,
     pub(super) kind: Kind,
     pub(super) read_only: bool,
     pub(super) limits: Limits,
@@ -40,6 +44,12 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// What an answer above the limit in bytes fails with.
+    pub(super) fn too_large(&self) -> Failure {
+        let text = "the answer is larger than the limit";
+        Failure::new(ErrorCode::ResourceUnavailable, text).with("limit_bytes", self.max_bytes.into())
+    }
+
     /// The limit on the run of a statement.
     pub(super) fn statement_limit(&self) -> OperationLimit {
         OperationLimit {
@@ -74,6 +84,7 @@ impl Source {
     /// The database that a job gets when it names none.
     pub(super) fn memory(settings: &SqlMemorySettings) -> Self {
         Self {
+            name: None,
             kind: Kind::Memory {
                 max_database_bytes: settings.max_database_bytes,
             },
@@ -101,6 +112,11 @@ impl Source {
             Kind::Sqlite(sqlite_path(url)?)
         };
         Ok(Self {
+            name: match &kind {
+                Kind::Memory { .. } => None,
+                Kind::Sqlite(path) => Some(format!("sqlite:{}", path.display())),
+                Kind::Postgres(postgres) => Some(postgres.place()),
+            },
             kind,
             read_only: settings.read_only,
             limits: Limits {
@@ -111,14 +127,25 @@ impl Source {
         })
     }
 
+    /// The same under the name of the settings.
+    pub(super) fn called(mut self, name: &str) -> Self {
+        self.name = self.name.map(|_| name.to_owned());
+        self
+    }
+
     /// A connection that a job brings: read-only, one connection, limits as in memory.
     pub(super) fn inline(text: &str, memory: &SqlMemorySettings) -> Result<Self, Broken> {
+        Self::named(&Self::inline_settings(text, memory), memory)
+    }
+
+    /// What such a connection is allowed.
+    pub(super) fn inline_settings(text: &str, memory: &SqlMemorySettings) -> SqlConnectionSettings {
         let mut settings = SqlConnectionSettings::new(text);
         settings.max_rows = memory.max_rows;
         settings.max_bytes = memory.max_bytes;
         settings.statement_timeout_ms = memory.statement_timeout_ms;
         settings.pool_size = 1;
-        Self::named(&settings, memory)
+        settings
     }
 }
 

@@ -4,11 +4,15 @@
 //! nothing that a job sets reaches another one. A job cannot reach other files: attaching, extensions and all pragmas but
 //! harmless ones are refused.
 
+mod functions;
+
 use std::time::Duration;
 
 use caf_protocol::block::Outputs;
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
+use caf_protocol::sqlite_heap;
 use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER;
@@ -32,6 +36,17 @@ const MAX_BUSY_WAIT: Duration = Duration::from_secs(5);
 const PAGE_BYTES: u64 = 4_096;
 /// Largest single value in bytes, unless the answer may be larger: bounds what one expression can allocate.
 const MIN_VALUE_LIMIT_BYTES: u64 = 16 << 20;
+/// Further limits of one statement. Work within one step of the machine is not interrupted, so that none may be long.
+const LIMITS: [(Limit, i32); 5] = [
+    (Limit::SQLITE_LIMIT_ATTACHED, 0),
+    // A pattern is compared at every place of a text, within one step.
+    (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200),
+    // Triggers that fire themselves.
+    (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 100),
+    (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+    // The compiler calls itself for each level.
+    (Limit::SQLITE_LIMIT_EXPR_DEPTH, 500),
+];
 /// Pragmas that tell about the database or change only this connection, and neither lift a limit nor show a path.
 const PRAGMAS: [&str; 20] = [
     "case_sensitive_like",
@@ -59,12 +74,37 @@ const PRAGMAS: [&str; 20] = [
 /// Runs the query and collects its answer.
 pub(super) fn run(source: &Source, query: &Query, watch: &Watch) -> Result<Outputs, Failure> {
     watch.check()?;
+    let shortages = sqlite_heap::shortages();
     let connection = open(source, watch)?;
     let ended = match source.kind {
         Kind::Memory { .. } => run_batch(&connection, query, &source.limits),
         _ => run_one(&connection, query, &source.limits),
     };
-    ended.map_err(|stop| stop.into_failure(query, watch))
+    ended.map_err(|stop| match stop {
+        Stop::Sqlite(error) if is_interrupted(&error) && sqlite_heap::shortages() != shortages => {
+            crowded_out()
+        }
+        stop => stop.into_failure(query, watch),
+    })
+}
+
+fn is_interrupted(error: &Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted)
+}
+
+fn locked() -> Failure {
+    Failure::new(
+        ErrorCode::ResourceUnavailable,
+        "the database is locked by somebody else",
+    )
+}
+
+/// Results of the worker could not be stored for want of memory: they go first, whoever has taken it.
+fn crowded_out() -> Failure {
+    Failure::new(
+        ErrorCode::ResourceUnavailable,
+        "the databases of all jobs together use more memory than there is for them",
+    )
 }
 
 /// Why a query stopped.
@@ -87,7 +127,14 @@ impl From<Failure> for Stop {
 
 fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     let cannot_open = |error: Error| {
+        use rusqlite::ErrorCode as Sqlite;
+        match error.sqlite_error_code() {
+            Some(Sqlite::OutOfMemory) => return crowded_out().internally(result_code(&error)),
+            Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked) => return locked(),
+            _ => {}
+        }
         Failure::new(ErrorCode::ExecutionFailed, "the database cannot be opened")
+            .saying(Sign::Down)
             .internally(result_code(&error))
     };
     // Without SQLITE_OPEN_URI, so that a file name is a file name.
@@ -106,6 +153,8 @@ fn open(source: &Source, watch: &Watch) -> Result<Connection, Failure> {
     Ok(connection)
 }
 
+/// Most pages of a job's temporary tables: 16 MiB.
+const MAX_TEMPORARY_PAGES: u64 = 4_096;
 /// Memory that all SQLite jobs of the process may use together, in bytes: four in-memory databases of the default size.
 const MAX_HEAP_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -119,7 +168,10 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
         Limit::SQLITE_LIMIT_LENGTH,
         i32::try_from(value_bytes).unwrap_or(i32::MAX),
     )?;
-    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    functions::replace_slow_ones(connection, value_bytes)?;
+    for (limit, most) in LIMITS {
+        connection.set_limit(limit, most)?;
+    }
     // Temporary tables, sorters and queues of recursive queries would fill the disk; in memory the heap limit, which
     // all SQLite jobs of the process share, ends the job that grows.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
@@ -131,15 +183,27 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
         connection.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
         connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
     }
+    connection.query_row(
+        &format!("PRAGMA temp.max_page_count = {MAX_TEMPORARY_PAGES}"),
+        [],
+        |_| Ok(()),
+    )?;
     if source.read_only {
         connection.pragma_update(None, "query_only", true)?;
     }
-    let looking = watch.clone();
-    connection.progress_handler(STEPS_PER_LOOK, Some(move || looking.check().is_err()))?;
-    connection.authorizer(Some(authorize))
+    let (looking, shortages) = (watch.clone(), sqlite_heap::shortages());
+    let must_end = move || looking.check().is_err() || sqlite_heap::shortages() != shortages;
+    connection.progress_handler(STEPS_PER_LOOK, Some(must_end))?;
+    let read_only = source.read_only;
+    connection.authorizer(Some(move |context: AuthContext<'_>| {
+        authorize(read_only, &context)
+    }))
 }
 
-fn authorize(context: AuthContext<'_>) -> Authorization {
+fn authorize(read_only: bool, context: &AuthContext<'_>) -> Authorization {
+    if read_only && !reads(&context.action) {
+        return Authorization::Deny;
+    }
     match context.action {
         AuthAction::Attach { .. } | AuthAction::Detach { .. } => Authorization::Deny,
         AuthAction::Pragma { pragma_name, .. } => {
@@ -151,10 +215,23 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
             }
         }
         AuthAction::Function {
-            function_name: "load_extension" | "fts3_tokenizer",
+            // The last two compare every key of one object with every key of the other, within one step.
+            function_name: "load_extension" | "fts3_tokenizer" | "json_patch" | "jsonb_patch",
         } => Authorization::Deny,
         _ => Authorization::Allow,
     }
+}
+
+/// Whether an action belongs to a statement that reads. Others are refused by the mode of the connection too.
+fn reads(action: &AuthAction<'_>) -> bool {
+    matches!(
+        action,
+        AuthAction::Select
+            | AuthAction::Read { .. }
+            | AuthAction::Function { .. }
+            | AuthAction::Recursive
+            | AuthAction::Pragma { .. }
+    )
 }
 
 /// Several statements; parameters belong to the last, and so does the answer. Each is prepared after the one before has
@@ -212,9 +289,13 @@ fn run_statement(
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
         let values = (0..width)
-            .map(|index| row.get_ref(index).map(value_of))
+            .map(|index| row.get_ref(index))
             .collect::<Result<Vec<_>, _>>()?;
-        answer.push(values)?;
+        // A row of thousands of large values must not be copied before it is judged.
+        if values.iter().map(size_of).sum::<u64>() > limits.max_bytes {
+            return Err(limits.too_large().into());
+        }
+        answer.push(values.into_iter().map(value_of))?;
     }
     drop(rows);
     // The count of the last change stands until the next one, so it counts only if something changed now.
@@ -245,6 +326,14 @@ fn bound(index: usize, param: &Value) -> Result<SqlValue, Failure> {
     })
 }
 
+/// Bytes that a value has at least in an answer.
+fn size_of(value: &ValueRef<'_>) -> u64 {
+    match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len() as u64,
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 1,
+    }
+}
+
 fn value_of(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null => Value::Null,
@@ -266,14 +355,13 @@ impl Stop {
         };
         use rusqlite::ErrorCode as Sqlite;
         let kind = error.sqlite_error_code();
+        if matches!(kind, Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked)) {
+            return locked();
+        }
         if kind == Some(Sqlite::OperationInterrupted) {
             return watch.check().err().unwrap_or_else(crate::watch::cancelled);
         }
         let (code, message) = match kind {
-            Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked) => (
-                ErrorCode::ResourceUnavailable,
-                "the database is locked by somebody else".to_owned(),
-            ),
             Some(Sqlite::DiskFull) => (
                 ErrorCode::ResourceUnavailable,
                 "the database, or its disk, is full".to_owned(),
@@ -294,10 +382,36 @@ impl Stop {
                 ErrorCode::ExecutionFailed,
                 "the database cannot be opened".to_owned(),
             ),
+            // Functions are refused with words of their own.
+            _ if error.to_string().starts_with("not authorized") => (
+                ErrorCode::PermissionDenied,
+                "the statement is not permitted here".to_owned(),
+            ),
             _ => (ErrorCode::ExecutionFailed, words_of(&error, query)),
         };
-        Failure::new(code, message).internally(result_code(&error))
+        let failure = Failure::new(code, message).internally(result_code(&error));
+        if kind.is_some_and(is_of_the_file) {
+            failure.saying(Sign::Down)
+        } else {
+            failure
+        }
     }
+}
+
+/// Whether an error is due to the file of the database, or its disk, and not to the query.
+fn is_of_the_file(kind: rusqlite::ErrorCode) -> bool {
+    use rusqlite::ErrorCode as Sqlite;
+    matches!(
+        kind,
+        Sqlite::DatabaseBusy
+            | Sqlite::DatabaseLocked
+            | Sqlite::DiskFull
+            | Sqlite::CannotOpen
+            | Sqlite::PermissionDenied
+            | Sqlite::SystemIoFailure
+            | Sqlite::DatabaseCorrupt
+            | Sqlite::NotADatabase
+    )
 }
 
 /// The database's own words, without values. A trigger's words are its author's.

@@ -17,11 +17,21 @@ const MAX_NAME_CHARS: usize = 63;
 const MAX_CHARS: usize = 300;
 /// Shortest value, in bytes, that must occur nowhere in a message; shorter ones are parts of ordinary words.
 const MIN_VALUE_BYTES: usize = 4;
+/// Longest query, in bytes, that is searched for values. Whoever sends a longer one that fails is told less: the search
+/// would cost more than the query.
+const MAX_SEARCHED_BYTES: usize = 64 * 1024;
+/// How deep quoted text is searched for quoted text. PostgreSQL's own functions have two levels; each level is a call and a
+/// copy, so that a query of nothing but opening quotes would take the process with it.
+const MAX_QUOTES_DEEP: usize = 8;
 /// Said instead of a message that is nothing but somebody's text.
 const WITHHELD: &str = "the query failed; the database's message may hold values and is not shown";
 
 /// The values that a job has sent, in lower case: parameters, and literals and comments of the query.
-struct Sent(Vec<String>);
+struct Sent {
+    values: Vec<String>,
+    /// Whether these are all: a query that was not searched to its end may hold any word as a value.
+    is_complete: bool,
+}
 
 /// A message of SQLite.
 pub(super) fn of_sqlite(words: &str, query: &Query) -> String {
@@ -89,11 +99,15 @@ impl Sent {
             collect_param(param, &mut values);
         }
         // Whether a backslash escapes depends on the database and on the literal: both readings count.
-        for backslash_escapes in [false, true] {
-            collect_literals(&query.text, backslash_escapes, &mut values);
-        }
+        let is_complete = query.text.len() <= MAX_SEARCHED_BYTES
+            && [false, true].into_iter().all(|backslash_escapes| {
+                collect_literals(&query.text, backslash_escapes, MAX_QUOTES_DEEP, &mut values)
+            });
         let values = values.iter().map(|value| value.trim().to_lowercase());
-        Self(values.filter(|value| !value.is_empty()).collect())
+        Self {
+            values: values.filter(|value| !value.is_empty()).collect(),
+            is_complete,
+        }
     }
 
     /// A name or a sign, unless it may be a value or a word of one.
@@ -104,9 +118,9 @@ impl Sent {
                 .all(|c| c.is_ascii_punctuation() && !"'\"`".contains(c));
         let lower = text.to_lowercase();
         let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$');
-        let mut words = self.0.iter().flat_map(|value| value.split(|c| !is_word(c)));
+        let mut words = self.values.iter().flat_map(|value| value.split(|c| !is_word(c)));
         let is_value = words.any(|word| lower.split('.').any(|part| part == word));
-        if is_sign || (is_name(text) && !is_value) {
+        if is_sign || (self.is_complete && is_name(text) && !is_value) {
             text
         } else {
             HIDDEN
@@ -115,8 +129,11 @@ impl Sent {
 
     /// The message, unless it holds a value all the same.
     fn checked(&self, text: &str) -> String {
+        if !self.is_complete {
+            return WITHHELD.to_owned();
+        }
         let lower = text.to_lowercase();
-        let mut long = self.0.iter().filter(|value| value.len() >= MIN_VALUE_BYTES);
+        let mut long = self.values.iter().filter(|value| value.len() >= MIN_VALUE_BYTES);
         if long.any(|value| lower.contains(value.as_str())) {
             return WITHHELD.to_owned();
         }
@@ -152,9 +169,11 @@ fn collect_param(param: &Value, values: &mut Vec<String>) {
     }
 }
 
-/// Literals, numbers and comments of a statement in either dialect; what has no end ends with the text.
-fn collect_literals(text: &str, backslash_escapes: bool, values: &mut Vec<String>) {
+/// Literals, numbers and comments of a statement in either dialect; what has no end ends with the text. False when the text
+/// is quoted deeper than `depth`: what lies below was not looked at.
+fn collect_literals(text: &str, backslash_escapes: bool, depth: usize, values: &mut Vec<String>) -> bool {
     let mut rest = text;
+    let mut is_complete = true;
     while let Some(first) = rest.chars().next() {
         let taken = if first == '\'' {
             let end = end_of_quoted(rest, '\'', backslash_escapes);
@@ -172,7 +191,7 @@ fn collect_literals(text: &str, backslash_escapes: bool, values: &mut Vec<String
             (end + 4).min(rest.len())
         } else if let Some((body, end)) = dollar_quoted(rest) {
             values.push(body.to_owned());
-            collect_literals(body, backslash_escapes, values);
+            is_complete &= depth > 0 && collect_literals(body, backslash_escapes, depth - 1, values);
             end
         } else if first.is_alphanumeric() || first == '_' {
             let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
@@ -186,6 +205,7 @@ fn collect_literals(text: &str, backslash_escapes: bool, values: &mut Vec<String
         };
         rest = &rest[taken..];
     }
+    is_complete
 }
 
 /// Where a quoted piece that begins the text ends; a doubled quote is part of it.
@@ -251,6 +271,19 @@ mod tests {
             assert_eq!(sent.shown(value), HIDDEN, "{value}");
         }
         assert_eq!(sent.checked("so 42424 it is"), WITHHELD);
+    }
+
+    #[test]
+    fn a_query_of_nothing_but_opening_quotes_is_searched_no_deeper_than_the_bound() {
+        let opened = |count: usize| (0..count).map(|n| format!("$a{n}$")).collect::<String>();
+        // A level costs a call and a copy: without a bound this ends the process.
+        for text in [opened(8_000), opened(200_000)] {
+            let given = query(&text, json!([]));
+            assert_eq!(of_sqlite("near \"a\": syntax error", &given), WITHHELD);
+            assert_eq!(name("col", &given), HIDDEN);
+        }
+        let shallow = query(&opened(MAX_QUOTES_DEEP), json!([]));
+        assert_eq!(of_sqlite("malformed JSON", &shallow), "malformed JSON");
     }
 
     #[test]

@@ -284,6 +284,31 @@ fn the_wait_that_an_assignment_asks_for_is_read_leniently_and_bounded() {
 }
 
 #[test]
+fn a_priority_is_read_leniently_and_bounded() {
+    for (priority, expected) in [
+        (json!(0), 0),
+        (json!(25), 25),
+        (json!(100), 100),
+        (json!(" 75 "), 75),
+        (json!(74.9), 74),
+        (json!(-3), 0),
+        (json!(101), 100),
+        (json!(1e300), 100),
+        (json!("-inf"), 0),
+        (json!("NaN"), 50),
+        (json!("high"), 50),
+        (json!(""), 50),
+        (json!(null), 50),
+        (json!(true), 50),
+        (json!([1]), 50),
+    ] {
+        let value = patched(|v| v["options"] = json!({"priority": priority}));
+        assert_eq!(valid(&value).priority, expected, "{priority}");
+    }
+    assert_eq!(valid(&patched(|v| v["options"] = json!(7))).priority, 50);
+}
+
+#[test]
 fn bad_correlation_ids_do_not_stop_a_job_and_are_kept_apart() {
     let value = patched(|v| {
         v["correlation"] = json!({"trace_id": "tr-1", "run_id": "run-1"});

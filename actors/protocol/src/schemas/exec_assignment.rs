@@ -96,6 +96,9 @@ pub struct Common {
     pub retry: Option<Retry>,
     /// Which pool; hints of other names are not read.
     pub resources: Option<Resources>,
+    /// Whether the job is only rehearsed: nothing outside the worker is touched, and outputs are made up. May stand in
+    /// `job`, `options` or `metadata` too; one that is true is enough, and none leads out of a node's sandbox.
+    pub sandbox: Option<bool>,
 }
 
 /// Version of the protocol: each of these means 1.
@@ -146,18 +149,23 @@ pub struct Job {
     pub resources: Option<Resources>,
     /// Retry, when nothing else names one.
     pub retry: Option<Retry>,
+    /// Whether the job is only rehearsed.
+    pub sandbox: Option<bool>,
 }
 
 /// How a job is to be run.
 #[derive(Debug, JsonSchema)]
 pub struct AssignmentOptions {
-    /// Not read: jobs run in the order of their arrival.
+    /// How urgent the job is among those of its tenant: a number from 0 to 100, the higher the sooner. What is beyond
+    /// counts as the nearest of these, anything else as 50, which is the default.
     pub priority: Option<Value>,
     /// Relative deadline in milliseconds: counts from the first start of handling. Default 30,000, at most 3,600,000.
     #[schemars(range(min = 0))]
     pub deadline_ms: Option<u64>,
     /// Retry.
     pub retry: Option<Retry>,
+    /// Whether the job is only rehearsed.
+    pub sandbox: Option<bool>,
 }
 
 /// How often a job may be tried.
@@ -171,11 +179,15 @@ pub struct Retry {
     pub backoff_ms: Option<u64>,
 }
 
-/// Which pool runs the job.
+/// Which pool runs the job, and what it will need.
 #[derive(Debug, JsonSchema)]
 pub struct Resources {
     /// The pool; without it, or when it is none of the three, the block's own.
     pub class: Option<ResourceClass>,
+    /// Memory that the job will need, in bytes: held against the quota of its tenant. Absent: nothing is.
+    pub memory_bytes: Option<u64>,
+    /// Processor time that the job will need, in milliseconds: held against the quota of its tenant. Absent: nothing is.
+    pub cpu_time_ms: Option<u64>,
     /// Anything else.
     #[schemars(flatten)]
     pub other: BTreeMap<String, Value>,

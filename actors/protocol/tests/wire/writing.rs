@@ -18,7 +18,7 @@ use jsonschema::Validator;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-const REASONS: [RejectReason; 9] = [
+const REASONS: [RejectReason; 10] = [
     RejectReason::UnsupportedVersion,
     RejectReason::MissingField,
     RejectReason::InvalidField,
@@ -27,6 +27,7 @@ const REASONS: [RejectReason; 9] = [
     RejectReason::InvalidInputs,
     RejectReason::UnsupportedPayloadRef,
     RejectReason::TenantNotAllowed,
+    RejectReason::QuotaExceeded,
     RejectReason::QueueFull,
 ];
 
@@ -120,6 +121,7 @@ fn identities() -> Vec<(&'static str, Identity)> {
         correlation: Correlation::default(),
         idempotency_key: None,
         replay: 0,
+        sandbox: false,
     };
     let ids = |run, flow, step| RunFlowStep {
         run_id: run,

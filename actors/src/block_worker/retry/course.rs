@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ use super::limit::{End, Limit};
 use super::{NextStep, RetryPlan};
 use crate::clock::whole_ms;
 
+/// The detail that says how the last call had failed where another failure took its place.
+pub const LAST_ERROR: &str = "last_error";
+
 /// The course of one job.
 #[derive(Debug, Clone)]
 pub struct Course {
@@ -22,6 +26,8 @@ pub struct Course {
     attempt: u32,
     /// The failure before the attempt that comes or runs, and the wait that follows it.
     pending: Option<Pending>,
+    /// The one before, while the wait is not begun.
+    earlier: Option<Pending>,
     exhausted: Option<Exhaustion>,
     /// How the last attempt failed, for whoever asks why the job ran out of time.
     last_error: Option<Value>,
@@ -57,6 +63,7 @@ impl Course {
             first_call: None,
             attempt: 0,
             pending: None,
+            earlier: None,
             exhausted: None,
             last_error: None,
             not_begun: None,
@@ -145,11 +152,12 @@ impl Course {
         self.last_error = Some(summary(failure));
         match next {
             NextStep::RetryAfter(delay) => {
-                self.pending = Some(Pending {
+                let pending = Pending {
                     code: failure.code,
                     max_attempts: self.plan.max_attempts(failure),
                     delay,
-                });
+                };
+                self.earlier = self.pending.replace(pending);
             }
             // The deadline is no budget of retries.
             NextStep::OutOfTime {
@@ -175,6 +183,21 @@ impl Course {
         self.attempt = self.attempt.saturating_add(1);
     }
 
+    /// The retry that was just decided on is not made, for a reason that is not the plan's: `failure` ends the job.
+    pub fn withheld(&mut self, failure: Failure) -> Failure {
+        self.pending = self.earlier.take();
+        self.refused(failure)
+    }
+
+    /// A circuit breaker refused the call, or the retry: beside that, the details say how the last call had failed
+    /// (`last_error`), if there was one.
+    pub fn refused(&mut self, failure: Failure) -> Failure {
+        match self.last_error.take() {
+            Some(last_error) if failure.sign() == Sign::LeftAlone => failure.with(LAST_ERROR, last_error),
+            _ => failure,
+        }
+    }
+
     /// A limit ends the job. One of retries is used up if there was an error to retry. Beside the limit, the details say how
     /// the last attempt had failed (`last_error`) and which wait the limit does not hold (`next_wait_ms`); those of a
     /// deadline that has passed are CP1's, without.
@@ -195,7 +218,7 @@ impl Course {
             });
         }
         if let Some(last_error) = self.last_error.take() {
-            failure = failure.with("last_error", last_error);
+            failure = failure.with(LAST_ERROR, last_error);
         }
         if let Some(wait) = self.not_begun {
             failure = failure.with("next_wait_ms", whole_ms(wait).into());

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use caf_protocol::assignment::Identity;
 use caf_protocol::block::{BlockFuture, CancellationToken, ResourceClass};
+use caf_protocol::endpoint::Endpoint;
 use caf_protocol::headers::Headers;
 use serde_json::{Map, Value, json};
 use slog::KV as _;
@@ -19,8 +20,10 @@ use crate::job::{Arrival, Holdings, SentAck};
 use crate::metrics::{Meter, Sample};
 use crate::pool::{Admitted, Places, TakenPlace};
 use crate::settings::LimitSettings;
+use crate::settings::circuit_breaker::CircuitBreakerSettings;
 use crate::settings::policies::{Jitter, RetryPolicySettings};
 use crate::sink::Outgoing;
+use crate::tenants::Share;
 
 /// A call that takes so long does not end.
 pub(super) const NEVER: u64 = 3_600_000;
@@ -65,6 +68,7 @@ impl Call {
 
 struct Script {
     calls: Vec<Call>,
+    talks: bool,
     start: Instant,
     called_at_ms: Mutex<Vec<u64>>,
 }
@@ -72,6 +76,11 @@ struct Script {
 impl Task for Script {
     fn mode(&self) -> RunMode {
         RunMode::Async
+    }
+
+    fn endpoint(&self) -> Option<Endpoint> {
+        self.talks
+            .then(|| Endpoint::new(EndpointKind::Http, "http://probe"))
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
@@ -92,6 +101,10 @@ pub(super) struct Bench {
     pub(super) rules: RetryRules,
     pub(super) asked: Asked,
     pub(super) skip_retries: bool,
+    pub(super) skip_circuit_breaker: bool,
+    /// Whether calls go to an HTTP server.
+    pub(super) talks: bool,
+    pub(super) breakers: Option<CircuitBreakerSettings>,
     pub(super) deadline_ms: u64,
     pub(super) queued_ms: u64,
 }
@@ -149,6 +162,9 @@ impl Bench {
             },
             asked: Asked::default(),
             skip_retries: false,
+            skip_circuit_breaker: false,
+            talks: false,
+            breakers: None,
             deadline_ms: 60_000,
             queued_ms: 0,
         }
@@ -181,6 +197,7 @@ impl Bench {
         tokio::time::sleep(Duration::from_millis(self.queued_ms)).await;
         let script = Arc::new(Script {
             calls: calls.into_iter().collect(),
+            talks: self.talks,
             start: Instant::now(),
             called_at_ms: Mutex::default(),
         });
@@ -190,7 +207,11 @@ impl Bench {
         let logger = slog::Logger::root(HeardDrain(Arc::clone(&heard)), slog::o!());
         let log = Log::new(logger, "bench").with_meter(Arc::clone(&heard) as Arc<dyn Meter>);
         let threads = Threads::default();
+        let breakers = self.breakers.as_ref();
+        let breakers =
+            breakers.map_or_else(Breakers::default, |settings| Breakers::new(settings, log.clone()));
         let worker = BlockWorker::new(PublisherRoutes::default(), threads, 1, None, log);
+        let worker = worker.with_breakers(breakers.clone());
         let Ended::Outcome(outcome, retries_used) = attempts(&mut job, &worker).await else {
             panic!("it was neither interrupted nor taken over");
         };
@@ -230,12 +251,14 @@ impl Bench {
             },
             work: Work::Ready(task),
             class: ResourceClass::Cpu,
+            priority: 50,
             repeatable: false,
             started: received,
             began: None,
             deadline: received + Duration::from_millis(self.deadline_ms),
             retry: self.rules.plan("probe", self.asked),
             skip_retries: self.skip_retries,
+            skip_circuit_breaker: self.skip_circuit_breaker,
             alone: false,
             load: None,
             ack: SentAck {
@@ -252,6 +275,7 @@ impl Bench {
                 lease: None,
                 permit,
                 given_up: None,
+                share: Share::default(),
                 cancel: Cancellable::by_shutdown(cancel),
                 span: Span::default(),
             },
@@ -287,6 +311,7 @@ impl slog::Drain for HeardDrain {
         let level = match record.level() {
             slog::Level::Error => "ERROR",
             slog::Level::Info => "INFO",
+            slog::Level::Warning => "WARN",
             _ => "OTHER",
         };
         fields.0.insert("level".to_owned(), json!(level));

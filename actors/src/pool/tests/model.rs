@@ -103,7 +103,7 @@ impl Driven {
             size,
             now: Instant::now(),
             admitted: Vec::new(),
-            line: Line::default(),
+            line: Line::new(Ageing(Duration::from_millis(100))),
             debts: Vec::new(),
             running: Vec::new(),
             accepted: 0,
@@ -136,7 +136,15 @@ impl Driven {
     fn arrive(&mut self, index: usize) {
         let mut job = self.admitted.remove(index);
         self.debts.extend(job.place.take_debt());
-        self.line.push_back(self.now, job.deadline, job);
+        // Of several tenants and priorities: who has to leave is the oldest all the same.
+        let number = usize::from(self.accepted.to_le_bytes()[0]);
+        self.line.push(Newcomer {
+            tenant: ["a", "b", "c"][number % 3],
+            priority: [0, 50, 100, 50][number % 4],
+            since: self.now,
+            deadline: job.deadline,
+            item: job,
+        });
         self.pump();
     }
 
@@ -146,7 +154,7 @@ impl Driven {
             if !self.places.is_due() {
                 self.debts.clear();
             } else if self.line.len() > 1
-                && let (Some(debt), Some(mut oldest)) = (self.debts.pop(), self.line.pop())
+                && let (Some(debt), Some(mut oldest)) = (self.debts.pop(), self.line.pop_oldest(self.now))
             {
                 oldest.item.place.pay(debt);
                 self.dropped += 1;
@@ -155,7 +163,9 @@ impl Driven {
             }
         }
         while self.running.len() < self.slots
-            && let Some(waiting) = self.line.pop()
+            && let Some((waiting, ())) = self
+                .line
+                .pop_next(self.now, |_| Some(Turn { weight: 2, right: () }))
         {
             self.running.push(waiting.item);
         }
@@ -176,7 +186,7 @@ impl Driven {
                 self.pump();
             }
             Step::Cancel => {
-                self.finished += usize::from(self.line.pop().is_some());
+                self.finished += usize::from(self.line.pop_oldest(self.now).is_some());
                 self.pump();
             }
             Step::Tick(ms) => {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::settings::PoolSettings;
+use crate::settings::{PoolSettings, TenantSettings};
 
 fn broken(check: impl FnOnce(&mut Rules)) -> Vec<String> {
     let mut rules = Rules::default();
@@ -180,8 +180,8 @@ fn a_partial_pool_keeps_the_other_defaults_of_that_pool() {
 fn debug_shows_no_secret() {
     let settings = NatsSettings {
         url: "nats://hunter1@h".to_owned(),
-        password: Some("hunter2".to_owned()),
-        token: Some("hunter3".to_owned()),
+        password: Some("hunter2".into()),
+        token: Some("hunter3".into()),
         ..NatsSettings::default()
     };
     let shown = format!("{settings:?}");

@@ -128,7 +128,10 @@ impl Node {
                     self.row("row 13", leaving.written.spec);
                     match holdings.prove_at(now).await {
                         Proof::Ours => Ended::Done,
-                        Proof::Lost => return self.suppress(&leaving, &mut holdings),
+                        Proof::Lost => {
+                            self.suppress(&leaving, &mut holdings);
+                            break;
+                        }
                         Proof::Unknown(_) => {
                             self.sim.sleep(CLAIMS_RETRY).await;
                             Ended::Failed
@@ -146,10 +149,12 @@ impl Node {
                     Ended::Done
                 }
                 Step::Settle => self.tell_broker(&holdings, Verdict::Ack),
-                Step::Done => return,
+                Step::Done => break,
             };
             leaving.progress.note(step, ended);
         }
+        let spec = leaving.written.spec;
+        self.sim.with(|world| world.answered_or_suppressed(self.id, spec));
     }
 
     async fn keep(&self, leaving: &mut Leaving, holdings: &Holdings) -> Ended {

@@ -8,12 +8,13 @@ use caf_actors::claims::fleet::{Found, Learnt, Revision, StoreError, Taken};
 use caf_actors::claims::record::{ClaimRecord, Claimant, StoredMessage};
 use caf_actors::claims::{Claim, Standing};
 use caf_actors::intake::HAND_BACK_DELAY_MS;
-use caf_actors::intake::decision::{Facts, PoolFact, Row, StandingFact, decide_with_place};
+use caf_actors::intake::decision::{Facts, PoolFact, QuotaFact, Row, StandingFact, decide_with_place};
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
 use caf_actors::pool::policy::Terms;
 use caf_actors::pool::{Admitted, Deferrable, Deferral, TakenPlace};
 use caf_actors::publisher::AckState;
 use caf_actors::sink::{Outgoing, Verdict};
+use caf_actors::tenants::{Ask, Share};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Assignment, Identity, Reading, Refusal};
 use caf_protocol::dead_letter::{Cause, Original};
@@ -27,6 +28,7 @@ use super::running::Job;
 use super::{MAX_MESSAGE_BYTES, Message, Node};
 use crate::broker::STREAM;
 use crate::kernel::MS;
+use crate::scenario::TENANTS;
 
 /// Pause before the claims are asked again after they did not answer.
 const STORE_RETRY: u64 = 200 * MS;
@@ -87,7 +89,7 @@ impl Node {
             fixed_ack: None,
             holdings,
         };
-        let (row, admitted) = self.choose_row(&case);
+        let (row, admitted) = self.choose_row(&mut case);
         if !row.needs_claim() {
             return self.settle_without_answer(&row, case.standing, case.spec, case.holdings);
         }
@@ -96,7 +98,7 @@ impl Node {
         self.admit(case, row, admitted).await;
     }
 
-    fn choose_row(&self, case: &Case) -> (Row, Option<Admitted>) {
+    fn choose_row(&self, case: &mut Case) -> (Row, Option<Admitted>) {
         let now = self.now();
         let facts = Facts {
             cancelled: case.holdings.cancel.asked().is_some(),
@@ -110,15 +112,24 @@ impl Node {
             draining: self.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
-            tenant_allowed: case.identity.tenant_id == "acme",
+            tenant_allowed: TENANTS.contains(&&*case.identity.tenant_id),
             expired: case
                 .prepared
                 .as_ref()
                 .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
+            quota: QuotaFact::Within,
             pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.as_ref(), &self.scenario.rule);
-        decide_with_place(facts, || {
+        let ask_quotas = || {
+            let ask = Ask {
+                has_slot: self.places.has_slot(),
+                taken_on_before: case.sent_ack.is_some(),
+                ..Ask::default()
+            };
+            self.tenants.admit(&case.identity.tenant_id, &ask, now)
+        };
+        let (row, admitted, share) = decide_with_place(facts, ask_quotas, || {
             let job = case.prepared.as_ref().ok()?;
             let left = case.deadline(job, Terms::FULL).saturating_duration_since(now);
             let deferrable = case.holdings.lease.as_ref().map(|lease| Deferrable {
@@ -128,7 +139,9 @@ impl Node {
                 deferrals: &self.deferrals,
             });
             Some(self.places.admit(now, deferrable))
-        })
+        });
+        case.holdings.share = share;
+        (row, admitted)
     }
 
     async fn admit(self: Arc<Self>, mut case: Case, mut row: Row, mut admitted: Option<Admitted>) {
@@ -148,6 +161,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             drop(admitted.take());
+            case.holdings.share = Share::default();
             let learnt = match found {
                 Ok(found) => self.learn(&claimant, found, &mut case).await,
                 Err(error) => Err(error),
@@ -161,7 +175,7 @@ impl Node {
                 }
                 return;
             }
-            (row, admitted) = self.choose_row(&case);
+            (row, admitted) = self.choose_row(&mut case);
             if !row.needs_claim() {
                 return self.leave(case, &row);
             }
@@ -238,6 +252,7 @@ impl Node {
             ) => {
                 let name = match reason {
                     RejectReason::QueueFull => "row 4",
+                    RejectReason::QuotaExceeded => "row 4b",
                     RejectReason::TenantNotAllowed => "row 3",
                     _ => "row 2",
                 };
@@ -363,6 +378,7 @@ impl Node {
     fn accept(self: Arc<Self>, mut case: Case, taken: TakenPlace) {
         let TakenPlace { place, load, terms } = taken;
         case.holdings.permit.placed();
+        case.holdings.share = std::mem::take(&mut case.holdings.share).kept();
         let message = self.ack(&case, None, load);
         let alone = case
             .known
@@ -394,6 +410,7 @@ impl Node {
             } else {
                 plan
             },
+            priority: assignment.priority,
             repeatable: self.spec(case.spec).repeatable,
             alone,
             cancel: case.holdings.cancel.token().clone(),

@@ -10,17 +10,20 @@ use caf_actors::cancellation::Stop;
 use caf_actors::intake::HAND_BACK_DELAY_MS;
 use caf_actors::job::{Holdings, PoolLoad, elapsed_ms};
 use caf_actors::pool::Place;
+use caf_actors::pool::line::{Newcomer, Turn};
+use caf_actors::pool::running::Running;
 use caf_actors::publisher::{AckState, dead_letter_of};
 use caf_actors::sink::Verdict;
 use caf_actors::state_dir::marks::Mark;
 use caf_protocol::assignment::Identity;
-use caf_protocol::block::{CancellationToken, Outputs};
+use caf_protocol::block::{CancellationToken, Outputs, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use tokio::time::Instant;
 
 use super::Node;
 use crate::scenario::Kind;
+use crate::turns::Waits;
 
 /// Why no lock is ever poisoned.
 const UNBROKEN: &str = "no step panics and goes on";
@@ -33,6 +36,7 @@ pub(crate) struct Job {
     pub started: Instant,
     pub deadline: Instant,
     pub retry: RetryPlan,
+    pub priority: u8,
     pub repeatable: bool,
     pub alone: bool,
     pub cancel: CancellationToken,
@@ -42,10 +46,10 @@ pub(crate) struct Job {
     pub holdings: Holdings,
 }
 
-/// A job in the line.
-pub(crate) struct Waiting {
-    since: Instant,
+/// A job in the line, and its number among those that are watched.
+pub(crate) struct Queued {
     job: Job,
+    number: u64,
 }
 
 enum Ended {
@@ -70,10 +74,19 @@ impl Node {
             self.conclude_cancelled(job);
             return self.pump();
         }
-        self.line
-            .lock()
-            .expect(UNBROKEN)
-            .push_back(Waiting { since, job });
+        let (tenant, priority) = (job.identity.tenant_id.clone(), job.priority);
+        let number = self.turns.lock().expect(UNBROKEN).came(Waits {
+            tenant: tenant.clone(),
+            priority,
+            since,
+        });
+        self.line.lock().expect(UNBROKEN).push(Newcomer {
+            tenant: &tenant,
+            priority,
+            since,
+            deadline,
+            item: Queued { job, number },
+        });
         let node = Arc::clone(self);
         self.spawn(async move {
             node.sim.sleep_until(deadline).await;
@@ -84,15 +97,15 @@ impl Node {
 
     /// As [`caf_actors::pool::TakeCancelled`] has it done.
     pub(super) fn take_cancelled(self: &Arc<Self>) {
-        let cancelled: Vec<Waiting> = {
-            let mut line = self.line.lock().expect(UNBROKEN);
-            let is_asked = |waiting: &Waiting| waiting.job.holdings.cancel.asked().is_some();
-            let (cancelled, waiting): (Vec<Waiting>, Vec<Waiting>) = line.drain(..).partition(is_asked);
-            *line = waiting.into();
-            cancelled
-        };
-        for Waiting { job, .. } in cancelled {
+        let now = self.now();
+        let cancelled = self
+            .line
+            .lock()
+            .expect(UNBROKEN)
+            .take_where(now, |queued| queued.job.holdings.cancel.asked().is_some());
+        for waiting in cancelled {
             self.sim.with(|world| world.audit.count("cancelled in the line"));
+            let job = self.out_of_line(waiting.item);
             self.conclude_cancelled(job);
         }
         self.pump();
@@ -106,14 +119,9 @@ impl Node {
 
     fn pump(self: &Arc<Self>) {
         let now = self.now();
-        let expired: Vec<Waiting> = {
-            let mut line = self.line.lock().expect(UNBROKEN);
-            let (expired, waiting): (Vec<Waiting>, Vec<Waiting>) =
-                line.drain(..).partition(|waiting| waiting.job.deadline <= now);
-            *line = waiting.into();
-            expired
-        };
-        for Waiting { job, .. } in expired {
+        let expired = self.line.lock().expect(UNBROKEN).take_expired(now);
+        for waiting in expired {
+            let job = self.out_of_line(waiting.item);
             let outcome = Outcome::from(Failure::timeout("the deadline of the assignment"));
             self.conclude_job(job, "row 8", outcome, 0);
         }
@@ -122,20 +130,53 @@ impl Node {
         {
             let mut line = self.line.lock().expect(UNBROKEN);
             while self.running.load(SeqCst) < self.scenario.slots {
-                let Some(Waiting { job, .. }) = line.pop_front() else {
+                let Some((waiting, right)) = line.pop_next(now, |tenant| self.turn(tenant)) else {
                     break;
                 };
+                self.watch_start(waiting.item.number, now);
                 self.running.fetch_add(1, SeqCst);
-                started.push(job);
+                started.push((waiting.item.job, right));
             }
-            self.places.note_oldest(line.front().map(|first| first.since));
+            self.places.note_oldest(line.oldest());
             let (waiting, running) = (line.len(), self.running.load(SeqCst));
+            let (tenants, aside) = (line.tenants(), line.tenants_aside());
             drop(line);
-            self.sim.with(|world| world.check_pool(self.id, waiting, running));
+            self.sim.with(|world| {
+                world.check_pool(self.id, waiting, running);
+                if aside > 0 {
+                    world.audit.count("a tenant is at its limit");
+                }
+                if !started.is_empty() && tenants > 0 {
+                    world.audit.count("a job starts while another tenant waits");
+                }
+            });
         }
-        for job in started {
-            self.spawn(Arc::clone(self).run(job));
+        for (job, right) in started {
+            self.spawn(Arc::clone(self).run(job, right));
         }
+    }
+
+    /// As `Shares::turn`.
+    fn turn(&self, tenant: &Arc<str>) -> Option<Turn<Running>> {
+        let max = self.scenario.max_running;
+        let right = self.running_jobs.try_run(ResourceClass::Cpu, tenant, max)?;
+        Some(Turn {
+            weight: self.scenario.weight(tenant),
+            right,
+        })
+    }
+
+    fn watch_start(&self, number: u64, now: Instant) {
+        let mut turns = self.turns.lock().expect(UNBROKEN);
+        let wrong = turns.starts(number, now, &self.scenario, |tenant| self.running_jobs.of(tenant));
+        if let Some(wrong) = wrong {
+            self.sim.with(|world| world.fail(wrong));
+        }
+    }
+
+    fn out_of_line(&self, queued: Queued) -> Job {
+        self.turns.lock().expect(UNBROKEN).left(queued.number);
+        queued.job
     }
 
     fn pay_debts(self: &Arc<Self>) {
@@ -151,9 +192,10 @@ impl Node {
             if line.len() < 2 {
                 return;
             }
-            let (debt, oldest) = (debts.pop(), line.pop_front());
+            let (debt, oldest) = (debts.pop(), line.pop_oldest(self.now()));
             drop((line, debts));
-            if let (Some(debt), Some(Waiting { mut job, .. })) = (debt, oldest) {
+            if let (Some(debt), Some(waiting)) = (debt, oldest) {
+                let mut job = self.out_of_line(waiting.item);
                 job.place.pay(debt);
                 let failure = Failure::new(ErrorCode::SystemOverload, "dropped");
                 self.conclude_job(job, "row 16", Outcome::from(failure), 0);
@@ -163,8 +205,12 @@ impl Node {
 
     pub(super) fn hand_line_back(self: &Arc<Self>) {
         self.take_cancelled();
-        let waiting: Vec<Waiting> = self.line.lock().expect(UNBROKEN).drain(..).collect();
-        for Waiting { job, .. } in waiting {
+        let now = self.now();
+        while let Some(waiting) = {
+            let mut line = self.line.lock().expect(UNBROKEN);
+            line.pop_oldest(now)
+        } {
+            let job = self.out_of_line(waiting.item);
             self.row("row 12", job.spec);
             self.hand_back(job.holdings);
         }
@@ -178,7 +224,8 @@ impl Node {
         self.spawn(async move { node.settle(holdings, verdict).await });
     }
 
-    fn conclude_job(self: &Arc<Self>, job: Job, row: &'static str, outcome: Outcome, retries_used: u32) {
+    fn conclude_job(self: &Arc<Self>, mut job: Job, row: &'static str, outcome: Outcome, retries_used: u32) {
+        job.holdings.share.end();
         let step = StepResult {
             latency_ms: elapsed_ms(job.started, self.now()),
             outcome,
@@ -209,9 +256,14 @@ impl Node {
 
     // ---- The block worker ----
 
-    async fn run(self: Arc<Self>, mut job: Job) {
+    async fn run(self: Arc<Self>, mut job: Job, right: Running) {
+        job.holdings.share.begin();
         let ended = self.on_the_floor(&job).await;
+        drop(right);
         self.running.fetch_sub(1, SeqCst);
+        let tenant = &job.identity.tenant_id;
+        self.turns.lock().expect(UNBROKEN).ended(tenant);
+        self.line.lock().expect(UNBROKEN).readmit(tenant, self.now());
         self.pump();
         match ended {
             Ended::Outcome(outcome, retries_used) => {

@@ -249,8 +249,66 @@ fn the_host_header_names_a_port_only_when_it_is_not_the_schemes_own() {
     ] {
         let url = Url::parse(url).expect("is a URL");
         assert_eq!(
-            (host_header(&url).as_str(), target(&url).as_str()),
+            (host_header(&url).as_str(), target(&url, "").as_str()),
             (host, target_text)
         );
+    }
+}
+
+#[test]
+fn what_the_parser_of_addresses_would_mend_silently_is_refused() {
+    for url in [
+        "http://exa\nmple.com/",
+        "http://example.com/a\r\nHost: b",
+        "http://example.com/\ta",
+        "http://example.com/\0",
+        "http://user@example.com/",
+        "http://user:pw@example.com/",
+        "http://example.com:0/",
+        "http://example.com:99999/",
+        "http://[fe80::1%25eth0]/",
+        "http://exa mple.com/",
+        "http:///",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "gopher://example.com/",
+        "javascript:1",
+        "//example.com/",
+        "",
+    ] {
+        assert_eq!(url_target(url), UrlTarget::Refused, "{url:?}");
+    }
+}
+
+#[test]
+fn what_an_address_means_is_told_without_a_look_up() {
+    let name = |name: &str| UrlTarget::Name(name.to_owned());
+    let at = |text: &str| text.parse().expect("is an address");
+    for (url, target) in [
+        (" https://EXAMPLE.com./x ", name("example.com")),
+        ("http://bücher.example/", name("xn--bcher-kva.example")),
+        ("http://example.com\\@127.0.0.1/", name("example.com")),
+        ("http://8.8.8.8/", UrlTarget::Public(at("8.8.8.8:80"))),
+        ("https://8.8.8.8/", UrlTarget::Public(at("8.8.8.8:443"))),
+        ("http://8.8.8.8:25/", UrlTarget::Denied(at("8.8.8.8:25"))),
+        ("http://127.1/", UrlTarget::Denied(at("127.0.0.1:80"))),
+        ("http://%31%32%37.1/", UrlTarget::Denied(at("127.0.0.1:80"))),
+        (
+            "http://0251.0376.169.254/",
+            UrlTarget::Denied(at("169.254.169.254:80")),
+        ),
+        (
+            "http://[::ffff:8.8.8.8]/",
+            UrlTarget::Denied(at("[::ffff:8.8.8.8]:80")),
+        ),
+    ] {
+        assert_eq!(url_target(url), target, "{url:?}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_read_without_a_panic(text in "(https?:|//|@|:|\\.|\\[|\\]|%[0-9a-f]{2}|\\\\|[0-9a-zé①]{1,4}){0,12}") {
+        let _ = url_target(&text);
     }
 }

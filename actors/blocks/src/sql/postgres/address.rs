@@ -4,7 +4,7 @@
 //! without the address that breaks them: it may hold credentials.
 
 use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 
 use crate::settings::SqlConnectionSettings;
 use crate::sql::source::Broken;
@@ -45,6 +45,31 @@ impl Address {
     }
 }
 
+/// Where a connection leads: hosts with their ports, and database; no user, no password, no other option.
+pub(super) fn place(config: &Config) -> String {
+    let ports = config.get_ports();
+    // One port for all hosts, one for each, or the usual one.
+    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5_432);
+    let hosts = config.get_hosts().iter().enumerate();
+    let mut hosts: Vec<_> = hosts
+        .map(|(index, host)| match host {
+            Host::Tcp(name) => format!("{name}:{}", port(index)),
+            Host::Unix(path) => format!("{}:{}", path.display(), port(index)),
+        })
+        .collect();
+    if hosts.is_empty() {
+        let addresses = config.get_hostaddrs().iter().enumerate();
+        hosts = addresses
+            .map(|(index, address)| format!("{address}:{}", port(index)))
+            .collect();
+    }
+    format!(
+        "postgres://{}/{}",
+        hosts.join(","),
+        config.get_dbname().unwrap_or_default()
+    )
+}
+
 /// Takes the modes that the driver does not know out of an address: it only knows that encryption is required.
 fn without_verify(url: &str) -> Result<(String, Trust), Broken> {
     let mut trust = Trust::Name;
@@ -82,6 +107,19 @@ pub(super) fn may_fall_back(config: &Config) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_place_of_a_connection_holds_no_credentials() {
+        for (url, expected) in [
+            ("postgres://u:p@h/d?application_name=x", "postgres://h:5432/d"),
+            ("postgres://u:p@h:1,i:2/d", "postgres://h:1,i:2/d"),
+            ("postgres://u:p@h:6000", "postgres://h:6000/"),
+            ("postgres://u@/d?host=h&password=p", "postgres://h:5432/d"),
+        ] {
+            let address = Address::of(&SqlConnectionSettings::new(url)).expect(url);
+            assert_eq!(place(&address.config), expected, "{url}");
+        }
+    }
 
     #[test]
     fn the_mode_says_whether_to_encrypt_and_whom_to_trust() {

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use caf_protocol::block::{Block, BlockContext, RunMode};
 use caf_protocol::limit::{Operation, RanOut};
+use caf_protocol::secret::vault::Vault;
 use serde_json::Map;
 use uuid::Uuid;
 
@@ -11,7 +12,7 @@ use crate::sql::SqlQuery;
 use crate::tests::{context, context_for, inputs, run as run_task};
 
 fn query_with(settings: &SqlSettings, context: BlockContext, given: Value) -> Result<Outputs, Failure> {
-    let block = SqlQuery::new(settings).expect("builds");
+    let block = SqlQuery::new(settings, Vault::default()).expect("builds");
     run_task(block.prepare(inputs(given))?, context)
 }
 
@@ -494,11 +495,152 @@ fn sqlite_asks_for_a_thread_and_postgres_does_not() {
         "pg".to_owned(),
         SqlConnectionSettings::new("postgres://127.0.0.1/x"),
     );
-    let block = SqlQuery::new(&settings).expect("builds");
+    let block = SqlQuery::new(&settings, Vault::default()).expect("builds");
     for (connection, mode) in [(":memory:", RunMode::Thread), ("pg", RunMode::Async)] {
         let task = block
             .prepare(inputs(json!({"connection": connection, "query": "SELECT 1"})))
             .expect("is accepted");
         assert_eq!(task.mode(), mode, "{connection}");
     }
+}
+
+#[test]
+fn statements_that_only_mean_harm_end_soon_and_within_memory() {
+    let deep = format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(5_000));
+    let nested = format!("SELECT {}1", "-(".repeat(2_000));
+    let joined = format!("SELECT 1 FROM {}", vec!["(SELECT 1)"; 100].join(","));
+    let wide = format!("SELECT {}", vec!["randomblob(3000000)"; 60].join(", "));
+    let long_pattern = format!("SELECT 'a' LIKE '{}'", "%a".repeat(10_000));
+    for text in [
+        "SELECT randomblob(1000000000)",
+        "SELECT zeroblob(2000000000)",
+        "SELECT printf('%.*c', 1000000000, 'x')",
+        "SELECT hex(zeroblob(100000000))",
+        "SELECT replace(hex(zeroblob(4000000)), '0', hex(zeroblob(4000000)))",
+        "WITH RECURSIVE x(a) AS (SELECT 'x' UNION ALL SELECT a || a FROM x) SELECT length(a) FROM x",
+        "SELECT load_extension('/tmp/x.so')",
+        "SELECT writefile('/tmp/x', 'x')",
+        "SELECT edit('x')",
+        "CREATE VIRTUAL TABLE t USING csv(filename='/etc/passwd')",
+        "CREATE TABLE t(a); CREATE TRIGGER r AFTER INSERT ON t BEGIN INSERT INTO t VALUES (1); END; \
+         PRAGMA recursive_triggers = ON; INSERT INTO t VALUES (1)",
+        deep.as_str(),
+        nested.as_str(),
+        joined.as_str(),
+        wide.as_str(),
+        long_pattern.as_str(),
+    ] {
+        let context = context_for(Duration::from_secs(20));
+        let shown: String = text.chars().take(60).collect();
+        let failure = query_with(&SqlSettings::default(), context, json!({"query": text})).expect_err(&shown);
+        assert_ne!(failure, Failure::deadline(), "{shown}");
+    }
+}
+
+#[test]
+fn a_read_only_connection_is_refused_what_writes_before_it_runs() {
+    let file = File::new();
+    for text in [
+        "CREATE TEMP TABLE x(a)",
+        "CREATE VIEW v AS SELECT 1",
+        "ANALYZE",
+        "BEGIN IMMEDIATE",
+        "SAVEPOINT s",
+        "ALTER TABLE t ADD b",
+        "VACUUM",
+        "UPDATE t SET a = 2",
+    ] {
+        let failure = file.query("ro", text).expect_err(text);
+        assert_eq!(failure.code, ErrorCode::PermissionDenied, "{text}: {failure:?}");
+    }
+    assert!(
+        file.query(
+            "ro",
+            "WITH x AS (SELECT a FROM t) SELECT count(*) FROM x, json_each('[1]')"
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn long_texts_are_searched_in_one_pass_with_the_same_results_as_ever() {
+    let long = "WITH x(a) AS (SELECT hex(zeroblob(1000000))) ";
+    // Built in, each of these takes from minutes to hours, and nothing interrupts it.
+    for (expression, expected) in [
+        ("instr(a, substr(a, 1, 1000000) || '1')", json!(0)),
+        (
+            "length(replace(a, substr(a, 1, 1000000) || '1', 'x'))",
+            json!(2_000_000),
+        ),
+        (
+            "length(trim(a, replace(substr(a, 1, 500000), '0', 'b') || '0'))",
+            json!(0),
+        ),
+        ("a LIKE '%' || substr(a, 1, 150) || '1'", json!(0)),
+    ] {
+        let text = format!("{long} SELECT {expression} AS v FROM x");
+        let given = json!({"query": text});
+        let outputs = query_with(
+            &SqlSettings::default(),
+            context_for(Duration::from_secs(20)),
+            given,
+        );
+        assert_eq!(
+            outputs.expect(expression)["rows"][0]["v"],
+            expected,
+            "{expression}"
+        );
+    }
+    for (expression, expected) in [
+        ("instr('grüße', 'ß')", json!(4)),
+        ("instr('abc', '')", json!(1)),
+        ("instr('abc', 'x')", json!(0)),
+        ("instr(x'00ff01', x'01')", json!(3)),
+        ("instr(NULL, 'a')", json!(null)),
+        ("instr(12345, 34)", json!(3)),
+        ("replace('aXbX', 'X', 'yy')", json!("ayybyy")),
+        ("replace('abc', '', 'x')", json!("abc")),
+        ("replace('abc', 'b', NULL)", json!(null)),
+        ("replace(1231, 1, 9)", json!("9239")),
+        ("trim('xyaxy', 'xy')", json!("a")),
+        ("ltrim('xxa', 'x') || rtrim('axx', 'x')", json!("aa")),
+        ("trim('  a ')", json!("a")),
+        ("trim('a', NULL)", json!(null)),
+    ] {
+        assert_eq!(
+            rows(json!({"query": format!("SELECT {expression} AS v")})),
+            json!([{"v": expected}]),
+            "{expression}"
+        );
+    }
+}
+
+#[test]
+fn temporary_tables_have_a_bound_and_functions_that_compare_everything_with_everything_are_refused() {
+    let query_text = "CREATE TEMP TABLE h AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40) \
+                      SELECT randomblob(1000000) AS b FROM n; SELECT count(*) FROM h";
+    let failure = query(json!({"query": query_text})).expect_err("is too much");
+    assert_eq!(failure.code, ErrorCode::ResourceUnavailable, "{failure:?}");
+    let failure = query(json!({"query": "SELECT json_patch('{}', '{}')"})).expect_err("is refused");
+    assert_eq!(failure.code, ErrorCode::PermissionDenied, "{failure:?}");
+}
+
+#[test]
+fn a_job_ends_when_results_cannot_be_stored_for_want_of_memory() {
+    let (began, has_begun) = std::sync::mpsc::channel();
+    let job = std::thread::spawn(move || {
+        began.send(()).expect("is heard");
+        query(
+            json!({"query": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"}),
+        )
+    });
+    has_begun.recv().expect("begins");
+    // It may not have looked for the first time yet.
+    while !job.is_finished() {
+        sqlite_heap::tell_shortage();
+        std::thread::yield_now();
+    }
+    let failure = job.join().expect("ends").expect_err("cannot go on");
+    assert_eq!(failure.code, ErrorCode::ResourceUnavailable, "{failure:?}");
+    assert!(failure.message.contains("memory"), "{failure:?}");
 }
