@@ -14,6 +14,7 @@ pub mod headers;
 pub mod payload_ref;
 pub mod policy_file;
 pub mod settings;
+pub mod tenant_policy;
 
 /// Parts of an input, separated by the byte 0xFF, which is in no UTF-8 text.
 pub(crate) fn parts<const N: usize>(bytes: &[u8]) -> [&[u8]; N] {

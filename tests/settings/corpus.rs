@@ -47,3 +47,8 @@ fn every_policy_file_of_the_corpus_is_judged_alike_by_check_and_start() {
 fn every_request_to_cancel_of_the_corpus_is_for_one_tenant_and_what_it_names() {
     replay("cancel", fuzz::cancel::holds);
 }
+
+#[test]
+fn every_tenant_policy_of_the_corpus_keeps_the_rules_or_names_its_key() {
+    replay("tenant_policy", fuzz::tenant_policy::holds);
+}
