@@ -93,7 +93,7 @@ fn a_setting_that_breaks_its_rule_stops_the_start_without_showing_credentials() 
         .expect_err("is refused")
         .to_string();
     assert!(
-        error.starts_with("blocks.http.allow_targets: ") && error.ends_with("10.0.0.0/33"),
+        error.starts_with("blocks.http.allow_targets.0: ") && error.ends_with("10.0.0.0/33"),
         "{error}"
     );
 
