@@ -19,7 +19,7 @@ static PLACE: LazyLock<PathBuf> = LazyLock::new(|| plant().expect("a temporary d
 fn plant() -> std::io::Result<PathBuf> {
     use std::os::unix::fs::symlink;
     let place = std::env::temp_dir().join("caf-path-properties");
-    let root = place.join("root");
+    let root = place.join("base");
     std::fs::create_dir_all(root.join("a/b"))?;
     std::fs::create_dir_all(place.join("other"))?;
     std::fs::write(place.join("secret"), "outside")?;
@@ -58,7 +58,7 @@ pub fn path_guard(bytes: &[u8]) {
         assert!(plain, "{part:?} of {text:?}");
     }
     let roots = BTreeMap::from([
-        ("data".to_owned(), place.join("root")),
+        ("data".to_owned(), place.join("base")),
         ("other".to_owned(), place.join("other")),
     ]);
     let settings = FsSettings {
@@ -86,6 +86,6 @@ fn check_inside(place: &Path, descriptor: i32, text: &str) {
     let Ok(opened) = std::fs::read_link(format!("/proc/self/fd/{descriptor}")) else {
         return;
     };
-    let inside = opened.starts_with(place.join("root")) || opened.starts_with(place.join("other"));
+    let inside = opened.starts_with(place.join("base")) || opened.starts_with(place.join("other"));
     assert!(inside, "{text:?} opens {}", opened.display());
 }

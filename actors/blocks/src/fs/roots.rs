@@ -140,9 +140,10 @@ impl Root {
 
     /// Whether the configured path is still this directory: an operator may have moved it away, or mounted another there.
     fn leads_to(&self, dir: &Dir) -> bool {
-        let (there, kept) = (std::fs::metadata(&self.path), dir.dir_metadata());
-        let identity = |dev: u64, ino: u64| (dev, ino);
-        matches!((there, kept), (Ok(there), Ok(kept)) if identity(there.dev(), there.ino()) == identity(kept.dev(), kept.ino()))
+        let (Ok(there), Ok(kept)) = (std::fs::metadata(&self.path), dir.dir_metadata()) else {
+            return false;
+        };
+        (there.dev(), there.ino()) == (kept.dev(), kept.ino())
     }
 
     fn open_first(&self, open: &mut Option<(Dir, PathBuf)>) -> io::Result<(Dir, PathBuf)> {
