@@ -29,7 +29,7 @@ use caf_actors::pool::room::{self, Room};
 use caf_actors::pool::running::RunningJobs;
 use caf_actors::pool::{
     Deferrals, EmptyLine, LookAtPool, LookInLine, Places, Pool, PoolDoor, PoolDoors, Shares, Slots,
-    TakeCancelled,
+    TakeCancelled, Workers,
 };
 use caf_actors::publisher::{LookAtPublisher, Publisher, PublisherParts, PublisherRoutes};
 use caf_actors::runtime::{EventLoop, Route, spawn_actor, spawn_task};
@@ -50,7 +50,7 @@ use crate::settings::{Admission, Settings};
 
 /// The event loops of a node. The pipeline's never runs a block.
 pub struct EventLoops {
-    /// Intake, pools, publisher, and the broker connection they use.
+    /// Intake, pools, publisher, and the broker connection they use; and blocks that hardly do anything.
     pub pipeline: EventLoop,
     /// Block workers; one HTTP client each.
     pub blocks: Vec<EventLoop>,
@@ -396,9 +396,17 @@ async fn start_pool(
     for index in 0..count {
         let worker = Route::default();
         let on = &loops.blocks[index % loops.blocks.len()];
-        adopt(supervisor, worker_child(class, index, on, &worker, blueprint)).await;
+        let name = format!("block_worker.{}.{index}", class.as_str());
+        adopt(supervisor, worker_child(name, on, &worker, blueprint)).await;
         workers.push(worker);
     }
+    let workers = Workers {
+        by_slot: workers,
+        light: Route::default(),
+    };
+    let name = format!("block_worker.{}.light", class.as_str());
+    let light = worker_child(name, &loops.pipeline, &workers.light, blueprint);
+    adopt(supervisor, light).await;
     let slots_returned = Route::default();
     let slots = Slots::new(count, slots_returned.clone());
     let door = PoolDoor {
@@ -455,16 +463,10 @@ async fn start_pool(
     (handle, door)
 }
 
-fn worker_child(
-    class: ResourceClass,
-    index: usize,
-    on: &EventLoop,
-    route: &Route<Run>,
-    blueprint: &BlockWorker,
-) -> Child {
+fn worker_child(name: String, on: &EventLoop, route: &Route<Run>, blueprint: &BlockWorker) -> Child {
     let (on, route, blueprint) = (on.handle(), route.clone(), blueprint.clone());
     Child {
-        name: format!("block_worker.{}.{index}", class.as_str()),
+        name,
         may_finish: false,
         start: Box::new(move |ended| {
             let (on, route, blueprint) = (on.clone(), route.clone(), blueprint.clone());

@@ -118,16 +118,16 @@ impl Answers {
         outgoing(&self.subjects.ack, headers, &ack)
     }
 
-    /// A result with everything in it, if that is at most `limit` bytes.
+    /// A result with everything in it, if that is at most `limit` bytes. The step is as it was afterwards.
     pub fn draft(
         &self,
         identity: &Identity,
-        step: &StepResult,
+        step: &mut StepResult,
         load: Option<PoolLoad>,
         limit: usize,
         now_ms: u64,
     ) -> Draft {
-        let message = self.write_result(identity, step.clone(), load, None, now_ms);
+        let message = self.write_result(identity, step, load, None, now_ms);
         let bytes = wire_bytes(&message);
         if bytes <= limit {
             return Draft::Whole(message);
@@ -144,7 +144,7 @@ impl Answers {
     pub fn result(
         &self,
         identity: &Identity,
-        step: &StepResult,
+        step: &mut StepResult,
         load: Option<PoolLoad>,
         limit: usize,
         now_ms: u64,
@@ -164,7 +164,7 @@ impl Answers {
                 failure.details.extend(dropped.details);
             }
         }
-        let message = self.write_result(identity, StepResult { outcome, ..*step }, load, None, now_ms);
+        let message = self.write_result(identity, &mut StepResult { outcome, ..*step }, load, None, now_ms);
         WrittenResult {
             message,
             too_large_bytes: Some(bytes),
@@ -178,18 +178,17 @@ impl Answers {
     pub fn referring(
         &self,
         identity: &Identity,
-        step: &StepResult,
+        step: &mut StepResult,
         load: Option<PoolLoad>,
         kept: &OutputRef,
         limit: usize,
         now_ms: u64,
     ) -> WrittenResult {
-        let mut step = step.clone();
-        let whole = wire_bytes(&self.write_result(identity, step.clone(), load, None, now_ms));
-        let mut message = self.write_result(identity, step.clone(), load, Some(kept), now_ms);
+        let whole = wire_bytes(&self.write_result(identity, step, load, None, now_ms));
+        let mut message = self.write_result(identity, step, load, Some(kept), now_ms);
         if wire_bytes(&message) > limit {
             match &mut step.outcome {
-                Outcome::Success(_) => return self.result(identity, &step, load, limit, now_ms),
+                Outcome::Success(_) => return self.result(identity, step, load, limit, now_ms),
                 Outcome::Error(failure) | Outcome::Timeout(failure) | Outcome::Cancelled(failure) => {
                     shorten(failure);
                 }
@@ -206,12 +205,22 @@ impl Answers {
     fn write_result(
         &self,
         identity: &Identity,
-        step: StepResult,
+        step: &mut StepResult,
         load: Option<PoolLoad>,
         kept: Option<&OutputRef>,
         now_ms: u64,
     ) -> Outgoing {
-        let mut result = ExecResult::new(identity, step, &self.worker_id, now_ms);
+        // Outputs may be large: they are lent to the result instead of copied.
+        let mut outputs = match &mut step.outcome {
+            Outcome::Success(outputs) => Some(std::mem::take(outputs)),
+            _ => None,
+        };
+        let mut result = ExecResult::new(identity, step.clone(), &self.worker_id, now_ms);
+        if kept.is_none()
+            && let Some(outputs) = outputs.take()
+        {
+            result.outputs = outputs;
+        }
         if let Some(load) = load {
             result.overload_status = Some(load.status).filter(|status| *status != OverloadStatus::Healthy);
             result.queue_depth = Some(load.depth as u64).filter(|depth| *depth > 0);
@@ -226,7 +235,11 @@ impl Answers {
             result.output_ref = Some(kept.clone());
         }
         let headers = result.headers();
-        outgoing(&self.subjects.result, headers, &result)
+        let message = outgoing(&self.subjects.result, headers, &result);
+        if let Outcome::Success(lent) = &mut step.outcome {
+            *lent = outputs.unwrap_or(result.outputs);
+        }
+        message
     }
 
     /// A dead letter of at most `limit` bytes; original bytes that do not fit are left out, hash and size stay. What the

@@ -59,7 +59,11 @@ pub struct Run {
 /// The block worker actor. Stateless between jobs: a job's state lives in the job's own future, which survives the
 /// actor.
 #[derive(Clone)]
-pub struct BlockWorker {
+pub struct BlockWorker(Arc<Tools>);
+
+/// What block workers use; jobs that run share it.
+#[derive(Clone)]
+struct Tools {
     publisher: PublisherRoutes,
     threads: Threads,
     marks: Option<Marks>,
@@ -113,7 +117,7 @@ impl BlockWorker {
         marks: Option<Marks>,
         log: Log,
     ) -> Self {
-        Self {
+        Self(Arc::new(Tools {
             publisher,
             threads,
             max_payload_ref_bytes,
@@ -122,28 +126,30 @@ impl BlockWorker {
             tells_timeouts: false,
             breakers: Breakers::default(),
             log,
-        }
+        }))
     }
 
     /// Whether it tells which limits run out: while their policy is in force.
     #[must_use]
     pub fn telling_timeouts(mut self, tells: bool) -> Self {
-        self.tells_timeouts = tells;
+        Arc::make_mut(&mut self.0).tells_timeouts = tells;
         self
     }
 
     /// Asks these before each call and each retry.
     #[must_use]
     pub fn with_breakers(mut self, breakers: Breakers) -> Self {
-        self.breakers = breakers;
+        Arc::make_mut(&mut self.0).breakers = breakers;
         self
     }
 
     /// Whether it does.
     pub fn tells_timeouts(&self) -> bool {
-        self.tells_timeouts
+        self.0.tells_timeouts
     }
+}
 
+impl Tools {
     /// What this job asks before it calls.
     fn breakers_for(&self, job: &Job) -> Breakers {
         if job.skip_circuit_breaker {
@@ -167,16 +173,16 @@ impl BlockWorker {
     }
 }
 
-async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
+async fn run(mut job: Box<Job>, slot: Slot, worker: &Tools) {
     let running = slot.occupy();
     job.began = Some(Instant::now());
     job.holdings.share.begin();
-    let ended = on_the_floor(&mut job, &worker).await;
+    let ended = on_the_floor(&mut job, worker).await;
     drop(running);
     if let Ended::Outcome(outcome, _) = &ended {
         worker.tell_limits_of_job(&job, outcome);
     }
-    let BlockWorker { publisher, log, .. } = worker;
+    let Tools { publisher, log, .. } = worker;
     // The slot is free before the answer is written: publishing is not the pool's business.
     drop(slot);
     match ended {
@@ -215,7 +221,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
 }
 
 /// Waits for room beside the others, or for a worker without others, and leaves a mark for as long as the job runs.
-async fn on_the_floor(job: &mut Job, worker: &BlockWorker) -> Ended {
+async fn on_the_floor(job: &mut Job, worker: &Tools) -> Ended {
     let floor = Arc::clone(&worker.floor);
     let entered = async {
         if job.alone {
@@ -269,7 +275,7 @@ enum Floor {
 }
 
 /// Calls the block until it succeeds, the plan says stop, time runs out or somebody cancels.
-async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
+async fn attempts(job: &mut Job, worker: &Tools) -> Ended {
     let plan = job.retry.clone();
     let mut course = Course::new(if job.skip_retries {
         plan.without_retries()
@@ -287,7 +293,7 @@ async fn attempts(job: &mut Job, worker: &BlockWorker) -> Ended {
 }
 
 /// Says that a job of HTTP requests failed, if it got as far as having one to send.
-fn tell_http_failure(job: &Job, plan: &RetryPlan, outcome: &Outcome, retries: u32, worker: &BlockWorker) {
+fn tell_http_failure(job: &Job, plan: &RetryPlan, outcome: &Outcome, retries: u32, worker: &Tools) {
     let (Outcome::Error(failure) | Outcome::Timeout(failure), Work::Ready(task)) = (outcome, &job.work)
     else {
         return;
@@ -301,7 +307,7 @@ fn tell_http_failure(job: &Job, plan: &RetryPlan, outcome: &Outcome, retries: u3
     }
 }
 
-async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> Ended {
+async fn follow(course: &mut Course, job: &mut Job, worker: &Tools) -> Ended {
     let mut took_token = false;
     loop {
         match clearance(job, course.end(job.deadline)).await {
@@ -384,7 +390,7 @@ async fn follow(course: &mut Course, job: &mut Job, worker: &BlockWorker) -> End
 }
 
 /// The right to call what the job's task talks to, where that is known before the attempt.
-fn pass(job: &Job, took_token: bool, worker: &BlockWorker) -> Result<Option<Pass>, Failure> {
+fn pass(job: &Job, took_token: bool, worker: &Tools) -> Result<Option<Pass>, Failure> {
     match &job.work {
         Work::Ready(task) => worker.breakers_for(job).admit(&job.identity, &**task, took_token),
         Work::Referenced(_) => Ok(None),
@@ -432,7 +438,7 @@ pub fn is_handed_back(repeatable: bool, has_lease: bool) -> bool {
     repeatable && has_lease
 }
 
-fn cancelled(job: &Job, attempt: u32, worker: &BlockWorker) -> Ended {
+fn cancelled(job: &Job, attempt: u32, worker: &Tools) -> Ended {
     if let Stop::Asked(asked) = job.holdings.cancel.stop() {
         return Ended::Outcome(Outcome::from(asked.failure()), attempt);
     }
@@ -485,7 +491,7 @@ impl Attempt {
 async fn one_attempt(
     job: &mut Job,
     course: &Course,
-    worker: &BlockWorker,
+    worker: &Tools,
     span: &Span,
     (pass, took_token): (Option<Pass>, bool),
 ) -> Attempt {
@@ -520,7 +526,7 @@ async fn one_attempt(
     let (limit, operations) = (task.limit(), task.operations());
     let work = async {
         match task.mode() {
-            RunMode::Async => on_this_loop(task, context).await,
+            RunMode::Light | RunMode::Async => on_this_loop(task, context).await,
             RunMode::Thread => on_a_thread(task, context, &worker.threads).await,
         }
     };
@@ -540,7 +546,7 @@ async fn take_task(
     job: &mut Job,
     context: &BlockContext,
     end: End,
-    worker: &BlockWorker,
+    worker: &Tools,
 ) -> Result<Arc<dyn Task>, Attempt> {
     let prepared = match &job.work {
         Work::Ready(task) => return Ok(Arc::clone(task)),
@@ -597,7 +603,8 @@ impl Handler<Run> for BlockWorker {
     type Result = ();
 
     fn handle(&mut self, Run { job, slot }: Run, _: &mut Self::Context) {
-        actix::spawn(run(job, slot, self.clone()));
+        let tools = Arc::clone(&self.0);
+        actix::spawn(async move { run(job, slot, &tools).await });
     }
 }
 

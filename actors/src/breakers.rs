@@ -88,7 +88,7 @@ impl Breakers {
     /// The endpoint is left alone: the failure that the job ends with.
     pub fn admit(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         task: &dyn Task,
         took_token: bool,
     ) -> Result<Option<Pass>, Failure> {
@@ -132,7 +132,7 @@ impl Breakers {
     /// a token its own.
     pub fn retry(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         task: &dyn Task,
         failure: &Failure,
         wait: Duration,

@@ -103,7 +103,7 @@ struct Book {
 /// What the book has of an assignment that is held.
 struct Held {
     wanted: Vec<Arc<Wanted>>,
-    identity: Identity,
+    identity: Arc<Identity>,
     token: CancellationToken,
     asked: Arc<OnceLock<Arc<Asked>>>,
     /// Its outcome is known: a request comes too late.
@@ -126,7 +126,7 @@ struct Entry {
 /// What a request met.
 #[derive(Default)]
 struct Met {
-    newly: Vec<(Identity, CancellationToken)>,
+    newly: Vec<(Arc<Identity>, CancellationToken)>,
     before: usize,
     finished: usize,
 }
@@ -177,7 +177,7 @@ impl Cancellations {
 
     /// Enters an assignment that is being taken on; `token` is what makes it stop. If it was asked for before it came, it is
     /// cancelled from the beginning.
-    pub fn enter(&self, identity: &Identity, token: CancellationToken, now: Instant) -> Cancellable {
+    pub fn enter(&self, identity: &Arc<Identity>, token: CancellationToken, now: Instant) -> Cancellable {
         let Some(shared) = &self.0 else {
             return Cancellable { token, entry: None };
         };
@@ -264,7 +264,7 @@ impl Shared {
         request: &CancelRequest,
         asked: &Asked,
         outcome: CancelOutcome,
-        newly: Vec<(Identity, CancellationToken)>,
+        newly: Vec<(Arc<Identity>, CancellationToken)>,
     ) {
         self.log
             .emit(events::cancellation::asked(request, asked, outcome));
@@ -286,7 +286,7 @@ impl Shared {
 impl Book {
     fn enter(
         &mut self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         token: CancellationToken,
         now: Instant,
     ) -> (u64, Arc<OnceLock<Arc<Asked>>>) {
@@ -311,7 +311,7 @@ impl Book {
         }
         let held = Held {
             wanted,
-            identity: identity.clone(),
+            identity: Arc::clone(identity),
             token,
             asked: Arc::clone(&asked),
             sealed: false,

@@ -31,6 +31,7 @@ use caf_protocol::assignment::Identity;
 use caf_protocol::ids::{MAX_ID_BYTES, MAX_TENANT_BYTES, is_usable};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use fields::Fields;
+pub use fields::Word;
 use serde_json::{Map, Value};
 use slog::{KV, Record, Serializer};
 
@@ -66,6 +67,8 @@ pub enum Level {
 pub struct Event {
     level: Level,
     message: &'static str,
+    /// Whose ids it names.
+    of: Option<Arc<Identity>>,
     top: Fields,
     context: Fields,
     samples: Vec<Sample>,
@@ -159,22 +162,16 @@ impl Log {
         if let Some(observer) = &self.observer {
             observer.observe(&event);
         }
-        let Event {
-            level,
-            message,
-            top,
-            context,
-            samples,
-        } = event;
         if let Some(meter) = &self.meter {
-            samples.iter().for_each(|sample| meter.record(sample));
+            event.samples.iter().for_each(|sample| meter.record(sample));
         }
+        let (level, message) = (event.level, event.message);
         let file = Location::caller().file();
         let is_written = |levels: &Levels| levels.let_through(level, file);
         if level == Level::Silent || !self.levels.as_ref().is_none_or(is_written) {
             return;
         }
-        let fields = Line { top, context };
+        let fields = Line(event.with_ids());
         match level {
             Level::Error => slog::error!(self.logger, "{}", message; fields),
             Level::Warn => slog::warn!(self.logger, "{}", message; fields),
@@ -186,17 +183,14 @@ impl Log {
 }
 
 /// The fields of a line. The drain masks secrets, cuts what is too long, and adds time, level and worker id.
-struct Line {
-    top: Fields,
-    context: Fields,
-}
+struct Line(Event);
 
 impl KV for Line {
     fn serialize(&self, _: &Record<'_>, serializer: &mut dyn Serializer) -> slog::Result {
-        for (name, value) in self.top.iter() {
+        for (name, value) in self.0.top.iter() {
             serializer.emit_serde(name.to_owned().into(), &slog::Serde(value.clone()))?;
         }
-        serializer.emit_serde("context".into(), &slog::Serde(self.context.clone()))
+        serializer.emit_serde("context".into(), &slog::Serde(self.0.context.clone()))
     }
 }
 
@@ -206,13 +200,19 @@ impl Event {
         self.message
     }
 
-    /// A field of `context`, or else one at top level: of two with one name the narrower one.
-    pub fn field(&self, key: &str) -> Option<&Value> {
+    /// Whose ids it names, if it is about an assignment.
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.of.as_ref()
+    }
+
+    /// A field of `context`, or else one at top level: of two with one name the narrower one. The ids of
+    /// [`Event::identity`] are not among them.
+    pub fn field(&self, key: &str) -> Option<&Word> {
         self.context.get(key).or_else(|| self.top.get(key))
     }
 
-    /// All fields, each once; those of `context` last.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
+    /// All fields, each once; those of `context` last. The ids of [`Event::identity`] are not among them.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &Word)> {
         let top = self.top.iter();
         let top = top.filter(|(name, _)| self.context.get(name).is_none());
         top.chain(self.context.iter())
@@ -222,6 +222,7 @@ impl Event {
         Self {
             level,
             message,
+            of: None,
             top: Fields::default(),
             context: Fields::default(),
             samples: Vec::new(),
@@ -246,25 +247,35 @@ impl Event {
         self
     }
 
-    fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) -> Self {
+    fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Word>) -> Self {
         if self.level != Level::Silent {
             self.context.set(name.into(), value.into());
         }
         self
     }
 
-    fn at_top(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+    fn at_top(mut self, name: &'static str, value: impl Into<Word>) -> Self {
         if self.level != Level::Silent {
             self.top.set(name.into(), value.into());
         }
         self
     }
 
-    /// Ids at top level. The log checker wants run, flow and tenant beside a step: the step goes only with them.
-    fn of(mut self, identity: &Identity) -> Self {
-        if self.level == Level::Silent {
-            return self;
+    /// Names the ids of this assignment.
+    fn of(mut self, identity: &Arc<Identity>) -> Self {
+        if self.level != Level::Silent {
+            self.of = Some(Arc::clone(identity));
         }
+        self
+    }
+
+    /// The same with the ids as fields, before the others. At top level, the log checker wants run, flow and tenant beside a
+    /// step: the step goes only with them.
+    fn with_ids(mut self) -> Self {
+        let Some(identity) = self.of.take() else {
+            return self;
+        };
+        let (top, context) = (std::mem::take(&mut self.top), std::mem::take(&mut self.context));
         let raw = &identity.correlation.raw;
         let trace = identity
             .correlation
@@ -291,13 +302,18 @@ impl Event {
             }
         }
         if identity.replay > 0 {
-            self = self.with("replay", identity.replay);
+            self.context.set("replay".into(), identity.replay.into());
         }
         if identity.sandbox {
-            self = self.with("sandbox", true);
+            self.context.set("sandbox".into(), true.into());
         }
-        self.with("assignment_id", identity.assignment_id.as_str())
-            .with("block_type", identity.job_type.as_deref().unwrap_or("unknown"))
+        let block_type = identity.job_type.as_deref().unwrap_or("unknown");
+        self.context
+            .set("assignment_id".into(), identity.assignment_id.as_str().into());
+        self.context.set("block_type".into(), block_type.into());
+        self.top.extend(top);
+        self.context.extend(context);
+        self
     }
 
     fn because(self, failure: &Failure) -> Self {
@@ -336,7 +352,7 @@ impl Event {
 }
 
 /// A job ended: the one line that every job has at level info.
-pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
+pub fn step_ended(identity: &Arc<Identity>, step: &StepResult) -> Event {
     let status = step.outcome.status().as_str();
     let (level, message) = match &step.outcome {
         Outcome::Success(_) => (Level::Info, "Step execution completed"),
@@ -370,7 +386,7 @@ pub fn step_ended(identity: &Identity, step: &StepResult) -> Event {
 }
 
 /// A job got its slot.
-pub fn step_started(identity: &Identity, class: &'static str, queued_ms: u64) -> Event {
+pub fn step_started(identity: &Arc<Identity>, class: &'static str, queued_ms: u64) -> Event {
     Event::new(Level::Debug, "Step execution started")
         .of(identity)
         .with("resource_class", class)
@@ -378,12 +394,12 @@ pub fn step_started(identity: &Identity, class: &'static str, queued_ms: u64) ->
 }
 
 /// A job may have killed its worker before: nothing runs beside it.
-pub fn runs_alone(identity: &Identity) -> Event {
+pub fn runs_alone(identity: &Arc<Identity>) -> Event {
     Event::new(Level::Warn, "Suspect runs alone").of(identity)
 }
 
 /// A job that waited is next.
-pub fn processing_queued(identity: &Identity, class: &'static str, queue_depth: usize) -> Event {
+pub fn processing_queued(identity: &Arc<Identity>, class: &'static str, queue_depth: usize) -> Event {
     Event::new(Level::Debug, "Processing queued request")
         .of(identity)
         .with("resource_class", class)
@@ -391,7 +407,7 @@ pub fn processing_queued(identity: &Identity, class: &'static str, queue_depth: 
 }
 
 /// An attempt failed and another follows.
-pub fn attempt_failed(identity: &Identity, failure: &Failure, attempt: u32, delay_ms: u64) -> Event {
+pub fn attempt_failed(identity: &Arc<Identity>, failure: &Failure, attempt: u32, delay_ms: u64) -> Event {
     Event::new(Level::Debug, "Attempt failed")
         .of(identity)
         .because(failure)
@@ -400,7 +416,7 @@ pub fn attempt_failed(identity: &Identity, failure: &Failure, attempt: u32, dela
 }
 
 /// An assignment was rejected.
-pub fn rejected(identity: &Identity, reason: RejectReason, failure: &Failure) -> Event {
+pub fn rejected(identity: &Arc<Identity>, reason: RejectReason, failure: &Failure) -> Event {
     let (level, message) = match reason {
         RejectReason::UnsupportedJobType => (Level::Error, "Unknown block type"),
         _ => (Level::Warn, "Assignment rejected"),
@@ -413,7 +429,7 @@ pub fn rejected(identity: &Identity, reason: RejectReason, failure: &Failure) ->
 
 /// An assignment was rejected because its pool has no place.
 pub fn queue_full(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     class: &'static str,
     queue_depth: usize,
     max_queue_size: usize,
@@ -435,19 +451,19 @@ pub fn unanswerable(subject: &str, bytes: usize, failure: &Failure) -> Event {
 }
 
 /// A message was answered with the recorded result.
-pub fn answered_again(identity: &Identity) -> Event {
+pub fn answered_again(identity: &Arc<Identity>) -> Event {
     Event::new(Level::Info, "Assignment answered again").of(identity)
 }
 
 /// A message left by a row that publishes no new answer.
-pub fn not_run(identity: &Identity, why: &'static str) -> Event {
+pub fn not_run(identity: &Arc<Identity>, why: &'static str) -> Event {
     Event::new(Level::Debug, "Assignment not run")
         .of(identity)
         .with("reason", why)
 }
 
 /// Another worker gave it back, died with it or cannot be reached: it is ours now.
-pub fn taken_over(identity: &Identity, record: &ClaimRecord) -> Event {
+pub fn taken_over(identity: &Arc<Identity>, record: &ClaimRecord) -> Event {
     let from = record.history.last();
     Event::new(Level::Info, "Assignment taken over")
         .of(identity)
@@ -458,7 +474,7 @@ pub fn taken_over(identity: &Identity, record: &ClaimRecord) -> Event {
 }
 
 /// The claims that the fleet shares cannot be reached.
-pub fn claims_unavailable(identity: &Identity, error: &StoreError) -> Event {
+pub fn claims_unavailable(identity: &Arc<Identity>, error: &StoreError) -> Event {
     Event::new(Level::Warn, "Claims not available, asking again")
         .of(identity)
         .with("error", error.to_string())
@@ -475,7 +491,7 @@ pub fn claims_silent(error: &str) -> Event {
 }
 
 /// A result is not published: while the lease had lapsed, another worker took the assignment over.
-pub fn result_suppressed(identity: Option<&Identity>, why: &str) -> Event {
+pub fn result_suppressed(identity: Option<&Arc<Identity>>, why: &str) -> Event {
     let event = Event::new(Level::Warn, "Result suppressed")
         .with("reason", why)
         .measuring(delivery::SUPPRESSED.one(&[]));
@@ -528,14 +544,14 @@ pub fn death_noted(key: &str, alone: bool, claim: Option<&ClaimRecord>) -> Event
 
 /// A job that ran when the node's patience ended is cut off. Handed back: the broker delivers it again, nobody is
 /// answered; otherwise it is answered as cancelled.
-pub fn cut_off(identity: &Identity, handed_back: bool) -> Event {
+pub fn cut_off(identity: &Arc<Identity>, handed_back: bool) -> Event {
     Event::new(Level::Info, "Step cut off by shutdown")
         .of(identity)
         .with("handed_back", handed_back)
 }
 
 /// A result was too large for the server.
-pub fn result_too_large(identity: &Identity, bytes: usize, limit: usize) -> Event {
+pub fn result_too_large(identity: &Arc<Identity>, bytes: usize, limit: usize) -> Event {
     Event::new(Level::Warn, "Result larger than the server's maximum")
         .of(identity)
         .with("result_bytes", bytes)
@@ -543,21 +559,21 @@ pub fn result_too_large(identity: &Identity, bytes: usize, limit: usize) -> Even
 }
 
 /// Outputs that did not fit a result are stored elsewhere.
-pub fn outputs_spilled(identity: &Identity, bytes: u64) -> Event {
+pub fn outputs_spilled(identity: &Arc<Identity>, bytes: u64) -> Event {
     Event::new(Level::Debug, "Outputs kept in the object store")
         .of(identity)
         .with("outputs_bytes", bytes)
 }
 
 /// Outputs that do not fit a result will not be stored elsewhere: the result is an error.
-pub fn outputs_refused(identity: &Identity, error: &str) -> Event {
+pub fn outputs_refused(identity: &Arc<Identity>, error: &str) -> Event {
     Event::new(Level::Warn, "Outputs refused by the object store")
         .of(identity)
         .with("error", error)
 }
 
 /// Outputs that do not fit a result wait for the object store.
-pub fn outputs_retried(identity: &Identity, error: &str, delay_ms: u64) -> Event {
+pub fn outputs_retried(identity: &Arc<Identity>, error: &str, delay_ms: u64) -> Event {
     Event::new(Level::Warn, "Outputs wait for the object store")
         .of(identity)
         .with("error", error)
@@ -566,7 +582,7 @@ pub fn outputs_retried(identity: &Identity, error: &str, delay_ms: u64) -> Event
 
 /// A message was not confirmed and is sent again. Where it is not known whose answer it is, its id tells.
 pub fn publish_retried(
-    identity: Option<&Identity>,
+    identity: Option<&Arc<Identity>>,
     (subject, message_id): (&str, &str),
     error: &str,
     attempt: u32,
@@ -861,7 +877,7 @@ mod tests {
             ("0.0.0.0:70000", "0.0.0.0:70000", None),
         ] {
             let event = bind_failed("Failed to bind health socket", set, "taken");
-            let of_port = event.context.get("port").and_then(Value::as_u64);
+            let of_port = event.context.get("port").and_then(Word::as_u64);
             assert_eq!(event.context.get("address"), Some(&address.into()), "{set}");
             assert_eq!(of_port, port, "{set}");
             assert_eq!(event.context.get("error"), Some(&"taken".into()));
@@ -882,9 +898,9 @@ mod tests {
             },
             ..Correlation::default()
         };
-        let event = not_run(&identity, "x");
-        assert!(event.top.get("run_id").is_some() && event.top.get("step_id").is_none());
+        let top = |identity: &Identity| not_run(&Arc::new(identity.clone()), "x").with_ids().top;
+        assert!(top(&identity).get("run_id").is_some() && top(&identity).get("step_id").is_none());
         identity.correlation.raw.flow_id = Some("f".into());
-        assert!(not_run(&identity, "x").top.get("step_id").is_some());
+        assert!(top(&identity).get("step_id").is_some());
     }
 }

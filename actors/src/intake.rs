@@ -15,6 +15,7 @@ use caf_protocol::ack::{OverloadStatus, RejectReason};
 use caf_protocol::assignment::{Identity, Reading, Refusal};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
+use caf_protocol::ids::AssignmentKey;
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use caf_protocol::trace_context::RemoteTrace;
 use tokio::sync::oneshot;
@@ -88,7 +89,9 @@ pub struct Intake {
 /// A message that can be answered, with everything that is known of it.
 struct Case {
     arrival: Arrival,
-    identity: Identity,
+    identity: Arc<Identity>,
+    /// Its key.
+    key: AssignmentKey,
     /// What would run, or why it will not.
     prepared: Result<Runnable, Refusal>,
     standing: Standing,
@@ -142,11 +145,13 @@ impl Intake {
         holdings.span = self.parts.tracer.execution(remote, arrival.received);
         holdings.span.identify(&identity);
         identity.correlation.span = holdings.span.context().cloned();
+        let identity = Arc::new(identity);
         self.log_received(&identity, &arrival, &holdings);
         let prepared = assignment.and_then(|assignment| self.parts.preparation.prepare(assignment));
         let mut case = Case {
             first_start: arrival.received,
             arrival,
+            key: identity.key(),
             identity,
             prepared,
             standing: Standing::New,
@@ -170,14 +175,14 @@ impl Intake {
 
     /// Takes in what this process knows of the assignment.
     fn look(&self, case: &mut Case) {
-        case.standing = self.standing(&case.identity, &case.arrival);
+        case.standing = self.standing(&case.key, &case.arrival);
         (case.first_start, case.sent_ack) = match &case.standing {
             Standing::Interrupted { first_start, ack } => (*first_start, ack.clone()),
             _ => (case.arrival.received, None),
         };
     }
 
-    fn log_received(&self, identity: &Identity, arrival: &Arrival, holdings: &Holdings) {
+    fn log_received(&self, identity: &Arc<Identity>, arrival: &Arrival, holdings: &Holdings) {
         let position = arrival.position.as_ref();
         let position = position.map(|(stream, sequence)| (&**stream, *sequence));
         let deliveries = holdings.lease.as_ref().map(|lease| lease.deliveries);
@@ -186,10 +191,10 @@ impl Intake {
     }
 
     /// What this process knows of the assignment. A result that was confirmed for this very message is not repeated.
-    fn standing(&self, identity: &Identity, arrival: &Arrival) -> Standing {
-        let (claims, key) = (&self.parts.claims, identity.key());
-        match claims.look(&key, arrival.received) {
-            Standing::Finished(_) if claims.is_answered(&key, arrival.position.as_ref()) => {
+    fn standing(&self, key: &AssignmentKey, arrival: &Arrival) -> Standing {
+        let claims = &self.parts.claims;
+        match claims.look(key, arrival.received) {
+            Standing::Finished(_) if claims.is_answered(key, arrival.position.as_ref()) => {
                 Standing::Finished(None)
             }
             standing => standing,
@@ -304,7 +309,7 @@ impl Intake {
             return self.settle_without_answer(&row, &case.standing, &case.identity, case.holdings);
         }
         // From here on, the same assignment is seen to be held here, whatever the fleet says.
-        let (key, lease) = (case.identity.key(), case.holdings.lease.as_ref());
+        let (key, lease) = (case.key.clone(), case.holdings.lease.as_ref());
         case.holdings.claim = Some(self.parts.claims.take(key, lease, case.first_start));
         match self.parts.claims.fleet().zip(case.arrival.position.clone()) {
             None => self.carry_out(case, row, admitted),
@@ -355,7 +360,7 @@ impl Intake {
         &self,
         row: &Row,
         standing: &Standing,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         mut holdings: Holdings,
     ) {
         holdings.span.set("execution.outcome", row.name());
@@ -435,7 +440,7 @@ impl Intake {
         self.answer(case, ack, (Outcome::from(failure), load), dead_letter, row);
     }
 
-    fn log_no_place(&self, identity: &Identity, class: ResourceClass, refused: Option<Refused>) {
+    fn log_no_place(&self, identity: &Arc<Identity>, class: ResourceClass, refused: Option<Refused>) {
         let (depth, size) = self.parts.pools.get(class).places.queue();
         let depth = refused.map_or(depth, |refused| refused.depth);
         self.parts
@@ -570,7 +575,7 @@ impl Intake {
     }
 
     /// How often it may be called is known for each error; most may be called again as often as this one.
-    fn log_accepted(&self, identity: &Identity, job: &Runnable, deadline: Instant, terms: Terms) {
+    fn log_accepted(&self, identity: &Arc<Identity>, job: &Runnable, deadline: Instant, terms: Terms) {
         let left = deadline.saturating_duration_since(Instant::now());
         let usual = Failure::new(ErrorCode::ResourceUnavailable, String::new());
         let max_attempts = match terms.skip_retries {
@@ -581,7 +586,7 @@ impl Intake {
         self.parts.log.emit(accepted);
     }
 
-    fn log_queued(&self, identity: &Identity, job: &Runnable, load: PoolLoad, terms: Terms) {
+    fn log_queued(&self, identity: &Arc<Identity>, job: &Runnable, load: PoolLoad, terms: Terms) {
         let log = &self.parts.log;
         log.emit(events::queue::accepted(identity, job.class, load));
         if let Some(level) = load.degraded {

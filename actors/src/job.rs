@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use caf_protocol::ack::OverloadStatus;
 use caf_protocol::assignment::Identity;
-use caf_protocol::block::{Block, ResourceClass, Task};
+use caf_protocol::block::{Block, ResourceClass, RunMode, Task};
 use caf_protocol::dead_letter::Original;
 use caf_protocol::headers::Headers;
 use caf_protocol::reference::{Fetch, PayloadRef};
@@ -162,7 +162,7 @@ pub struct Job {
     /// The message it came as.
     pub arrival: Arrival,
     /// Whom the answer goes to.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     /// What to run.
     pub work: Work,
     /// Pool it runs in.
@@ -196,6 +196,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether it runs where the pipeline does.
+    pub fn is_light(&self) -> bool {
+        matches!(&self.work, Work::Ready(task) if task.mode() == RunMode::Light)
+    }
+
     /// Milliseconds since the first start of handling.
     pub fn latency_ms(&self, now: Instant) -> u64 {
         elapsed_ms(self.started, now)

@@ -5,10 +5,13 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::LazyLock;
 
+use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use smol_str::SmolStr;
 
 pub use caf_protocol::secret::REDACTED;
 
@@ -64,27 +67,37 @@ const KEY_PREFIXES: [(&str, usize); 15] = [
     ("xoxb-", 20),
     ("xoxp-", 20),
 ];
+/// The shortest of them, and of whatever else is a secret by its looks.
+const SHORTEST_TELL_TALE: usize = 20;
 /// How far beyond a comma it is looked whether another name follows.
 const LOOK_AHEAD_BYTES: usize = 64;
 
 /// Whether the value under this key is hidden.
 pub fn is_sensitive(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    if SENSITIVE.iter().any(|part| key.contains(part)) {
+    // Every key of every line comes here: all names are looked for at once.
+    static NAMES: LazyLock<AhoCorasick> = LazyLock::new(|| names(&SENSITIVE));
+    static SQUASHED: LazyLock<AhoCorasick> = LazyLock::new(|| names(&SENSITIVE_SQUASHED));
+    if NAMES.is_match(key) {
         return true;
     }
-    let squashed: String = key
-        .chars()
-        .filter(|c| !matches!(c, '-' | '_' | ' ' | '.'))
-        .collect();
-    let mut words = key.split(['-', '_', '.', ' ']);
-    let is_short = words.any(|word| matches!(word, "pw" | "sig"));
+    let separates = |c: char| matches!(c, '-' | '_' | ' ' | '.');
+    let squashed: SmolStr = key.chars().filter(|c| !separates(*c)).collect();
+    let is_word = |word: &str, name: &str| word.eq_ignore_ascii_case(name);
+    let mut words = key.split(separates);
+    let is_short = words.any(|word| is_word(word, "pw") || is_word(word, "sig"));
     // A file of them is none: where it lies is no secret.
-    let is_whole = matches!(&*squashed, "credential" | "credentials");
+    let is_whole = is_word(&squashed, "credential") || is_word(&squashed, "credentials");
+    let end = squashed.as_bytes().last_chunk::<3>();
     is_short
         || is_whole
-        || SENSITIVE_SQUASHED.iter().any(|part| squashed.contains(part))
-        || squashed.ends_with("pwd")
+        || SQUASHED.is_match(&*squashed)
+        || end.is_some_and(|end| end.eq_ignore_ascii_case(b"pwd"))
+}
+
+fn names(names: &[&str]) -> AhoCorasick {
+    let mut builder = AhoCorasick::builder();
+    let built = builder.ascii_case_insensitive(true).build(names);
+    built.expect("a handful of short names")
 }
 
 /// Hides the values of sensitive keys at every depth, whatever their type, and secrets inside all other strings, keys
@@ -121,6 +134,9 @@ pub fn mask(value: &mut Value) {
 /// `scheme://user:password@host`, values given to sensitive names as in `password=…`, `"token": "…"` (also where the JSON
 /// stands in a string itself) or `X-Api-Key: …`, JSON web tokens, private keys, and keys of well-known services.
 pub fn mask_text(text: &str) -> Cow<'_, str> {
+    if is_short_word(text) {
+        return Cow::Borrowed(text);
+    }
     let mut secrets = user_parts(text);
     secrets.extend(after_word(text, b"bearer", |value| !value.is_empty()));
     secrets.extend(after_word(text, b"basic", is_basic));
@@ -145,6 +161,12 @@ pub fn mask_text(text: &str) -> Cow<'_, str> {
     }
     masked.push_str(&text[written..]);
     Cow::Owned(masked)
+}
+
+/// Whether it is one word without any sign that gives a value to a name, and shorter than a word that is a secret by its
+/// looks: most of what a line says.
+fn is_short_word(text: &str) -> bool {
+    text.len() < SHORTEST_TELL_TALE && text.bytes().all(|b| is_name(char::from(b)) || b == b'.')
 }
 
 fn is_hidden(value: &str) -> bool {

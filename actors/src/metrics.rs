@@ -4,6 +4,8 @@
 //! keeps the registry behind [`Meter`], and decides there which of the ids in [`CORRELATION`] are shown. All other labels
 //! come from closed sets.
 
+use smol_str::SmolStr;
+
 /// Labels whose values come with assignments. The registry shows them as its settings say, and never all of them.
 pub const CORRELATION: [&str; 4] = ["tenant_id", "run_id", "flow_id", "step_id"];
 
@@ -44,7 +46,7 @@ pub struct Sample {
     /// Of which metric.
     pub metric: &'static Metric,
     /// Values of its labels.
-    pub labels: Vec<String>,
+    pub labels: Vec<SmolStr>,
     /// The value.
     pub value: f64,
 }
@@ -55,7 +57,7 @@ impl Metric {
         debug_assert_eq!(labels.len(), self.labels.len(), "{}", self.name);
         Sample {
             metric: self,
-            labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            labels: labels.iter().map(|&label| label.into()).collect(),
             value,
         }
     }

@@ -179,6 +179,15 @@ impl Shares {
     }
 }
 
+/// The block workers of a pool. Cheap to clone.
+#[derive(Clone)]
+pub struct Workers {
+    /// Each runs the job that holds the slot with its number.
+    pub by_slot: Vec<Route<Run>>,
+    /// Runs jobs that hardly do anything, whatever their slot, where the pool is.
+    pub light: Route<Run>,
+}
+
 /// The pool actor.
 pub struct Pool {
     class: ResourceClass,
@@ -187,7 +196,7 @@ pub struct Pool {
     debts: Vec<Debt>,
     places: Places,
     slots: Arc<Slots>,
-    workers: Vec<Route<Run>>,
+    workers: Workers,
     publisher: PublisherRoutes,
     shares: Shares,
     /// Whether it tells that a deadline ran out, as block workers do.
@@ -199,12 +208,12 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool with an empty line. `workers[i]` runs the job that holds slot `i`.
+    /// A pool with an empty line.
     pub fn new(
         class: ResourceClass,
         places: Places,
         slots: Arc<Slots>,
-        workers: Vec<Route<Run>>,
+        workers: Workers,
         publisher: PublisherRoutes,
         shares: Shares,
         log: Log,
@@ -285,7 +294,7 @@ impl Pool {
             job,
             slot: slot.carrying(running),
         };
-        if let Err(Undelivered(Run { job, mut slot })) = self.workers[slot_index(&run)].tell(run) {
+        if let Err(Undelivered(Run { job, mut slot })) = self.workers.of(&run).tell(run) {
             // Its block worker is being re-created: the job keeps its turn, the slot rests for a moment.
             drop(slot.let_go());
             self.line.push_front(turn.with(job));
@@ -462,8 +471,14 @@ impl Pool {
     }
 }
 
-fn slot_index(run: &Run) -> usize {
-    run.slot.index
+impl Workers {
+    fn of(&self, run: &Run) -> &Route<Run> {
+        if run.job.is_light() {
+            &self.light
+        } else {
+            &self.by_slot[run.slot.index]
+        }
+    }
 }
 
 // ---- Actix shell ----

@@ -145,7 +145,7 @@ pub struct Answer {
     /// The message.
     pub arrival: Arrival,
     /// Whom it goes to.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
 }
 
 /// Where an acknowledgement is.
@@ -238,8 +238,8 @@ pub struct PublisherRoutes {
 
 /// The publisher actor.
 pub struct Publisher {
-    sender: Sender,
-    writer: Writer,
+    sender: Arc<Sender>,
+    writer: Arc<Writer>,
     answered: Counts,
 }
 
@@ -291,13 +291,13 @@ impl Publisher {
             log: log.clone(),
         };
         Self {
-            writer: Writer {
+            writer: Arc::new(Writer {
                 answers,
                 spiller,
                 sink: Arc::clone(&sink),
                 log,
-            },
-            sender: Sender::new(sink, outbox, shrinker),
+            }),
+            sender: Arc::new(Sender::new(sink, outbox, shrinker)),
             answered,
         }
     }
@@ -329,7 +329,7 @@ impl Handler<Acknowledge> for Publisher {
             confirmed,
             scope,
         } = acknowledge;
-        let sender = self.sender.clone();
+        let sender = Arc::clone(&self.sender);
         actix::spawn(async move {
             let since = Instant::now();
             let mut span = scope.publishing(Publishing::Ack, &message);
@@ -356,7 +356,7 @@ impl Handler<Conclude> for Publisher {
         if let Conclusion::Answer(answer) = &conclusion {
             self.tell_end(answer);
         }
-        let (sender, writer) = (self.sender.clone(), self.writer.clone());
+        let (sender, writer) = (Arc::clone(&self.sender), Arc::clone(&self.writer));
         actix::spawn(async move {
             let processing = match conclusion {
                 Conclusion::Answer(_) => holdings.span.child("worker.response.process", SpanKind::Internal),
@@ -373,7 +373,7 @@ impl Handler<Settle> for Publisher {
     type Result = ();
 
     fn handle(&mut self, Settle { holdings, verdict }: Settle, _: &mut Self::Context) {
-        let sender = self.sender.clone();
+        let sender = Arc::clone(&self.sender);
         actix::spawn(async move { sender.settle(holdings, verdict).await });
     }
 }

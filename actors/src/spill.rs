@@ -84,7 +84,7 @@ impl Spiller {
     pub async fn result(
         &self,
         answers: &Answers,
-        (identity, step): (&Identity, &StepResult),
+        (identity, step): (&Arc<Identity>, &mut StepResult),
         load: Option<PoolLoad>,
         limit: usize,
         now_ms: u64,
@@ -100,7 +100,7 @@ impl Spiller {
     }
 
     /// Stores until it is stored or refused.
-    pub(crate) async fn keep(&self, identity: &Identity, outputs: Option<Bytes>) -> Option<OutputRef> {
+    pub(crate) async fn keep(&self, identity: &Arc<Identity>, outputs: Option<Bytes>) -> Option<OutputRef> {
         let store = self.store.as_ref()?;
         let object = OutputObject::new(&identity.key(), outputs?);
         let mut silent_tries = 0;

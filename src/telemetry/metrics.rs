@@ -12,11 +12,13 @@ pub mod state;
 mod window;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use caf_actors::metrics::{CORRELATION, Meter, Metric, MetricKind, Sample};
+use foldhash::fast::RandomState;
+use smol_str::SmolStr;
 
 use crate::settings::MetricsSettings;
 use crate::telemetry::secrets::Secrets;
@@ -54,6 +56,8 @@ pub static DROPPED: Metric = Metric {
 /// All metrics of a node.
 pub struct Metrics {
     families: RwLock<BTreeMap<&'static str, Arc<Family>>>,
+    /// The same by where their definitions are: a sample finds its family without reading names.
+    known: RwLock<HashMap<usize, Arc<Family>, RandomState>>,
     shown: Shown,
     lines: Lines,
 }
@@ -69,6 +73,7 @@ impl Metrics {
     pub fn new(settings: &MetricsSettings) -> Self {
         let metrics = Self {
             families: RwLock::default(),
+            known: RwLock::default(),
             shown: Shown::new(settings),
             lines: Lines::default(),
         };
@@ -148,7 +153,7 @@ impl Metrics {
     }
 
     fn begin(&self, metric: &'static Metric, labels: &[&str]) {
-        let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
+        let labels: Vec<SmolStr> = labels.iter().map(|&label| label.into()).collect();
         if let Some(family) = self.family(metric) {
             family.begin(&labels, &self.lines);
         }
@@ -171,14 +176,21 @@ impl Metrics {
 
     /// The family of this metric; nothing when its definition is refused.
     fn family(&self, metric: &'static Metric) -> Option<Arc<Family>> {
-        let families = self.families.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(family) = families.get(metric.name) {
+        let at = std::ptr::from_ref(metric).addr();
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(family) = known.get(&at) {
             return Some(Arc::clone(family));
         }
-        drop(families);
-        let family = Arc::new(Family::new(metric)?);
+        drop(known);
         let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
-        Some(Arc::clone(families.entry(metric.name).or_insert(family)))
+        let family = match families.get(metric.name) {
+            Some(family) => Arc::clone(family),
+            None => Arc::new(Family::new(metric)?),
+        };
+        families.insert(metric.name, Arc::clone(&family));
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(at, Arc::clone(&family));
+        Some(family)
     }
 
     fn take(&self, sample: &Sample) -> Taken {

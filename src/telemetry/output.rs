@@ -1,6 +1,6 @@
 //! Where log lines go: standard streams, a file, or a writer that a test holds.
 //!
-//! Each line is one write, so lines of several threads never mix. Says whether a line was written; what to do about it
+//! Each line, and in a file each batch of lines, is one write, so that lines of several threads never mix. Says whether a line was written; what to do about it
 //! if not is the caller's business.
 
 use std::fs::{File, OpenOptions};
@@ -79,7 +79,12 @@ impl Output {
         }
     }
 
-    /// Writes one line, which brings its own line feed.
+    /// Whether several lines may be written at once: what was written of them is taken back when the rest is not.
+    pub(super) fn takes_batches(&self) -> bool {
+        matches!(self.0, Kind::File(_))
+    }
+
+    /// Writes one line, which brings its own line feed, or several where [`Output::takes_batches`].
     ///
     /// # Errors
     /// When it was not written: a closed pipe, a full disk.

@@ -600,7 +600,7 @@ fn the_size_that_results_are_held_to_is_the_one_that_the_server_counts() {
         tenant_id: "t".to_owned(),
         ..Identity::default()
     };
-    let step = StepResult {
+    let mut step = StepResult {
         outcome: Outcome::Success(
             json!({"x": "y".repeat(2_000)})
                 .as_object()
@@ -610,7 +610,7 @@ fn the_size_that_results_are_held_to_is_the_one_that_the_server_counts() {
         latency_ms: 1,
         retries_used: 0,
     };
-    let message = answers.result(&identity, &step, None, usize::MAX, 1).message;
+    let message = answers.result(&identity, &mut step, None, usize::MAX, 1).message;
     for (limit, fits) in [
         (wire_bytes(&message) - 1, false),
         (wire_bytes(&message), true),

@@ -640,7 +640,12 @@ impl Rig {
         let samples = self.meter.samples.lock().expect("no panic holds it");
         let wanted = samples.iter().filter(|sample| sample.metric.name == metric);
         wanted
-            .map(|sample| (sample.labels.clone(), sample.value))
+            .map(|sample| {
+                (
+                    sample.labels.iter().map(ToString::to_string).collect(),
+                    sample.value,
+                )
+            })
             .collect()
     }
 

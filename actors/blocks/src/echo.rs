@@ -43,7 +43,7 @@ struct EchoTask(Inputs);
 
 impl Task for EchoTask {
     fn mode(&self) -> RunMode {
-        RunMode::Async
+        RunMode::Light
     }
 
     fn run(self: Arc<Self>, _context: BlockContext) -> BlockFuture {

@@ -73,7 +73,7 @@ struct FailTask(Failure);
 
 impl Task for FailTask {
     fn mode(&self) -> RunMode {
-        RunMode::Async
+        RunMode::Light
     }
 
     fn run(self: Arc<Self>, _context: BlockContext) -> BlockFuture {

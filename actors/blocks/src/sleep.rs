@@ -72,7 +72,7 @@ struct SleepTask {
 
 impl Task for SleepTask {
     fn mode(&self) -> RunMode {
-        RunMode::Async
+        RunMode::Light
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {

@@ -60,6 +60,9 @@ impl ResourceClass {
 /// Where an attempt may be polled. Apart from the resource class: a cpu job may wait, an io job may block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunMode {
+    /// Never blocks its thread and hardly computes, less than reading its message took: polled where the pipeline runs, which
+    /// saves two hops between threads.
+    Light,
     /// Never blocks its thread: polled on a shared event loop.
     Async,
     /// May block its thread: gets one of its own, which it keeps until it returns, also past its deadline.

@@ -4,6 +4,7 @@
 //! for what leaves. Knows no broker.
 
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use crate::VERSION;
 use crate::ids::sha256_hex;
@@ -19,9 +20,9 @@ pub const MAX_REPLAY: u32 = 1_000;
 /// Names and values in the order they were set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Headers(#[serde(serialize_with = "as_map")] Vec<(String, String)>);
+pub struct Headers(#[serde(serialize_with = "as_map")] Vec<(SmolStr, SmolStr)>);
 
-fn as_map<S: serde::Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+fn as_map<S: serde::Serializer>(pairs: &[(SmolStr, SmolStr)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(name, value)| (name, value)))
 }
 
@@ -45,7 +46,7 @@ impl Headers {
     }
 
     /// Adds a header as it arrived.
-    pub fn push(&mut self, name: impl Into<String>, value: impl Into<String>) {
+    pub fn push(&mut self, name: impl Into<SmolStr>, value: impl Into<SmolStr>) {
         self.0.push((name.into(), value.into()));
     }
 

@@ -5,6 +5,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use smol_str::SmolStr;
 
 use crate::trace_context::{RemoteTrace, SpanContext};
 
@@ -51,7 +52,7 @@ fn is_ulid(text: &str) -> bool {
 
 /// Identifies an assignment across tenants: hexadecimal SHA-256 of tenant and assignment id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AssignmentKey(String);
+pub struct AssignmentKey(SmolStr);
 
 impl AssignmentKey {
     /// The key of one assignment of one tenant. The length prefix keeps `("a","bc")` and `("ab","c")` apart.
@@ -71,13 +72,13 @@ impl AssignmentKey {
             hash.update([0]);
             hash.update(replay.to_be_bytes());
         }
-        Self(hex(&hash.finalize()))
+        Self(hex(&hash.finalize()).into())
     }
 
     /// The key that was written down as `digits`; nothing when they are not 64 lower-case hexadecimal ones.
     pub fn from_hex(digits: &str) -> Option<Self> {
         let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        (digits.len() == 64 && digits.bytes().all(is_digit)).then(|| Self(digits.to_owned()))
+        (digits.len() == 64 && digits.bytes().all(is_digit)).then(|| Self(digits.into()))
     }
 
     /// The 64 hexadecimal digits.
@@ -97,7 +98,9 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |b: &u8| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]].map(char::from);
+    bytes.iter().flat_map(digits).collect()
 }
 
 /// The correlation ids that came with an assignment: valid ones travel at top level, all of them, as they came,

@@ -24,16 +24,16 @@ fn identity() -> Identity {
 #[test]
 fn a_result_of_exactly_the_limit_travels_whole_and_one_byte_more_does_not() {
     let whole = answers()
-        .result(&identity(), &step("hello"), None, usize::MAX, 1)
+        .result(&identity(), &mut step("hello"), None, usize::MAX, 1)
         .message;
     let exact = wire_bytes(&whole);
     assert_eq!(
         answers()
-            .result(&identity(), &step("hello"), None, exact, 1)
+            .result(&identity(), &mut step("hello"), None, exact, 1)
             .message,
         whole
     );
-    let cut = answers().result(&identity(), &step("hello"), None, exact - 1, 1);
+    let cut = answers().result(&identity(), &mut step("hello"), None, exact - 1, 1);
     assert_eq!(cut.too_large_bytes, Some(exact));
     let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
     assert_eq!(
@@ -48,26 +48,26 @@ fn a_result_of_exactly_the_limit_travels_whole_and_one_byte_more_does_not() {
 
 #[test]
 fn a_draft_fits_up_to_the_limit_and_above_it_offers_its_outputs_if_it_has_any() {
-    let draft = |step: &StepResult, limit| answers().draft(&identity(), step, None, limit, 1);
-    let Draft::Whole(whole) = draft(&step("hello"), usize::MAX) else {
+    let draft = |step: &mut StepResult, limit| answers().draft(&identity(), step, None, limit, 1);
+    let Draft::Whole(whole) = draft(&mut step("hello"), usize::MAX) else {
         panic!("nothing is larger than that")
     };
     let exact = wire_bytes(&whole);
     for limit in [exact, exact + 1] {
-        assert_eq!(draft(&step("hello"), limit), Draft::Whole(whole.clone()));
+        assert_eq!(draft(&mut step("hello"), limit), Draft::Whole(whole.clone()));
     }
     let too_large = Draft::TooLarge {
         bytes: exact,
         outputs: Some(Bytes::from_static(b"{\"text\":\"hello\"}")),
     };
-    assert_eq!(draft(&step("hello"), exact - 1), too_large);
+    assert_eq!(draft(&mut step("hello"), exact - 1), too_large);
 
     let failure = Failure::new(ErrorCode::InvalidInput, "x").with("long", json!("x".repeat(5_000)));
-    let failed = StepResult {
+    let mut failed = StepResult {
         outcome: Outcome::from(failure),
         ..step("")
     };
-    let offered = draft(&failed, 2_000);
+    let offered = draft(&mut failed, 2_000);
     assert!(
         matches!(offered, Draft::TooLarge { outputs: None, .. }),
         "{offered:?}"
@@ -81,7 +81,7 @@ fn a_result_that_refers_to_its_outputs_is_held_to_the_limit_too() {
         size: 16,
         sha256: "0a".repeat(32),
     };
-    let refer = |limit| answers().referring(&identity(), &step("hello"), None, &kept, limit, 1);
+    let refer = |limit| answers().referring(&identity(), &mut step("hello"), None, &kept, limit, 1);
     let exact = wire_bytes(&refer(usize::MAX).message);
     assert_eq!(refer(exact).output_ref.as_ref(), Some(&kept));
     // A success without its outputs and without word of them would be a lie.
@@ -104,12 +104,12 @@ fn a_failure_that_does_not_fit_keeps_the_status_of_the_other_side() {
     failure
         .details
         .insert("long".to_owned(), json!("x".repeat(5_000)));
-    let step = StepResult {
+    let mut step = StepResult {
         outcome: Outcome::from(failure),
         latency_ms: 1,
         retries_used: 0,
     };
-    let cut = answers().result(&identity(), &step, None, 2_000, 1);
+    let cut = answers().result(&identity(), &mut step, None, 2_000, 1);
     assert!(wire_bytes(&cut.message) <= 2_000);
     let body: Value = serde_json::from_slice(&cut.message.payload).expect("json");
     assert_eq!(

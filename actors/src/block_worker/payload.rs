@@ -69,7 +69,7 @@ async fn fetch(
     let limit = fetcher.limit();
     let fetching = async {
         let fetched = match mode {
-            RunMode::Async => {
+            RunMode::Light | RunMode::Async => {
                 let fetch = async move { fetcher.fetch(location, max_bytes, context).await };
                 AssertUnwindSafe(fetch).catch_unwind().await.ok()
             }

@@ -11,8 +11,8 @@ fn cancellations() -> Cancellations {
     Cancellations::new(TTL, 100, Log::discard())
 }
 
-fn identity(tenant: &str, assignment: &str) -> Identity {
-    Identity {
+fn identity(tenant: &str, assignment: &str) -> Arc<Identity> {
+    Arc::new(Identity {
         tenant_id: tenant.to_owned(),
         assignment_id: assignment.to_owned(),
         correlation: Correlation {
@@ -24,7 +24,7 @@ fn identity(tenant: &str, assignment: &str) -> Identity {
             ..Correlation::default()
         },
         ..Identity::default()
-    }
+    })
 }
 
 fn request(tenant: &str, target: Target) -> CancelRequest {

@@ -5,6 +5,7 @@
 
 use caf_protocol::assignment::Identity;
 use caf_protocol::endpoint::Endpoint;
+use std::sync::Arc;
 
 use super::{Event, Level};
 use crate::breakers::book::{Forgotten, Withheld};
@@ -99,7 +100,7 @@ pub fn forgotten(forgotten: &Forgotten) -> Event {
 }
 
 /// A call was not made.
-pub fn refused(identity: &Identity, endpoint: &Endpoint, refusal: Refusal) -> Event {
+pub fn refused(identity: &Arc<Identity>, endpoint: &Endpoint, refusal: Refusal) -> Event {
     let kind = endpoint.kind().as_str();
     Event::new(Level::Debug, "Call refused by circuit breaker")
         .of(identity)
@@ -111,7 +112,7 @@ pub fn refused(identity: &Identity, endpoint: &Endpoint, refusal: Refusal) -> Ev
 }
 
 /// A job is not called again.
-pub fn retry_withheld(identity: &Identity, endpoint: &Endpoint, withheld: Withheld) -> Event {
+pub fn retry_withheld(identity: &Arc<Identity>, endpoint: &Endpoint, withheld: Withheld) -> Event {
     let kind = endpoint.kind().as_str();
     let reason = match withheld {
         Withheld::Breaker(_) => REASONS[0],

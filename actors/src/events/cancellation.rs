@@ -6,6 +6,7 @@
 use caf_protocol::assignment::Identity;
 use caf_protocol::cancel::{CancelOutcome, CancelRequest};
 use caf_protocol::outcome::Failure;
+use std::sync::Arc;
 
 use super::{Event, Level};
 use crate::cancellation::{Asked, Asker};
@@ -26,7 +27,7 @@ pub static REQUESTS: Metric = Metric {
 };
 
 /// A job that is held is to be cancelled.
-pub fn requested(identity: &Identity, request: &CancelRequest, asked: &Asked) -> Event {
+pub fn requested(identity: &Arc<Identity>, request: &CancelRequest, asked: &Asked) -> Event {
     let event = Event::new(Level::Info, "Step cancellation requested")
         .of(identity)
         .with("requested_by", asked.by.as_str())

@@ -3,6 +3,7 @@
 //! Neighbours: intake, block worker and publisher emit them at level debug; [`crate::journal`] reads them, whatever the
 //! level of the log, together with all other events about assignments.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::assignment::Identity;
@@ -12,7 +13,7 @@ use super::{Event, Level};
 use crate::clock::whole_ms;
 
 /// A message with a usable assignment arrived: from which place of which stream, and for which time, where that is known.
-pub fn received(identity: &Identity, position: Option<(&str, u64)>, deliveries: Option<u64>) -> Event {
+pub fn received(identity: &Arc<Identity>, position: Option<(&str, u64)>, deliveries: Option<u64>) -> Event {
     let event = Event::new(Level::Debug, "Assignment received").of(identity);
     let event = match position {
         Some((stream, sequence)) => event.with("stream", stream).with("stream_sequence", sequence),
@@ -25,7 +26,12 @@ pub fn received(identity: &Identity, position: Option<(&str, u64)>, deliveries: 
 }
 
 /// It has a place in its pool and will run: within this time, with at most so many calls.
-pub fn accepted(identity: &Identity, class: &'static str, time_left: Duration, max_attempts: u32) -> Event {
+pub fn accepted(
+    identity: &Arc<Identity>,
+    class: &'static str,
+    time_left: Duration,
+    max_attempts: u32,
+) -> Event {
     Event::new(Level::Debug, "Assignment accepted")
         .of(identity)
         .with("resource_class", class)
@@ -34,7 +40,7 @@ pub fn accepted(identity: &Identity, class: &'static str, time_left: Duration, m
 }
 
 /// A call after a failed one begins; `attempt` counts calls, from 2, and at most `max_attempts` answer to that failure.
-pub fn called_again(identity: &Identity, attempt: u32, max_attempts: u32) -> Event {
+pub fn called_again(identity: &Arc<Identity>, attempt: u32, max_attempts: u32) -> Event {
     Event::new(Level::Debug, "Attempt started")
         .of(identity)
         .with("attempt", attempt)
@@ -44,7 +50,7 @@ pub fn called_again(identity: &Identity, attempt: u32, max_attempts: u32) -> Eve
 /// A job that sends HTTP requests to `url`, of which there is no more than scheme, host and port, failed after it was called
 /// (contract 8.2). Once per job, beside [`super::step_ended`], which says why.
 pub fn http_request_failed(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     url: &str,
     failure: &Failure,
     retryable: bool,
@@ -59,7 +65,7 @@ pub fn http_request_failed(
 }
 
 /// A part of an answer is not confirmed yet, and is sent again.
-pub fn unconfirmed(identity: &Identity, part: Part) -> Event {
+pub fn unconfirmed(identity: &Arc<Identity>, part: Part) -> Event {
     Event::new(Level::Debug, "Answer not confirmed")
         .of(identity)
         .with("part", part.as_str())
@@ -67,7 +73,7 @@ pub fn unconfirmed(identity: &Identity, part: Part) -> Event {
 
 /// Everything is said about an assignment: when each part of its answer was found to be stored for whoever listens (where
 /// nothing stores, handed over), and whether the broker was told that the delivery is done with.
-pub fn concluded(identity: &Identity, confirmed: &Confirmed, broker_told: bool) -> Event {
+pub fn concluded(identity: &Arc<Identity>, confirmed: &Confirmed, broker_told: bool) -> Event {
     let event = Event::new(Level::Debug, "Assignment concluded")
         .of(identity)
         .with("broker_told", broker_told);

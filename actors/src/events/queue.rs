@@ -1,5 +1,6 @@
 //! Lines of bounded queues, only while the queue flag is in force, and metrics of all queues (contract 8.2, 8.4).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::ack::OverloadStatus;
@@ -48,7 +49,7 @@ pub static WAIT: Metric = Metric {
 };
 
 fn rejection(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     class: ResourceClass,
     (depth, size): (usize, usize),
     status: OverloadStatus,
@@ -65,7 +66,7 @@ fn rejection(
 }
 
 /// Row 4: a job found no place.
-pub fn refused(identity: &Identity, class: ResourceClass, refused: Refused, size: usize) -> Event {
+pub fn refused(identity: &Arc<Identity>, class: ResourceClass, refused: Refused, size: usize) -> Event {
     let reason = if refused.cannot_defer {
         "critical"
     } else {
@@ -76,14 +77,19 @@ pub fn refused(identity: &Identity, class: ResourceClass, refused: Refused, size
 }
 
 /// Row 16: a job that waited was dropped for a newer one.
-pub fn dropped(identity: &Identity, class: ResourceClass, places: &Places) -> Event {
+pub fn dropped(identity: &Arc<Identity>, class: ResourceClass, places: &Places) -> Event {
     let (queue, status) = (places.queue(), OverloadStatus::Overloaded);
     rejection(identity, class, queue, status, "overloaded")
 }
 
 /// Row 5: a job goes back to the broker for a while. It does so again and again while the queue is loaded, which the line
 /// of the change of status has said.
-pub fn deferred(identity: &Identity, class: ResourceClass, queue: (usize, usize), delay_ms: u64) -> Event {
+pub fn deferred(
+    identity: &Arc<Identity>,
+    class: ResourceClass,
+    queue: (usize, usize),
+    delay_ms: u64,
+) -> Event {
     Event::new(Level::Debug, "Assignment deferred")
         .of(identity)
         .with("resource_pool", class.as_str())
@@ -93,7 +99,7 @@ pub fn deferred(identity: &Identity, class: ResourceClass, queue: (usize, usize)
 }
 
 /// A job got its place.
-pub fn accepted(identity: &Identity, class: ResourceClass, load: PoolLoad) -> Event {
+pub fn accepted(identity: &Arc<Identity>, class: ResourceClass, load: PoolLoad) -> Event {
     Event::new(Level::Debug, "Assignment queued")
         .of(identity)
         .with("resource_pool", class.as_str())
@@ -109,7 +115,7 @@ pub fn let_in(class: ResourceClass) -> Event {
 
 /// A job gets less because its pool was loaded.
 pub fn degraded(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     class: ResourceClass,
     level: Degradation,
     skip_retries: bool,

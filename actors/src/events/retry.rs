@@ -3,6 +3,7 @@
 //! Neighbours: the block worker emits them. In all of them `attempt` is the number of the retry, from 1, so that 0 is the
 //! first call; `max_attempts` and `total_attempts` count calls.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::assignment::Identity;
@@ -54,7 +55,7 @@ pub static BUDGET_USAGE: Metric = Metric {
 };
 
 /// The job type. Only jobs of registered types get here, so that the set of values is closed.
-fn step_type(identity: &Identity) -> &str {
+fn step_type(identity: &Arc<Identity>) -> &str {
     identity.job_type.as_deref().unwrap_or("unknown")
 }
 
@@ -67,7 +68,7 @@ fn attempt_label(retry: u32) -> String {
 }
 
 /// Retry number `retry`, from 1, begins.
-pub fn attempt_started(identity: &Identity, retry: u32, pending: &Pending) -> Event {
+pub fn attempt_started(identity: &Arc<Identity>, retry: u32, pending: &Pending) -> Event {
     let (code, step_type) = (pending.code.as_str(), step_type(identity));
     let backoff = BACKOFF.sample(&[&attempt_label(retry), step_type], pending.delay.as_secs_f64());
     Event::new(Level::Info, "Retry attempt started")
@@ -82,7 +83,7 @@ pub fn attempt_started(identity: &Identity, retry: u32, pending: &Pending) -> Ev
 }
 
 /// A job under a retry policy ended with `outcome`, `spent` after the start of its first call.
-pub fn ended(identity: &Identity, course: &Course, outcome: &Outcome, spent: Duration) -> Vec<Event> {
+pub fn ended(identity: &Arc<Identity>, course: &Course, outcome: &Outcome, spent: Duration) -> Vec<Event> {
     let used_ms = whole_ms(spent);
     let retried = course.pending();
     let has_succeeded = matches!(outcome, Outcome::Success(_));
@@ -118,7 +119,7 @@ pub fn ended(identity: &Identity, course: &Course, outcome: &Outcome, spent: Dur
     word.into_iter().chain([usage]).collect()
 }
 
-fn budget_used(identity: &Identity, course: &Course, used_ms: u64) -> Event {
+fn budget_used(identity: &Arc<Identity>, course: &Course, used_ms: u64) -> Event {
     let budget_ms = course.plan().budget_ms().unwrap_or_default();
     if budget_ms == 0 {
         return Event::silent();

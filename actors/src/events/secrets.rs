@@ -3,6 +3,8 @@
 //! Neighbours: the node gives an [`Audit`] to the vault that blocks ask. Says names, tenants and destinations; never a
 //! value, and no name that nobody gave a secret: it may be a value in the wrong place.
 
+use std::sync::Arc;
+
 use caf_protocol::assignment::Identity;
 use caf_protocol::secret::vault::{Asked, Denial, Witness};
 
@@ -51,7 +53,7 @@ fn asked_for(asked: &Asked<'_>) -> Event {
         ..Identity::default()
     };
     let event = Event::new(level, message)
-        .of(&identity)
+        .of(&Arc::new(identity))
         .with("name", asked.name.unwrap_or("(unknown)"))
         .with("destination", asked.target.to_string())
         .with("attempt", asked.context.attempt)

@@ -3,6 +3,7 @@
 //! Neighbours: the publisher emits [`ended`], whose line is [`super::step_ended`]; pool, block worker and source tell what was
 //! waited for. Ids of tenant, run, flow and step are given as they came: the registry decides what of them is shown.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::assignment::Identity;
@@ -113,12 +114,12 @@ pub static WAITS: Metric = Metric {
 };
 
 /// The job type. Only accepted jobs get here, so that it is one of the registered ones.
-fn step_type(identity: &Identity) -> &str {
+fn step_type(identity: &Arc<Identity>) -> &str {
     identity.job_type.as_deref().unwrap_or("unknown")
 }
 
 /// An accepted job ended. `ran`: since it had its slot; nothing when it never had one.
-pub fn ended(identity: &Identity, step: &StepResult, ran: Option<Duration>) -> Event {
+pub fn ended(identity: &Arc<Identity>, step: &StepResult, ran: Option<Duration>) -> Event {
     let (kind, status) = (step_type(identity), step.outcome.status().as_str());
     let ids = Ids::of(identity);
     let labels = [kind, status, ids.tenant, ids.run, ids.flow, ids.step];
@@ -146,11 +147,11 @@ pub fn ended(identity: &Identity, step: &StepResult, ran: Option<Duration>) -> E
 }
 
 /// A job was rejected: its result carries an error, and nothing ran. What was wrong is another line.
-pub fn rejected(identity: &Identity, failure: &Failure) -> Event {
+pub fn rejected(identity: &Arc<Identity>, failure: &Failure) -> Event {
     Event::silent().measuring(error(identity, failure))
 }
 
-fn error(identity: &Identity, failure: &Failure) -> Sample {
+fn error(identity: &Arc<Identity>, failure: &Failure) -> Sample {
     let ids = Ids::of(identity);
     ALL_ERRORS.one(&[failure.code.as_str(), ids.tenant, ids.run])
 }

@@ -2,6 +2,7 @@
 //!
 //! Neighbours: intake emits the former, the node's client of the store the latter.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::ack::RejectReason;
@@ -21,7 +22,7 @@ pub static QUOTA_REJECTIONS: Metric = Metric {
 };
 
 /// Row 4b. Not counted where a worker that has died since had refused it: that one has counted it.
-pub fn over_quota(identity: &Identity, failure: &Failure) -> Event {
+pub fn over_quota(identity: &Arc<Identity>, failure: &Failure) -> Event {
     let told = |key: &str| failure.details.get(key).cloned();
     let event = super::rejected(identity, RejectReason::QuotaExceeded, failure);
     let quota = told("quota").and_then(|named| {

@@ -3,6 +3,7 @@
 //! Neighbours: the block worker emits them, and the pool those of jobs that wait: lines only while the policy of timeouts is in
 //! force, numbers without it too.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::assignment::Identity;
@@ -49,7 +50,11 @@ pub static RATE: Metric = Metric {
 
 /// What an attempt that may need `performed`, in this order, has to tell. What comes after the operation that ran out was
 /// not begun.
-pub fn of_attempt(identity: &Identity, performed: &[Operation], failure: Option<&Failure>) -> Vec<Event> {
+pub fn of_attempt(
+    identity: &Arc<Identity>,
+    performed: &[Operation],
+    failure: Option<&Failure>,
+) -> Vec<Event> {
     let gave_up = failure
         .and_then(|failure| failure.ran_out.as_deref().copied())
         .and_then(|ran_out| match ran_out {
@@ -66,7 +71,11 @@ pub fn of_attempt(identity: &Identity, performed: &[Operation], failure: Option<
 
 /// What a job that has ended has to tell of the limits on it as a whole. `deadline` are its figures: how long the job
 /// could take, and has taken.
-pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duration, Duration)) -> Vec<Event> {
+pub fn of_job(
+    identity: &Arc<Identity>,
+    failure: Option<&Failure>,
+    deadline: (Duration, Duration),
+) -> Vec<Event> {
     let gave_up = match failure.and_then(|failure| failure.ran_out.as_deref().copied()) {
         Some(RanOut::Deadline) => Some((
             OperationLimit {
@@ -96,7 +105,7 @@ pub fn of_job(identity: &Identity, failure: Option<&Failure>, deadline: (Duratio
 
 /// The deadline of a job passed before it had a slot: it was `allowed` so long, and has `taken` so long. No other limit on it
 /// had begun.
-pub fn of_waiting(identity: &Identity, allowed: Duration, taken: Duration) -> Event {
+pub fn of_waiting(identity: &Arc<Identity>, allowed: Duration, taken: Duration) -> Event {
     let operation = Operation::Deadline;
     ran_out(identity, OperationLimit { operation, allowed }, taken)
 }
@@ -117,7 +126,7 @@ fn within_limit(operation: Operation) -> Event {
 }
 
 /// An operation was given up: a limit ran out.
-fn ran_out(identity: &Identity, limit: OperationLimit, taken: Duration) -> Event {
+fn ran_out(identity: &Arc<Identity>, limit: OperationLimit, taken: Duration) -> Event {
     let (name, kind) = (limit.operation.as_str(), limit.operation.timeout_type());
     Event::new(Level::Warn, "Operation timeout")
         .of(identity)

@@ -32,7 +32,7 @@ impl Intake {
         mut admitted: Option<Admitted>,
     ) {
         let claimant = fleet.claimant(&position.0, position.1);
-        let key = case.identity.key();
+        let key = case.key.clone();
         loop {
             let (record, ack) = self.proposal(&case, &row, admitted.as_ref(), &claimant);
             let taken = fleet.take(&key, record, case.known.revision).await;
@@ -109,7 +109,7 @@ impl Intake {
         found: Found,
         case: &mut Case,
     ) -> Result<(), StoreError> {
-        let learnt = fleet.learn(&found, claimant, &case.identity.key()).await?;
+        let learnt = fleet.learn(&found, claimant, &case.key).await?;
         let mut known = Known {
             record: None,
             revision: found.revision,

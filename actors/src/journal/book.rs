@@ -4,10 +4,13 @@
 //! there is nothing else to forget, the one in hand goes that was taken on longest ago.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use caf_protocol::assignment::Identity;
+
 use super::entry::{Entry, Phase, text};
-use crate::events::Event;
+use crate::events::{Event, Word};
 
 /// Bytes of an entry beside what it says of itself: its keys in both maps.
 const OVERHEAD_BYTES: usize = 192;
@@ -19,18 +22,66 @@ pub(super) struct Book {
     bytes: usize,
     next: u64,
     /// By hash: a tree of ten thousand ids costs each event some dozen looks into cold memory.
-    entries: HashMap<Arc<Key>, Kept>,
+    entries: HashMap<Key, Kept>,
     /// In the order in which they are forgotten: what is over, what waits, what runs; in each the oldest first.
-    order: BTreeMap<(Rank, u64), Arc<Key>>,
+    order: BTreeMap<(Rank, u64), Key>,
     forgotten: u64,
 }
 
-/// An assignment.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    assignment_id: Box<str>,
-    tenant_id: Box<str>,
-    replay: u32,
+/// An assignment, by its tenant, id and replay.
+#[derive(Debug, Clone)]
+struct Key(Arc<Identity>);
+
+impl Key {
+    /// The assignment that an event is about, if it is about one.
+    fn of(event: &Event) -> Option<Self> {
+        let identity = event.identity().map(Arc::clone);
+        let named = || {
+            let replay = event.field("replay").and_then(Word::as_u64);
+            Arc::new(Identity {
+                assignment_id: text(event, "assignment_id").to_owned(),
+                tenant_id: text(event, "tenant_id").to_owned(),
+                replay: replay.and_then(|replay| replay.try_into().ok()).unwrap_or(0),
+                ..Identity::default()
+            })
+        };
+        let identity = identity.unwrap_or_else(named);
+        let is_whole = !identity.assignment_id.is_empty() && !identity.tenant_id.is_empty();
+        is_whole.then_some(Self(identity))
+    }
+
+    fn bytes(&self) -> usize {
+        let raw = &self.0.correlation.raw;
+        let others = [
+            &self.0.request_id,
+            &self.0.provider_id,
+            &self.0.job_type,
+            &self.0.idempotency_key,
+            &raw.run_id,
+            &raw.flow_id,
+            &raw.step_id,
+        ];
+        let others = others.into_iter().flatten().map(String::len).sum::<usize>();
+        size_of::<Identity>() + self.0.assignment_id.len() + self.0.tenant_id.len() + others
+    }
+
+    fn parts(&self) -> (&str, &str, u32) {
+        (&self.0.assignment_id, &self.0.tenant_id, self.0.replay)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.parts() == other.parts()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,16 +176,7 @@ impl Book {
         if says_nothing_new(event) {
             return None;
         }
-        let (assignment_id, tenant_id) = (text(event, "assignment_id"), text(event, "tenant_id"));
-        if assignment_id.is_empty() || tenant_id.is_empty() {
-            return None;
-        }
-        let replay = event.field("replay").and_then(serde_json::Value::as_u64);
-        let key = Key {
-            assignment_id: assignment_id.into(),
-            tenant_id: tenant_id.into(),
-            replay: replay.and_then(|replay| replay.try_into().ok()).unwrap_or(0),
-        };
+        let key = Key::of(event)?;
         self.next += 1;
         let number = self.next;
         let mut before = None;
@@ -156,8 +198,7 @@ impl Book {
             entry.note(event, at_ms);
             let place = (Rank::of(entry.phase), number);
             let bytes = bytes_of(&key, &entry);
-            let key = Arc::new(key);
-            self.order.insert(place, Arc::clone(&key));
+            self.order.insert(place, key.clone());
             self.entries.insert(key, Kept { entry, place, bytes });
             self.bytes += bytes;
         }
@@ -179,7 +220,7 @@ impl Book {
 
     pub(super) fn find(&self, assignment_id: &str, tenant_id: Option<&str>, limit: usize) -> Vec<Found> {
         let fits = |key: &Key| {
-            *key.assignment_id == *assignment_id && tenant_id.is_none_or(|tenant| *key.tenant_id == *tenant)
+            key.0.assignment_id == assignment_id && tenant_id.is_none_or(|tenant| key.0.tenant_id == tenant)
         };
         // All of them are looked at: people ask seldom, events come thousands of times a second.
         let mut found: Vec<_> = self.entries.iter().filter(|(key, _)| fits(key)).collect();
@@ -193,8 +234,8 @@ impl Book {
 
     fn found(&self, key: &Key, kept: &Kept) -> Found {
         let mut found = Found {
-            tenant_id: key.tenant_id.to_string(),
-            replay: key.replay,
+            tenant_id: key.0.tenant_id.clone(),
+            replay: key.0.replay,
             entry: kept.entry.clone(),
             before: 0,
             waiting: 0,
@@ -229,7 +270,7 @@ impl Book {
 
     fn of_rank_with_keys(&self, rank: Rank) -> impl Iterator<Item = (&Key, &Kept)> {
         let of_rank = self.order.range((rank, 0)..=(rank, u64::MAX));
-        of_rank.filter_map(|(_, key)| Some((&**key, self.entries.get(key)?)))
+        of_rank.filter_map(|(_, key)| Some((key, self.entries.get(key)?)))
     }
 
     pub(super) fn memory(&self) -> Memory {
@@ -248,7 +289,7 @@ impl Book {
     /// Both maps know the same, and the bytes are the sum of the entries.
     pub(super) fn check(&self) {
         assert_eq!(self.entries.len(), self.order.len());
-        let sum = |(key, kept): (&Arc<Key>, &Kept)| bytes_of(key, &kept.entry);
+        let sum = |(key, kept): (&Key, &Kept)| bytes_of(key, &kept.entry);
         assert_eq!(self.bytes, self.entries.iter().map(sum).sum::<usize>());
         for (place, key) in &self.order {
             let kept = &self.entries[key];
@@ -279,14 +320,14 @@ fn says_nothing_new(event: &Event) -> bool {
 }
 
 fn bytes_of(key: &Key, entry: &Entry) -> usize {
-    OVERHEAD_BYTES + key.assignment_id.len() + key.tenant_id.len() + entry.bytes()
+    OVERHEAD_BYTES + key.bytes() + entry.bytes()
 }
 
 fn running_of(key: &Key, entry: &Entry) -> Running {
     Running {
-        assignment_id: key.assignment_id.to_string(),
-        tenant_id: key.tenant_id.to_string(),
-        replay: key.replay,
+        assignment_id: key.0.assignment_id.clone(),
+        tenant_id: key.0.tenant_id.clone(),
+        replay: key.0.replay,
         job_type: entry.job_type.to_string(),
         pool: entry.pool.as_deref().unwrap_or("unknown").to_owned(),
         since_ms: entry.started_ms.unwrap_or_default(),

@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 
 use serde::Serialize;
-use serde_json::Value;
+use smol_str::SmolStr;
 
-use crate::events::Event;
+use crate::events::{Event, Word};
 use crate::mask::mask_text;
 
 /// Happenings that are kept from the beginning of an assignment's life.
@@ -158,7 +158,7 @@ pub enum Fact {
     /// Yes or no.
     Flag(bool),
     /// A token, an id, or the masked text of a failure.
-    Text(Box<str>),
+    Text(SmolStr),
 }
 
 /// One happening.
@@ -184,7 +184,10 @@ impl Note {
             Some((FACTS[at], fact(value)?))
         });
         let mut facts: Vec<_> = known.collect();
-        if let Some(error) = event.field("error").and_then(Value::as_str) {
+        if let Some(identity) = event.identity().filter(|identity| identity.replay > 0) {
+            facts.push(("replay", Fact::Number(identity.replay.into())));
+        }
+        if let Some(error) = event.field("error").and_then(Word::as_str) {
             facts.push(("error", Fact::Text(masked(error).into())));
         }
         Self {
@@ -229,12 +232,13 @@ impl Note {
     }
 }
 
-fn fact(value: &Value) -> Option<Fact> {
+fn fact(value: &Word) -> Option<Fact> {
     match value {
-        Value::Number(number) => number.as_u64().map(Fact::Number),
-        Value::Bool(flag) => Some(Fact::Flag(*flag)),
-        Value::String(text) => Some(Fact::Text(cut(text, MAX_TEXT_BYTES).into())),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+        Word::Number(number) => Some(Fact::Number(*number)),
+        Word::Flag(flag) => Some(Fact::Flag(*flag)),
+        Word::Text(text) if text.len() <= MAX_TEXT_BYTES => Some(Fact::Text(text.clone())),
+        Word::Text(text) => Some(Fact::Text(cut(text, MAX_TEXT_BYTES).into())),
+        Word::Other(_) => None,
     }
 }
 
@@ -253,15 +257,23 @@ fn cut(text: &str, max_bytes: usize) -> &str {
 }
 
 pub(super) fn text<'a>(event: &'a Event, key: &str) -> &'a str {
-    event.field(key).and_then(Value::as_str).unwrap_or_default()
+    event.field(key).and_then(Word::as_str).unwrap_or_default()
 }
 
 fn is_true(event: &Event, key: &str) -> bool {
-    event.field(key) == Some(&Value::Bool(true))
+    event.field(key).is_some_and(Word::is_true)
 }
 
 fn number(event: &Event, key: &str) -> Option<u64> {
-    event.field(key).and_then(Value::as_u64)
+    event.field(key).and_then(Word::as_u64)
+}
+
+/// The type of the job that an event is about.
+pub(super) fn job_type(event: &Event) -> &str {
+    match event.identity() {
+        Some(identity) => identity.job_type.as_deref().unwrap_or("unknown"),
+        None => text(event, "block_type"),
+    }
 }
 
 /// What is known of one assignment.
@@ -270,9 +282,9 @@ pub struct Entry {
     /// Where it is.
     pub phase: Phase,
     /// Its job type.
-    pub job_type: Box<str>,
+    pub job_type: SmolStr,
     /// Pool that has taken it.
-    pub pool: Option<Box<str>>,
+    pub pool: Option<SmolStr>,
     /// When the pool took it.
     pub accepted_ms: Option<u64>,
     /// When it got its slot.
@@ -298,7 +310,7 @@ impl Entry {
     pub(super) fn new(event: &Event) -> Self {
         Self {
             phase: Phase::Elsewhere,
-            job_type: cut(text(event, "block_type"), MAX_TEXT_BYTES).into(),
+            job_type: cut(job_type(event), MAX_TEXT_BYTES).into(),
             pool: None,
             accepted_ms: None,
             started_ms: None,

@@ -4,11 +4,11 @@
 
 use std::collections::VecDeque;
 
+use caf_protocol::assignment::Identity;
 use serde::Serialize;
-use serde_json::Value;
 
-use super::entry::{masked, text};
-use crate::events::Event;
+use super::entry::{job_type, masked, text};
+use crate::events::{Event, Word};
 
 /// Length of a bucket in seconds.
 pub const BUCKET_S: u64 = 5;
@@ -121,7 +121,7 @@ impl Flow {
             "Assignment unreadable" => "unreadable",
             _ => return,
         };
-        let number = |key| event.field(key).and_then(Value::as_u64);
+        let number = |key| event.field(key).and_then(Word::as_u64);
         let bucket = self.bucket(at_ms / 1000 / BUCKET_S);
         bucket.outcomes.add(status);
         if !matches!(status, "rejected" | "unreadable") {
@@ -138,15 +138,21 @@ impl Flow {
     fn note_failure(&mut self, event: &Event, (status, had_slot): (&'static str, bool), at_ms: u64) {
         let some = |key| Some(text(event, key)).filter(|text| !text.is_empty());
         let owned = |key| some(key).map(str::to_owned);
+        let id = |key, of: fn(&Identity) -> &String| match event.identity() {
+            Some(identity) => Some(of(identity).clone()),
+            None => owned(key),
+        };
         let calls = event
             .field("retries_used")
-            .and_then(Value::as_u64)
+            .and_then(Word::as_u64)
             .filter(|_| had_slot);
         let failure = FailureNote {
             at_ms,
-            assignment_id: owned("assignment_id"),
-            tenant_id: owned("tenant_id"),
-            job_type: owned("block_type").unwrap_or_else(|| "unknown".to_owned()),
+            assignment_id: id("assignment_id", |of| &of.assignment_id),
+            tenant_id: id("tenant_id", |of| &of.tenant_id),
+            job_type: Some(job_type(event).to_owned())
+                .filter(|kind| !kind.is_empty())
+                .unwrap_or_else(|| "unknown".to_owned()),
             status,
             // A full queue has one code.
             error_code: owned("error_code").unwrap_or_else(|| "SYSTEM_OVERLOAD".to_owned()),

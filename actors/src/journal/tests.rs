@@ -10,16 +10,16 @@ use super::entry::{FIRST_NOTES, LAST_NOTES};
 use super::*;
 use crate::events;
 
-fn identity(id: &str, tenant: &str) -> Identity {
-    Identity {
+fn identity(id: &str, tenant: &str) -> Arc<Identity> {
+    Arc::new(Identity {
         assignment_id: id.into(),
         tenant_id: tenant.into(),
         job_type: Some("echo".into()),
         ..Identity::default()
-    }
+    })
 }
 
-fn ended(identity: &Identity, outcome: Outcome, latency_ms: u64) -> Event {
+fn ended(identity: &Arc<Identity>, outcome: Outcome, latency_ms: u64) -> Event {
     let step = StepResult {
         outcome,
         latency_ms,
@@ -28,15 +28,15 @@ fn ended(identity: &Identity, outcome: Outcome, latency_ms: u64) -> Event {
     events::step_ended(identity, &step)
 }
 
-fn received(identity: &Identity) -> Event {
+fn received(identity: &Arc<Identity>) -> Event {
     events::course::received(identity, Some(("stream", 7)), Some(1))
 }
 
-fn accepted(identity: &Identity) -> Event {
+fn accepted(identity: &Arc<Identity>) -> Event {
     events::course::accepted(identity, "io", Duration::from_secs(30), 3)
 }
 
-fn concluded(identity: &Identity) -> Event {
+fn concluded(identity: &Arc<Identity>) -> Event {
     events::course::concluded(identity, &events::course::Confirmed::default(), true)
 }
 

@@ -68,8 +68,8 @@ mod tests {
     impl Observer for Lines {
         fn observe(&self, event: &Event) {
             assert_eq!(event.message(), "Waiting for NATS");
-            let away = event.field("away_ms").and_then(serde_json::Value::as_u64);
-            let error = event.field("error").and_then(serde_json::Value::as_str);
+            let away = event.field("away_ms").and_then(crate::events::Word::as_u64);
+            let error = event.field("error").and_then(crate::events::Word::as_str);
             let line = (away.unwrap(), error.unwrap().to_owned());
             self.0.lock().unwrap().push(line);
         }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, Context};
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
@@ -30,7 +32,10 @@ use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 const TOO_LARGE_FOR_STREAM: &str = "10054";
 
 /// The sink of a connected worker.
-pub struct NatsSink {
+pub struct NatsSink(Arc<Line>);
+
+/// What every publish uses.
+struct Line {
     connection: Connection,
     jetstream: Context,
     stored: Arc<HashSet<String>>,
@@ -70,7 +75,7 @@ impl NatsSink {
             log: log.clone(),
         };
         tokio::spawn(gate.keep());
-        Self {
+        Self(Arc::new(Line {
             connection,
             jetstream,
             stored,
@@ -78,22 +83,22 @@ impl NatsSink {
             open,
             stream_lost,
             limit,
-        }
+        }))
     }
 }
 
 impl NatsSink {
     /// Whether the broker is there and, as far as is known, every stream that answers are stored in.
     pub fn is_open(&self) -> watch::Receiver<bool> {
-        self.open.clone()
+        self.0.open.clone()
     }
 
     /// What else is stored on this connection waits for the same gate, and tells of the same loss.
     pub(super) fn gate(&self) -> (Connection, watch::Receiver<bool>, Arc<Notify>) {
         (
-            self.connection.clone(),
-            self.open.clone(),
-            Arc::clone(&self.stream_lost),
+            self.0.connection.clone(),
+            self.0.open.clone(),
+            Arc::clone(&self.0.stream_lost),
         )
     }
 }
@@ -165,14 +170,15 @@ fn unconfirmed(error: impl ToString) -> PublishError {
     PublishError::Unconfirmed(error.to_string())
 }
 
+/// A message as the client takes it.
+type Parts = (Subject, HeaderMap, Bytes);
+
 async fn publish_stored(
-    jetstream: Context,
-    message: Outgoing,
+    jetstream: &Context,
+    (subject, headers, payload): Parts,
     stream_lost: &Notify,
 ) -> Result<Published, PublishError> {
-    let publish = PublishMessage::build()
-        .payload(message.payload)
-        .headers(header_map(&message.headers));
+    let publish = PublishMessage::build().payload(payload).headers(headers);
     let sort = |error: async_nats::jetstream::context::PublishError| match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => PublishError::Refused(chain(&error)),
         // A plain subscriber takes the place of the missing answer "nobody listens" when a stream is lost: then nothing
@@ -185,7 +191,7 @@ async fn publish_stored(
         _ => PublishError::Unconfirmed(chain(&error)),
     };
     let stored = jetstream
-        .send_publish(message.subject, publish)
+        .send_publish(subject, publish)
         .await
         .map_err(sort)?
         .await
@@ -196,14 +202,17 @@ async fn publish_stored(
     })
 }
 
-async fn publish_plain(client: async_nats::Client, message: Outgoing) -> Result<Published, PublishError> {
+async fn publish_plain(
+    client: &async_nats::Client,
+    (subject, headers, payload): Parts,
+) -> Result<Published, PublishError> {
     use async_nats::client::PublishErrorKind as Kind;
     let sort = |error: async_nats::client::PublishError| match error.kind() {
         Kind::MaxPayloadExceeded => PublishError::Refused(chain(&error)),
         _ => PublishError::Unconfirmed(chain(&error)),
     };
     client
-        .publish_with_headers(message.subject, header_map(&message.headers), message.payload)
+        .publish_with_headers(subject, headers, payload)
         .await
         .map_err(sort)?;
     // Handed over when the server has answered the flush.
@@ -213,26 +222,28 @@ async fn publish_plain(client: async_nats::Client, message: Outgoing) -> Result<
 
 impl Sink for NatsSink {
     fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<Published, PublishError>> {
-        let message = message.clone();
-        let stored = self.stored.contains(&message.subject);
-        let (client, jetstream) = (self.connection.client.clone(), self.jetstream.clone());
-        let (mut open, limit) = (self.open.clone(), self.limit);
-        let stream_lost = Arc::clone(&self.stream_lost);
+        let line = Arc::clone(&self.0);
+        let stored = line.stored.contains(&message.subject);
+        let parts = (
+            Subject::from(&*message.subject),
+            header_map(&message.headers),
+            message.payload.clone(),
+        );
         async move {
             // Whoever had to wait may have lost the right to publish meanwhile, and asks again.
-            let was_open = *open.borrow();
+            let was_open = *line.open.borrow();
             if !was_open {
-                let _ = timeout(limit, open.wait_for(|open| *open)).await;
+                let _ = timeout(line.limit, line.open.clone().wait_for(|open| *open)).await;
                 return Err(unconfirmed("the broker or a stream was away"));
             }
             let attempt = async {
                 if stored {
-                    publish_stored(jetstream, message, &stream_lost).await
+                    publish_stored(&line.jetstream, parts, &line.stream_lost).await
                 } else {
-                    publish_plain(client, message).await
+                    publish_plain(&line.connection.client, parts).await
                 }
             };
-            timeout(limit, attempt)
+            timeout(line.limit, attempt)
                 .await
                 .unwrap_or_else(|_| Err(unconfirmed("no confirmation in time")))
         }
@@ -240,27 +251,29 @@ impl Sink for NatsSink {
     }
 
     fn settle(&self, token: LeaseToken, verdict: Verdict) -> BoxFuture<'static, ()> {
-        let (client, limit) = (self.connection.client.clone(), self.limit);
+        let line = Arc::clone(&self.0);
         async move {
-            let _ = timeout(
-                limit,
-                client.publish(token.to_string(), verdict_body(verdict).into()),
-            )
-            .await;
+            let client = &line.connection.client;
+            let told = client.publish(Subject::from(&*token), verdict_body(verdict));
+            let _ = timeout(line.limit, told).await;
         }
         .boxed()
     }
 
     fn max_message_bytes(&self) -> usize {
-        self.connection.client.max_payload().min(self.stream_max_bytes)
+        self.0
+            .connection
+            .client
+            .max_payload()
+            .min(self.0.stream_max_bytes)
     }
 }
 
 /// A verdict in JetStream's words.
-pub(super) fn verdict_body(verdict: Verdict) -> String {
+pub(super) fn verdict_body(verdict: Verdict) -> Bytes {
     match verdict {
-        Verdict::Ack => "+ACK".to_owned(),
-        Verdict::Nak { delay_ms } => format!("-NAK {{\"delay\": {}}}", delay_ms * 1_000_000),
-        Verdict::InProgress => "+WPI".to_owned(),
+        Verdict::Ack => Bytes::from_static(b"+ACK"),
+        Verdict::Nak { delay_ms } => format!("-NAK {{\"delay\": {}}}", delay_ms * 1_000_000).into(),
+        Verdict::InProgress => Bytes::from_static(b"+WPI"),
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct Written {
     /// The result, and for some rows a dead letter.
     pub(super) messages: Vec<Arc<Outgoing>>,
     /// Whom it goes to.
-    pub(super) identity: Option<Identity>,
+    pub(super) identity: Option<Arc<Identity>>,
     /// Stream and sequence of the assignment, when it came from a stream.
     pub(super) position: Option<(Arc<str>, u64)>,
     /// When the stream stored the assignment, in milliseconds since the Unix epoch.
@@ -117,7 +117,7 @@ struct Leaving {
     ack: Option<AckState>,
     messages: Vec<Arc<Outgoing>>,
     is_news: bool,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
     position: Option<(Arc<str>, u64)>,
     published_at_ms: Option<u64>,
     status: Option<Status>,
@@ -203,7 +203,7 @@ impl Sender {
     /// Sends once, and waits when it was not confirmed. `of` is for the log.
     async fn try_to_send(
         &self,
-        of: Option<&Identity>,
+        of: Option<&Arc<Identity>>,
         message: &Outgoing,
         attempt: u32,
         span: &mut Span,
@@ -288,7 +288,10 @@ impl Sender {
         let ack = leaving.ack.as_mut().and_then(AckState::to_keep);
         let claim = holdings.claim.as_ref().and_then(Claim::fleet);
         let entry = NewEntry {
-            key: identity.key(),
+            key: holdings
+                .claim
+                .as_ref()
+                .map_or_else(|| identity.key(), |claim| claim.key().clone()),
             owner: claim.map(|claim| claim.owner().to_owned()).unwrap_or_default(),
             position: leaving.position.clone(),
             messages: ack.into_iter().chain(leaving.messages.iter().cloned()).collect(),

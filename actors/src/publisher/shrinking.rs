@@ -82,12 +82,12 @@ impl<'a> Written<'a> {
         serde_json::from_str(raw).unwrap_or_default()
     }
 
-    fn identity(&self) -> Identity {
-        Identity {
+    fn identity(&self) -> Arc<Identity> {
+        Arc::new(Identity {
             assignment_id: self.text("assignment_id"),
             tenant_id: self.text("tenant_id"),
             ..Identity::default()
-        }
+        })
     }
 
     fn outputs(&self) -> Bytes {

@@ -54,7 +54,7 @@ impl Writer {
     async fn write_answer(&self, answer: Answer, holdings: &Holdings) -> Written {
         let Answer {
             ack,
-            step,
+            mut step,
             dead_letter,
             rejected,
             row,
@@ -66,7 +66,7 @@ impl Writer {
         let (limit, now_ms) = (self.sink.max_message_bytes(), clock::epoch_ms());
         let written = self
             .spiller
-            .result(&self.answers, (&identity, &step), load, limit, now_ms)
+            .result(&self.answers, (&identity, &mut step), load, limit, now_ms)
             .await;
         if let (Some(bytes), None) = (written.too_large_bytes, &written.output_ref) {
             self.log.emit(events::result_too_large(&identity, bytes, limit));

@@ -34,12 +34,12 @@ impl OutputStore for FakeStore {
     }
 }
 
-fn identity() -> Identity {
-    Identity {
+fn identity() -> Arc<Identity> {
+    Arc::new(Identity {
         assignment_id: "a".into(),
         tenant_id: "t".into(),
         ..Identity::default()
-    }
+    })
 }
 
 fn step(outcome: Outcome) -> StepResult {
@@ -60,7 +60,7 @@ async fn write(store: Option<Arc<FakeStore>>, step: &StepResult, limit: usize) -
     let store = store.map(|store| store as Arc<dyn OutputStore>);
     let spiller = Spiller::new(store, Log::discard());
     let written = spiller
-        .result(&answers, (&identity(), step), None, limit, 1)
+        .result(&answers, (&identity(), &mut step.clone()), None, limit, 1)
         .await;
     let body = serde_json::from_slice(&written.message.payload).expect("json");
     (written, body)

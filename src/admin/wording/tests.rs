@@ -11,11 +11,11 @@ use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use super::*;
 
 /// An assignment, events about it one second apart from second 1 on, and what is said of it at second 60.
-fn told(events: impl Fn(&Identity) -> Vec<Event>) -> Explanation {
+fn told(events: impl Fn(&Arc<Identity>) -> Vec<Event>) -> Explanation {
     explained(events, Some(true))
 }
 
-fn explained(events: impl Fn(&Identity) -> Vec<Event>, held: Option<bool>) -> Explanation {
+fn explained(events: impl Fn(&Arc<Identity>) -> Vec<Event>, held: Option<bool>) -> Explanation {
     let (journal, who) = (Journal::default(), identity());
     for (second, event) in (1..).zip(events(&who)) {
         journal.note(&event, second * 1_000);
@@ -27,33 +27,33 @@ fn explained(events: impl Fn(&Identity) -> Vec<Event>, held: Option<bool>) -> Ex
     explain(&journal.find("a-1", None, 1)[0], beside, 60_000)
 }
 
-fn identity() -> Identity {
-    Identity {
+fn identity() -> Arc<Identity> {
+    Arc::new(Identity {
         assignment_id: "a-1".into(),
         tenant_id: "acme".into(),
         job_type: Some("echo".into()),
         ..Identity::default()
-    }
+    })
 }
 
-fn received(who: &Identity) -> Event {
+fn received(who: &Arc<Identity>) -> Event {
     events::course::received(who, Some(("stream", 7)), Some(2))
 }
 
-fn accepted(who: &Identity) -> Event {
+fn accepted(who: &Arc<Identity>) -> Event {
     events::course::accepted(who, "io", Duration::from_secs(100), 3)
 }
 
-fn started(who: &Identity) -> Event {
+fn started(who: &Arc<Identity>) -> Event {
     events::step_started(who, "io", 5)
 }
 
-fn failed(who: &Identity) -> Event {
+fn failed(who: &Arc<Identity>) -> Event {
     let failure = Failure::new(ErrorCode::NetworkError, "no route");
     events::attempt_failed(who, &failure, 0, 80_000)
 }
 
-fn ended(who: &Identity, outcome: Outcome) -> Event {
+fn ended(who: &Arc<Identity>, outcome: Outcome) -> Event {
     let step = StepResult {
         outcome,
         latency_ms: 1_500,
@@ -100,7 +100,7 @@ fn what_it_waits_for_is_said_with_numbers() {
 
 #[test]
 fn calls_are_told_with_codes_and_lengths() {
-    let again = |who: &Identity| events::course::called_again(who, 2, 3);
+    let again = |who: &Arc<Identity>| events::course::called_again(who, 2, 3);
     let said = told(|who| vec![accepted(who), started(who), failed(who), again(who)]);
     let calls: Vec<_> = said
         .attempts
@@ -123,25 +123,25 @@ fn calls_are_told_with_codes_and_lengths() {
 
 #[test]
 fn each_end_is_told_with_its_row() {
-    let row = |events: &dyn Fn(&Identity) -> Vec<Event>| told(events).outcome.expect("it ended").row;
+    let row = |events: &dyn Fn(&Arc<Identity>) -> Vec<Event>| told(events).outcome.expect("it ended").row;
     let error = || Outcome::from(Failure::new(ErrorCode::NetworkError, "x"));
     let timeout = || Outcome::from(Failure::timeout("the deadline"));
     let cancelled = || Outcome::from(Failure::new(ErrorCode::CancelledByUser, "x"));
     let refused = |reason| {
         let failure = Failure::new(ErrorCode::InvalidInput, "x");
-        row(&move |who: &Identity| vec![received(who), events::rejected(who, reason, &failure)])
+        row(&move |who: &Arc<Identity>| vec![received(who), events::rejected(who, reason, &failure)])
     };
     let ran = |outcome: &dyn Fn() -> Outcome| {
-        row(&|who: &Identity| vec![received(who), accepted(who), started(who), ended(who, outcome())])
+        row(&|who: &Arc<Identity>| vec![received(who), accepted(who), started(who), ended(who, outcome())])
     };
     assert_eq!(ran(&|| Outcome::Success(Default::default())), "6");
     assert_eq!((ran(&error), ran(&timeout), ran(&cancelled)), ("7", "8", "9"));
     assert_eq!(
-        row(&|who: &Identity| vec![received(who), ended(who, timeout())]),
+        row(&|who: &Arc<Identity>| vec![received(who), ended(who, timeout())]),
         "8b"
     );
     assert_eq!(
-        row(&|who: &Identity| vec![received(who), events::queue_full(who, "io", 3, 3)]),
+        row(&|who: &Arc<Identity>| vec![received(who), events::queue_full(who, "io", 3, 3)]),
         "4"
     );
     assert_eq!(refused(RejectReason::InvalidField), "2");
@@ -150,7 +150,7 @@ fn each_end_is_told_with_its_row() {
     assert_eq!(refused(RejectReason::Quarantined), "14");
     assert_eq!(refused(RejectReason::AttemptsExhausted), "17");
     let places = caf_actors::pool::Places::unbounded(ResourceClass::Io, 1);
-    let dropped = row(&|who: &Identity| {
+    let dropped = row(&|who: &Arc<Identity>| {
         vec![
             accepted(who),
             events::queue::dropped(who, ResourceClass::Io, &places),
@@ -212,7 +212,7 @@ fn lengths_are_for_people() {
 }
 
 /// An assignment that failed, whose dead letter is confirmed.
-fn left(events: impl Fn(&Identity) -> Vec<Event>) -> Explanation {
+fn left(events: impl Fn(&Arc<Identity>) -> Vec<Event>) -> Explanation {
     told(|who| {
         let mut confirmed = events::course::Confirmed::default();
         confirmed.note(events::course::Part::DeadLetter, 59_000);
@@ -253,7 +253,7 @@ fn a_job_that_never_got_a_slot_is_told_with_its_wait_and_the_setting_in_force() 
     );
 }
 
-fn concluded(who: &Identity) -> Event {
+fn concluded(who: &Arc<Identity>) -> Event {
     events::course::concluded(who, &events::course::Confirmed::default(), true)
 }
 

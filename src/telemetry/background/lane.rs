@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use caf_actors::events::Level;
 use serde_json::json;
@@ -19,6 +19,10 @@ use crate::telemetry::output::Output;
 
 /// Bytes of lines below warning that may wait: about a second of the busiest log.
 pub(super) const ROOM_BYTES: usize = 4 * 1024 * 1024;
+/// Most bytes that are written at once.
+const BATCH_BYTES: usize = 64 * 1024;
+/// How long lines below warning may wait for others to be written with.
+const LINGER: Duration = Duration::from_millis(2);
 /// Bytes of warnings and errors that may wait beside them.
 pub(super) const IMPORTANT_ROOM_BYTES: usize = 8 * ROOM_BYTES;
 
@@ -152,6 +156,8 @@ impl Lane {
         }
         let level = line.level;
         let mut state = self.state();
+        // Whoever lingers is told of what does not.
+        let hastens = is_important(level);
         // What was folded is told before what comes after it.
         state.tell(&self.worker_id);
         let kept = (state.folds.is_empty() || !is_important(level)) && state.keep(line);
@@ -160,7 +166,7 @@ impl Lane {
             (false, false) => state.drop_plain(level),
             (true, _) => {}
         }
-        let wake = std::mem::take(&mut state.idle);
+        let wake = std::mem::take(&mut state.idle) || hastens;
         drop(state);
         if wake {
             self.changed.notify_all();
@@ -242,8 +248,14 @@ impl Lane {
     }
 
     fn write_all(&self) {
-        while let Some(line) = self.next() {
-            let written = self.output.write(self.is_errors, &line.bytes);
+        while let Some(lines) = self.next() {
+            let written = match &*lines {
+                [line] => self.output.write(self.is_errors, &line.bytes),
+                lines => {
+                    let bytes: Vec<&[u8]> = lines.iter().map(|line| &*line.bytes).collect();
+                    self.output.write(self.is_errors, &bytes.concat())
+                }
+            };
             let (first_failure, fails) = {
                 let mut state = self.state();
                 let first = written.is_err() && !state.failing;
@@ -256,15 +268,17 @@ impl Lane {
                 self.complain(&error.to_string());
             }
             if fails {
-                self.rescue(&line);
+                lines.iter().for_each(|line| self.rescue(line));
             }
-            self.state().remove_front();
+            let mut state = self.state();
+            lines.iter().for_each(|_| state.remove_front());
+            drop(state);
             self.changed.notify_all();
         }
     }
 
-    /// The line at the front, once there is one; none when the lane is closed and empty. It stays where it is.
-    fn next(&self) -> Option<Arc<Line>> {
+    /// The lines at the front, once there are any; none when the lane is closed and empty. They stay where they are.
+    fn next(&self) -> Option<Vec<Arc<Line>>> {
         let mut state = self.state();
         loop {
             if std::mem::take(&mut state.reopen) {
@@ -275,8 +289,8 @@ impl Lane {
             if state.lines.is_empty() {
                 state.tell(&self.worker_id);
             }
-            if let Some(line) = state.lines.front() {
-                return Some(Arc::clone(line));
+            if !state.lines.is_empty() {
+                return Some(self.batch(state));
             }
             if state.closed {
                 return None;
@@ -284,6 +298,29 @@ impl Lane {
             state.idle = true;
             self.changed.notify_all();
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What is written at once. A file takes whole batches or nothing of them; to others each line goes alone. Lines below
+    /// warning wait a moment for others to come along: a thread that is woken for each of them costs more than they do.
+    fn batch(&self, mut state: MutexGuard<'_, State>) -> Vec<Arc<Line>> {
+        if !self.output.takes_batches() || state.failing {
+            return state.lines.front().cloned().into_iter().collect();
+        }
+        let lingers = |state: &mut State| {
+            !state.closed && state.important_bytes == 0 && state.plain_bytes < BATCH_BYTES
+        };
+        let waited = self.changed.wait_timeout_while(state, LINGER, lingers);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut bytes = 0;
+        let fits = |line: &&Arc<Line>| {
+            bytes += line.bytes.len();
+            bytes <= BATCH_BYTES
+        };
+        let batch: Vec<_> = state.lines.iter().take_while(fits).cloned().collect();
+        match batch.is_empty() {
+            true => state.lines.front().cloned().into_iter().collect(),
+            false => batch,
         }
     }
 

@@ -24,12 +24,12 @@ fn samples() -> u32 {
     if is_long() { 1_000_000 } else { 1_000 }
 }
 
-fn identity(tenant: usize) -> Identity {
-    Identity {
+fn identity(tenant: usize) -> Arc<Identity> {
+    Arc::new(Identity {
         tenant_id: format!("tenant-{tenant}"),
         job_type: Some("http.request".to_owned()),
         ..Identity::default()
-    }
+    })
 }
 
 #[test]

@@ -10,11 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use caf_actors::metrics::{CORRELATION, Metric, MetricKind};
+use foldhash::fast::RandomState;
 use prometheus::core::Collector;
 use prometheus::proto::{self, MetricFamily};
 use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, TextEncoder,
 };
+use smol_str::SmolStr;
 
 use super::labels::TENANT;
 use super::window::Window;
@@ -65,7 +67,7 @@ pub(super) struct Family {
 
 struct State {
     values: Values,
-    series: HashMap<Vec<String>, Series>,
+    series: HashMap<Vec<SmolStr>, Series, RandomState>,
     /// Series that name somebody.
     naming: usize,
 }
@@ -113,7 +115,7 @@ impl Family {
             open: (0..metric.labels.len()).filter(is_open).collect(),
             state: Mutex::new(State {
                 values,
-                series: HashMap::new(),
+                series: HashMap::default(),
                 naming: 0,
             }),
         })
@@ -130,14 +132,14 @@ impl Family {
     }
 
     /// Begins a series without a sample.
-    pub(super) fn begin(&self, labels: &[String], lines: &Lines) {
+    pub(super) fn begin(&self, labels: &[SmolStr], lines: &Lines) {
         if labels.len() == self.metric.labels.len() {
             let _ = self.with_series(labels, lines, |_| {});
         }
     }
 
     /// Takes a sample in.
-    pub(super) fn record(&self, metric: &Metric, labels: &[String], value: f64, lines: &Lines) -> Taken {
+    pub(super) fn record(&self, metric: &Metric, labels: &[SmolStr], value: f64, lines: &Lines) -> Taken {
         let is_same = std::ptr::eq(metric, self.metric) || *metric == *self.metric;
         let fits = is_same && labels.len() == self.metric.labels.len();
         let is_negative = value < 0.0 && self.metric.kind != MetricKind::Gauge;
@@ -147,7 +149,7 @@ impl Family {
         self.with_series(labels, lines, |cell| cell.take(value))
     }
 
-    fn with_series(&self, labels: &[String], lines: &Lines, act: impl FnOnce(&mut Cell)) -> Taken {
+    fn with_series(&self, labels: &[SmolStr], lines: &Lines, act: impl FnOnce(&mut Cell)) -> Taken {
         let mut state = self.state();
         if let Some(series) = state.series.get_mut(labels) {
             if series.names {
@@ -175,7 +177,7 @@ impl Family {
         taken
     }
 
-    fn named(&self, labels: &[String]) -> Named {
+    fn named(&self, labels: &[SmolStr]) -> Named {
         let named = self.open.iter().filter(|&&place| is_name(&labels[place]));
         named.fold(Named::Nobody, |most, &place| match self.metric.labels[place] {
             TENANT => most.max(Named::Tenant),
@@ -194,12 +196,12 @@ impl Family {
     }
 
     /// The same for its tenant, whatever run, flow and step; nothing when it names no tenant.
-    fn of_tenant(&self, labels: &[String]) -> Option<Vec<String>> {
+    fn of_tenant(&self, labels: &[SmolStr]) -> Option<Vec<SmolStr>> {
         let tenant = self.metric.labels.iter().position(|label| *label == TENANT)?;
         let passing = |place: &usize| self.open.contains(place) && *place != tenant;
         let kept = labels.iter().enumerate().map(|(place, value)| {
             if passing(&place) && !value.is_empty() {
-                OVERFLOW.to_owned()
+                SmolStr::new_static(OVERFLOW)
             } else {
                 value.clone()
             }
@@ -208,8 +210,8 @@ impl Family {
     }
 
     /// The labels of what there is no room for. Those of closed sets stay as long as it is names that are too many.
-    fn shared(&self, labels: &[String], names: bool) -> Vec<String> {
-        let is_kept = |place: &usize, value: &String| match self.open.contains(place) {
+    fn shared(&self, labels: &[SmolStr], names: bool) -> Vec<SmolStr> {
+        let is_kept = |place: &usize, value: &SmolStr| match self.open.contains(place) {
             true => value.is_empty(),
             false => names,
         };
@@ -217,7 +219,7 @@ impl Family {
             if is_kept(&place, value) {
                 value.clone()
             } else {
-                OVERFLOW.to_owned()
+                SmolStr::new_static(OVERFLOW)
             }
         });
         kept.collect()
@@ -239,13 +241,13 @@ impl Family {
     }
 
     /// Lets series go that name somebody, and that `keeps` does not want: what they counted is gone.
-    pub(super) fn retain(&self, lines: &Lines, keeps: impl Fn(&[String], Duration) -> bool) {
+    pub(super) fn retain(&self, lines: &Lines, keeps: impl Fn(&[SmolStr], Duration) -> bool) {
         self.keep(lines, |labels, series| {
             !series.names || keeps(labels, series.touched.elapsed())
         });
     }
 
-    fn keep(&self, lines: &Lines, keeps: impl Fn(&[String], &Series) -> bool) {
+    fn keep(&self, lines: &Lines, keeps: impl Fn(&[SmolStr], &Series) -> bool) {
         let mut state = self.state();
         let State {
             values,
@@ -310,7 +312,7 @@ impl Family {
 
 impl State {
     /// The series of these labels, made if need be; nothing when Prometheus refuses them.
-    fn series_of(&mut self, metric: &Metric, labels: Vec<String>, names: bool) -> Option<&mut Series> {
+    fn series_of(&mut self, metric: &Metric, labels: Vec<SmolStr>, names: bool) -> Option<&mut Series> {
         if !self.series.contains_key(&labels) {
             let cell = match &self.values {
                 Values::Counter(counters) => {

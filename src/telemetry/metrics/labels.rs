@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use caf_actors::mask::mask_text;
 use caf_actors::metrics::{CORRELATION, Metric};
+use smol_str::SmolStr;
 
 use super::OVERFLOW;
 use crate::settings::metrics::{MAX_LABEL_BYTES, MetricsSettings};
@@ -47,13 +48,17 @@ impl Shown {
     }
 
     /// Labels as they are shown.
-    pub(super) fn of(&self, metric: &Metric, labels: &[String]) -> Vec<String> {
+    pub(super) fn of(&self, metric: &Metric, labels: &[SmolStr]) -> Vec<SmolStr> {
         let tenants = self.tenants();
         let named = metric.labels.iter().zip(labels);
         named
             .map(|(name, value)| {
                 if CORRELATION.contains(name) {
-                    self.shown(&tenants, name, value).to_owned()
+                    match self.shown(&tenants, name, value) {
+                        "" => SmolStr::default(),
+                        shown if shown == OVERFLOW => SmolStr::new_static(OVERFLOW),
+                        _ => value.clone(),
+                    }
                 } else {
                     value.clone()
                 }
@@ -62,7 +67,7 @@ impl Shown {
     }
 
     /// Whether these labels are what would be shown of them: not so when a tenant is no longer named.
-    pub(super) fn still_shows(&self, metric: &Metric, labels: &[String]) -> bool {
+    pub(super) fn still_shows(&self, metric: &Metric, labels: &[SmolStr]) -> bool {
         let tenants = self.tenants();
         let mut named = metric.labels.iter().zip(labels);
         named.all(|(name, value)| {
@@ -101,14 +106,14 @@ mod tests {
 
     use super::*;
 
-    fn shown(tenants: &[&str], detailed_labels: bool, ids: [&str; 4]) -> Vec<String> {
+    fn shown(tenants: &[&str], detailed_labels: bool, ids: [&str; 4]) -> Vec<SmolStr> {
         let settings = MetricsSettings {
             enabled: true,
             tenant_label_allowlist: tenants.iter().map(|&tenant| tenant.to_owned()).collect(),
             detailed_labels,
         };
-        let labels = ["echo", "success"].into_iter().chain(ids).map(str::to_owned);
-        let labels: Vec<String> = labels.collect();
+        let labels = ["echo", "success"].into_iter().chain(ids);
+        let labels: Vec<SmolStr> = labels.map(SmolStr::from).collect();
         Shown::new(&settings).of(&EXECUTIONS, &labels)[2..].to_vec()
     }
 

@@ -296,12 +296,12 @@ fn step(n: usize) -> StepResult {
     }
 }
 
-fn identity(tenant: String, ids: &str) -> Identity {
-    let mut identity = Identity {
+fn identity(tenant: String, ids: &str) -> Arc<Identity> {
+    let mut identity = Arc::new(Identity {
         tenant_id: tenant,
         job_type: Some("echo".to_owned()),
         ..Identity::default()
-    };
+    });
     let id = |kind: &str| (!ids.is_empty()).then(|| format!("{kind}-{ids}"));
     identity.correlation.raw.run_id = id("run");
     identity.correlation.raw.flow_id = id("flow");

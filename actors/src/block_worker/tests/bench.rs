@@ -212,7 +212,7 @@ impl Bench {
             breakers.map_or_else(Breakers::default, |settings| Breakers::new(settings, log.clone()));
         let worker = BlockWorker::new(PublisherRoutes::default(), threads, 1, None, log);
         let worker = worker.with_breakers(breakers.clone());
-        let Ended::Outcome(outcome, retries_used) = attempts(&mut job, &worker).await else {
+        let Ended::Outcome(outcome, retries_used) = attempts(&mut job, &worker.0).await else {
             panic!("it was neither interrupted nor taken over");
         };
         let called_at_ms = script.called_at_ms.lock().expect("no panic holds it").clone();
@@ -245,10 +245,10 @@ impl Bench {
                 received_at_ms: 1,
                 received,
             },
-            identity: Identity {
+            identity: Arc::new(Identity {
                 job_type: Some("probe".to_owned()),
                 ..Identity::default()
-            },
+            }),
             work: Work::Ready(task),
             class: ResourceClass::Cpu,
             priority: 50,

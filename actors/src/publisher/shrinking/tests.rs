@@ -54,13 +54,13 @@ fn outputs() -> Outputs {
 }
 
 fn written(outcome: Outcome) -> Outgoing {
-    let step = StepResult {
+    let mut step = StepResult {
         outcome,
         latency_ms: 1,
         retries_used: 0,
     };
     let answers = Answers::new(&SubjectSettings::default(), "w");
-    match answers.draft(&identity(), &step, None, usize::MAX, 1_000) {
+    match answers.draft(&identity(), &mut step, None, usize::MAX, 1_000) {
         Draft::Whole(message) => message,
         Draft::TooLarge { .. } => unreachable!("nothing is too large"),
     }
@@ -102,12 +102,12 @@ async fn without_a_store_it_becomes_the_error_with_size_and_hash_that_it_would_h
         let after = shrink(takes, &message, 1_500).await;
         let text = serde_json::to_vec(&outputs()).expect("is JSON");
         let answers = Answers::new(&SubjectSettings::default(), "w");
-        let step = StepResult {
+        let mut step = StepResult {
             outcome: Outcome::Success(outputs()),
             latency_ms: 1,
             retries_used: 0,
         };
-        let expected = answers.result(&identity(), &step, None, 1_500, 1_000).message;
+        let expected = answers.result(&identity(), &mut step, None, 1_500, 1_000).message;
         let expected: Value = serde_json::from_slice(&expected.payload).expect("is JSON");
         assert_eq!(after, expected);
         assert_eq!(after["error_code"], "RESOURCE_UNAVAILABLE");

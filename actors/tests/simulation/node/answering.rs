@@ -62,9 +62,13 @@ impl Node {
         holdings: &Holdings,
     ) -> Written {
         self.row(row, spec);
-        let written = self
-            .answers
-            .result(identity, step, load, MAX_MESSAGE_BYTES, self.epoch_ms());
+        let written = self.answers.result(
+            identity,
+            &mut step.clone(),
+            load,
+            MAX_MESSAGE_BYTES,
+            self.epoch_ms(),
+        );
         let result = Arc::new(written.message);
         self.sim
             .with(|world| world.result_written(self.id, spec, &result, row));

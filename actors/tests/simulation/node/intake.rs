@@ -64,8 +64,8 @@ impl Node {
     ) {
         let (identity, prepared) = match self.spec(spec).reading.clone() {
             Reading::Unanswerable(failure) => return self.bury(spec, sequence, &failure, holdings),
-            Reading::Invalid(identity, refusal) => (identity, Err(refusal)),
-            Reading::Valid(assignment) => (assignment.identity.clone(), Ok(assignment)),
+            Reading::Invalid(identity, refusal) => (Arc::new(identity), Err(refusal)),
+            Reading::Valid(assignment) => (Arc::new(assignment.identity.clone()), Ok(assignment)),
         };
         let standing = self.claims.look(&identity.key(), received);
         if let Standing::New | Standing::Interrupted { .. } = &standing {
