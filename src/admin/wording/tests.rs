@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use caf_actors::events::{self, Event};

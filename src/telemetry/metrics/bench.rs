@@ -92,7 +92,7 @@ fn a_scrape() {
         };
         for tenant in 0..tenants {
             let mut identity = identity(tenant);
-            identity.correlation.raw.flow_id = Some("flow".to_owned());
+            Arc::make_mut(&mut identity).correlation.raw.flow_id = Some("flow".to_owned());
             log.emit(steps::ended(&identity, &step, Some(Duration::from_millis(12))));
         }
         let mut took = Vec::new();

@@ -297,16 +297,16 @@ fn step(n: usize) -> StepResult {
 }
 
 fn identity(tenant: String, ids: &str) -> Arc<Identity> {
-    let mut identity = Arc::new(Identity {
+    let mut identity = Identity {
         tenant_id: tenant,
         job_type: Some("echo".to_owned()),
         ..Identity::default()
-    });
+    };
     let id = |kind: &str| (!ids.is_empty()).then(|| format!("{kind}-{ids}"));
     identity.correlation.raw.run_id = id("run");
     identity.correlation.raw.flow_id = id("flow");
     identity.correlation.raw.step_id = id("step");
-    identity
+    Arc::new(identity)
 }
 
 /// What `count` jobs of as many tenants, runs, flows and steps leave behind, beside one tenant who was there first.

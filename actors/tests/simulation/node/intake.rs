@@ -37,7 +37,7 @@ const STORE_RETRY: u64 = 200 * MS;
 pub(crate) struct Case {
     pub spec: usize,
     pub sequence: u64,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     prepared: Result<Assignment, Refusal>,
     standing: Standing,
     known: Option<ClaimRecord>,

@@ -32,7 +32,7 @@ const UNBROKEN: &str = "no step panics and goes on";
 pub(crate) struct Job {
     pub spec: usize,
     pub sequence: u64,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     pub started: Instant,
     pub deadline: Instant,
     pub retry: RetryPlan,
