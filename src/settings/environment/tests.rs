@@ -3,8 +3,8 @@ use crate::settings::catalogue::Catalogue;
 use crate::settings::feature::Feature;
 
 fn read(variables: &[(&str, &str)]) -> (Vec<(String, Option<Value>)>, Vec<String>) {
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue);
     let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
     let variables = collect(&mut reader, environment);
     let mut entries = plain(&mut reader, &variables);
@@ -27,7 +27,7 @@ fn values(variables: &[(&str, &str)]) -> Vec<(String, Value)> {
 
 #[test]
 fn every_plain_name_sets_its_key() {
-    let catalogue = Catalogue::default();
+    let catalogue = Catalogue::of_settings();
     for (name, key) in PLAIN {
         let text = match key {
             "nats.url" | "blocks.sql.connections.default.url" => "nats://h",
@@ -200,8 +200,8 @@ fn bad_prefixed_names_are_errors_that_help() {
 #[test]
 fn bytes_that_are_no_text_are_an_error_only_in_our_variables() {
     use std::os::unix::ffi::OsStringExt;
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue);
     let bytes = || OsString::from_vec(vec![0xff]);
     let environment = [
         ("PATH".into(), bytes()),
@@ -214,8 +214,8 @@ fn bytes_that_are_no_text_are_an_error_only_in_our_variables() {
 }
 
 fn flag_warnings_of(pairs: &[(&str, &str)]) -> Vec<String> {
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue);
     let environment = pairs.iter().map(|(name, text)| (name.into(), text.into()));
     let variables = collect(&mut reader, environment);
     plain(&mut reader, &variables);
