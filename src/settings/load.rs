@@ -116,7 +116,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let mut loaded = judge(catalogue, layers, problems, &rejected)?;
     loaded
         .flag_warnings
-        .extend(environment::flag_warnings(&variables).into_iter().chain(warnings));
+        .extend(environment::warnings(&variables).into_iter().chain(warnings));
     named_secrets::read_values(&mut loaded, sources).map_err(|problems| SettingsError { problems })?;
     Ok(loaded)
 }

@@ -220,7 +220,30 @@ fn flag_warnings_of(pairs: &[(&str, &str)]) -> Vec<String> {
     let variables = collect(&mut reader, environment);
     plain(&mut reader, &variables);
     assert_eq!(reader.problems, []);
-    flag_warnings(&variables)
+    warnings(&variables)
+}
+
+#[test]
+fn a_file_for_what_can_be_no_secret_is_told_to_be_in_vain() {
+    for name in [
+        "CAF_ASSIGN_SUBJECT",
+        "OTEL_SERVICE_NAME",
+        "RESOURCE_POOL_CPU",
+        "PROMETHEUS_ENDPOINT",
+        "LOG_LEVEL",
+        "CP2_CANCELLATION_ENABLED",
+    ] {
+        let said = format!(
+            "{name}_FILE has no effect: only what may be a secret can be given as a file, and {name} is none"
+        );
+        assert_eq!(flag_warnings_of(&[(&format!("{name}_FILE"), "/run/x")]), [said]);
+    }
+    let others = [
+        ("SSL_CERT_FILE", "/x"),
+        ("RUST_LOG_FILE", "/x"),
+        ("LOG_FILE", "/x"),
+    ];
+    assert_eq!(flag_warnings_of(&others), Vec::<String>::new());
 }
 
 #[test]
