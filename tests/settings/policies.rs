@@ -128,7 +128,7 @@ fn the_shipped_policy_files_show_every_name_that_policies_have() -> Result<()> {
         .collect();
     let sections: BTreeSet<&str> = shown.iter().flat_map(|key| key.split('.')).collect();
     for key in Catalogue::of_settings().keys() {
-        let text = key_text(&key);
+        let text = key_text(key);
         if !Feature::WITH_POLICY
             .iter()
             .any(|feature| text.starts_with(feature.section()))

@@ -18,7 +18,7 @@ fn every_key_has_a_type_that_texts_can_be_read_for() {
     let keys = catalogue.keys();
     assert!(keys.len() > 70, "{}", keys.len());
     for key in keys {
-        let text = key_text(&key);
+        let text = key_text(key);
         assert_ne!(kind_of(&text).0, Kind::Other, "{text}");
     }
 }
