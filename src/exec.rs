@@ -17,6 +17,7 @@ use bytes::Bytes;
 use caf_actors::cancellation::Cancellations;
 use caf_actors::claims::Claims;
 use caf_actors::clock;
+use caf_actors::errors::chain;
 use caf_actors::events::{self, Log};
 use caf_actors::job::{Arrival, Delivery};
 use caf_actors::lease::LeaseToken;
@@ -24,7 +25,7 @@ use caf_actors::runtime::Route;
 use caf_actors::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 use caf_actors::status::NodeStatus;
 use caf_actors::trace::Tracer;
-use caf_blocks::Blocks;
+use caf_blocks::{Blocks, SetupError};
 use caf_protocol::headers::Headers;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -58,7 +59,7 @@ pub async fn run(
     settings: &Settings,
     in_force: &InForce,
     input: Input,
-    blocks: impl FnOnce(SocketAddr) -> anyhow::Result<Blocks>,
+    blocks: impl FnOnce(SocketAddr) -> Result<Blocks, SetupError>,
     mut signals: Signals,
     log: &Log,
 ) -> anyhow::Result<Exit> {
@@ -67,6 +68,14 @@ pub async fn run(
     status.set_consuming(true);
     let health = Health::new(status.clone(), "local", log.worker_id());
     let port = open_health_port(&settings.http.health_addr, &health)?;
+    let blocks = match blocks(port.address) {
+        Ok(blocks) => blocks,
+        Err(error) => {
+            log.emit(events::fatal(&chain(&error)));
+            port.close().await;
+            return Ok(Exit::Config);
+        }
+    };
     let result_subject = settings.nats.subjects.result.clone();
     let printer = Arc::new(Printer {
         result_subject,
@@ -85,16 +94,7 @@ pub async fn run(
         tracer: Tracer::default(),
     };
     let loops = EventLoops::start(settings);
-    let tree = build(
-        settings,
-        in_force,
-        blocks(port.address)?,
-        edges,
-        loops,
-        status.clone(),
-        log,
-    )
-    .await;
+    let tree = build(settings, in_force, blocks, edges, loops, status.clone(), log).await;
     health.watch(&tree);
 
     let mut nobody_reads = printer.gone.subscribe();

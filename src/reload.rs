@@ -2,7 +2,8 @@
 //! node runs.
 //!
 //! Neighbours: `serve` runs it beside the node; [`reloadable`] says which keys, [`Live`] where their values are used. All
-//! or nothing: settings that are wrong anywhere change nothing. Whatever else was changed is named, and waits for a restart.
+//! or nothing: settings that are wrong anywhere, or files of the certificate that cannot be used, change nothing, neither
+//! settings nor certificate. Whatever else was changed is named, and waits for a restart.
 //! The environment is that of the start: a process cannot be given another.
 
 use std::sync::Arc;
@@ -90,8 +91,7 @@ impl Reloader {
         while hangups.recv().await.is_some() {
             self.live.log.reopen();
             if let Some((read, certificate)) = self.read().await {
-                self.take(read);
-                self.exchange(certificate);
+                self.take_all(read, certificate);
             }
         }
     }
@@ -110,16 +110,31 @@ impl Reloader {
         is_done.await.ok()
     }
 
-    /// Puts in force what was read, or says why not.
-    fn take(&mut self, read: Result<Loaded, SettingsError>) {
-        let loaded = match read {
-            Ok(loaded) => loaded,
-            Err(error) => return self.refuse(&error),
-        };
+    /// Puts in force all that was read, or says of everything that is wrong why none of it is.
+    fn take_all(&mut self, read: Result<Loaded, SettingsError>, certificate: Certificate) {
+        if let Err(unusable) = &certificate {
+            self.log.emit(certificate_refused(&unusable.to_string()));
+        }
+        match (read, certificate) {
+            (Err(error), _) => self.refuse(&error),
+            (Ok(_), Err(Unusable { key, file, rule })) => {
+                let source = format!("file {}", file.display());
+                self.log.emit(settings_refused(&source, key, &rule, Vec::new()));
+            }
+            (Ok(loaded), Ok(identity)) => {
+                if self.take(&loaded) {
+                    self.exchange(identity);
+                }
+            }
+        }
+    }
+
+    /// Puts settings in force, and returns whether it did.
+    fn take(&mut self, loaded: &Loaded) -> bool {
         let merged = reloadable::merged(&self.running, &loaded.settings);
         if let Err(rule) = self.live.apply(&merged) {
             self.log.emit(settings_refused("", "", &rule, Vec::new()));
-            return;
+            return false;
         }
         let changes = reloadable::changes(&self.running, &loaded.settings);
         let (applied, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(key, _)| is_reloadable(key));
@@ -133,17 +148,14 @@ impl Reloader {
             .collect();
         self.running = merged;
         self.log.emit(settings_reloaded(&applied, rest.len()));
+        true
     }
 
-    /// Whoever connects from now on is shown the certificate that was read; one that cannot be used changes nothing.
-    fn exchange(&self, certificate: Certificate) {
-        match (&self.live.admin_tls, certificate) {
-            (Some(tls), Ok(Some(identity))) => {
-                self.log.emit(of_certificate(&identity));
-                tls.exchange(identity);
-            }
-            (_, Err(unusable)) => self.log.emit(certificate_refused(&unusable.to_string())),
-            _ => {}
+    /// Whoever connects from now on is shown the certificate that was read.
+    fn exchange(&self, identity: Option<Identity>) {
+        if let (Some(tls), Some(identity)) = (&self.live.admin_tls, identity) {
+            self.log.emit(of_certificate(&identity));
+            tls.exchange(identity);
         }
     }
 

@@ -422,7 +422,7 @@ fn the_shipped_file_names_every_key_with_its_meaning() -> Result<()> {
         let of = |feature: &Feature| key.starts_with(feature.section()) && *key != feature.flag_key();
         Feature::WITH_POLICY.iter().any(of)
     };
-    let mut known: Vec<String> = Catalogue::default()
+    let mut known: Vec<String> = Catalogue::of_settings()
         .keys()
         .iter()
         .map(|key| key_text(key))

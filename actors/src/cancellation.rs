@@ -175,6 +175,17 @@ impl Cancellations {
         Some(shared.book().tombstones.count(now))
     }
 
+    /// Who asked for this assignment to be cancelled by its own id, and for how long that is still remembered.
+    pub fn look(&self, tenant_id: &str, assignment_id: &str, now: Instant) -> Option<(Asker, Duration)> {
+        let shared = self.0.as_ref()?;
+        let wanted = Wanted {
+            tenant_id: tenant_id.into(),
+            target: Target::Assignment(assignment_id.to_owned()),
+        };
+        let (asked, left) = shared.book().tombstones.look(&wanted, now)?;
+        Some((asked.by, left))
+    }
+
     /// Enters an assignment that is being taken on; `token` is what makes it stop. If it was asked for before it came, it is
     /// cancelled from the beginning.
     pub fn enter(&self, identity: &Arc<Identity>, token: CancellationToken, now: Instant) -> Cancellable {

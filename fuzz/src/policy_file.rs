@@ -24,7 +24,7 @@ pub fn holds(bytes: &[u8]) {
     let path = dir.path().join(file);
     std::fs::create_dir_all(path.parent().expect("is below")).expect("creates");
     std::fs::write(path, text).expect("writes");
-    let judged = PolicyFile::judge(&Catalogue::default(), dir.path(), file);
+    let judged = PolicyFile::judge(Catalogue::of_settings(), dir.path(), file);
     let sources = Sources {
         working_dir: dir.path().to_owned(),
         ..Sources::default()

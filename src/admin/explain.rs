@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use caf_actors::cancellation::Asker;
 use caf_actors::claims::Standing;
 use caf_actors::clock;
 use caf_actors::journal::Phase;
@@ -160,7 +161,22 @@ impl Parts {
             Fleet::NotAsked(why) => (None, format!("The fleet was not asked: {why}.")),
         };
         sentences.push(fleet_words);
-        let found = remembered || claim.is_some();
+        let to_cancel = tenant_id.and_then(|tenant| {
+            self.cancellations
+                .look(tenant, assignment_id, Instant::now())
+                .filter(|_| !remembered)
+        });
+        if let Some((by, left)) = to_cancel {
+            sentences.push(format!(
+                "It is to be cancelled, by a request {}: when it arrives here within {} more, it is answered as cancelled and not run.",
+                match by {
+                    Asker::Subject => "on the broker",
+                    Asker::Admin => "on the admin port",
+                },
+                length(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            ));
+        }
+        let found = remembered || claim.is_some() || to_cancel.is_some();
         if !found {
             sentences.push(self.where_to_look());
         }
@@ -174,6 +190,10 @@ impl Parts {
                 "matches": [],
                 "summary": sentences.join(" "),
                 "claim": claim,
+                "cancellation": to_cancel.map(|(by, left)| json!({
+                    "requested_by": by.as_str(),
+                    "left_s": left.as_secs(),
+                })),
                 "journal": memory,
             }),
         }

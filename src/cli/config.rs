@@ -58,11 +58,11 @@ fn check_policies(working_dir: &Path, files: Vec<PathBuf>, output: OutputFormat)
             .collect(),
         false => files,
     };
-    let catalogue = Catalogue::default();
+    let catalogue = Catalogue::of_settings();
     let judged: Vec<(PathBuf, PolicyFile)> = files
         .into_iter()
         .map(|path| {
-            let file = PolicyFile::judge(&catalogue, working_dir, &path);
+            let file = PolicyFile::judge(catalogue, working_dir, &path);
             (path, file)
         })
         .collect();

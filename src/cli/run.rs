@@ -158,11 +158,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
                 vault: vault(settings, log),
                 ..Extras::default()
             };
-            Ok(caf_blocks::build(
-                &settings.blocks,
-                operation_limits(&in_force),
-                extras,
-            )?)
+            caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras)
         };
         on_event_loop(log, async {
             exec_command::run(settings, &in_force, input, blocks, Signals::listen()?, log).await

@@ -29,20 +29,12 @@ impl AdminTlsSettings {
 
     /// Checks that what belongs together is there.
     pub fn validate(&self, rules: &mut Rules) {
-        let pair = self.cert_file.is_some() == self.key_file.is_some();
-        let missing = if self.cert_file.is_none() {
-            "cert_file"
-        } else {
-            "key_file"
-        };
-        rules.require(missing, pair, "must be set: certificate and key belong together");
+        belong_together(self.cert_file.as_ref(), self.key_file.as_ref(), rules);
         rules.require(
             "cert_file",
             self.client_ca_file.is_none() || self.cert_file.is_some(),
             "must be set when http.admin_tls.client_ca_file is",
         );
-        named("cert_file", self.cert_file.as_ref(), rules);
-        named("key_file", self.key_file.as_ref(), rules);
         named("client_ca_file", self.client_ca_file.as_ref(), rules);
     }
 }
@@ -62,17 +54,22 @@ pub struct AdminClientSettings {
 impl AdminClientSettings {
     /// Checks that what belongs together is there.
     pub fn validate(&self, rules: &mut Rules) {
-        let pair = self.cert_file.is_some() == self.key_file.is_some();
-        let missing = if self.cert_file.is_none() {
-            "cert_file"
-        } else {
-            "key_file"
-        };
-        rules.require(missing, pair, "must be set: certificate and key belong together");
+        belong_together(self.cert_file.as_ref(), self.key_file.as_ref(), rules);
         named("ca_file", self.ca_file.as_ref(), rules);
-        named("cert_file", self.cert_file.as_ref(), rules);
-        named("key_file", self.key_file.as_ref(), rules);
     }
+}
+
+/// Certificate and key are both there, or neither is.
+fn belong_together(cert_file: Option<&PathBuf>, key_file: Option<&PathBuf>, rules: &mut Rules) {
+    let missing = if cert_file.is_none() {
+        "cert_file"
+    } else {
+        "key_file"
+    };
+    let pair = cert_file.is_some() == key_file.is_some();
+    rules.require(missing, pair, "must be set: certificate and key belong together");
+    named("cert_file", cert_file, rules);
+    named("key_file", key_file, rules);
 }
 
 fn named(key: &str, file: Option<&PathBuf>, rules: &mut Rules) {

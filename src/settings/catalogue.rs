@@ -4,6 +4,7 @@
 //! Knows nothing of values, files or variables.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use schemars::{JsonSchema, schema_for};
 use serde_json::{Map, Value};
@@ -22,7 +23,14 @@ const MAX_COMPARED_CHARS: usize = 128;
 #[derive(Debug)]
 pub struct Catalogue {
     root: Node,
+    /// Every key, sorted; `*` stands for a name in a map.
+    keys: Vec<KeyPath>,
+    /// The same and the sections.
+    with_sections: Vec<KeyPath>,
 }
+
+/// Made once: the schema takes milliseconds.
+static OF_SETTINGS: LazyLock<Catalogue> = LazyLock::new(Catalogue::of::<Settings>);
 
 /// A place in the tree of keys.
 #[derive(Debug, Clone)]
@@ -69,20 +77,25 @@ pub fn schema() -> Value {
     schema_for!(Settings).to_value()
 }
 
-impl Default for Catalogue {
-    fn default() -> Self {
-        Self::of::<Settings>()
-    }
-}
-
 impl Catalogue {
+    /// The keys of all settings.
+    pub fn of_settings() -> &'static Self {
+        &OF_SETTINGS
+    }
+
     /// The keys of any settings type.
     pub fn of<T: JsonSchema>() -> Self {
         let schema = schema_for!(T).to_value();
         let empty = Map::new();
         let definitions = schema.get("$defs").and_then(Value::as_object).unwrap_or(&empty);
+        let root = Reader { definitions }.node(&schema);
+        let (mut keys, mut with_sections) = (Vec::new(), Vec::new());
+        collect(&root, &mut Vec::new(), false, &mut keys);
+        collect(&root, &mut Vec::new(), true, &mut with_sections);
         Self {
-            root: Reader { definitions }.node(&schema),
+            root,
+            keys,
+            with_sections,
         }
     }
 
@@ -111,27 +124,31 @@ impl Catalogue {
     }
 
     /// Every key, sorted; `*` stands for a name in a map.
-    pub fn keys(&self) -> Vec<KeyPath> {
-        let mut keys = Vec::new();
-        collect(&self.root, &mut Vec::new(), false, &mut keys);
-        keys
+    pub fn keys(&self) -> &[KeyPath] {
+        &self.keys
     }
 
     /// The known key that looks most like `path`; a section when `path` is one.
     pub fn nearest(&self, path: &[String], is_section: bool) -> String {
-        let mut known = Vec::new();
-        collect(&self.root, &mut Vec::new(), is_section, &mut known);
+        let known = if is_section {
+            &self.with_sections
+        } else {
+            &self.keys
+        };
         let path: KeyPath = path
             .iter()
             .map(|name| name.chars().take(MAX_COMPARED_CHARS).collect())
             .collect();
-        let (path, given) = (path.as_slice(), key_text(&path));
-        let given: String = given.chars().take(MAX_COMPARED_CHARS).collect();
-        known
-            .into_iter()
-            .map(|key| named_like(key, path))
-            .min_by_key(|key| distance(&given, path, key))
-            .map(|key| key_text(&key).replace('*', "<name>"))
+        let given: String = key_text(&path).chars().take(MAX_COMPARED_CHARS).collect();
+        let mut best: Option<((usize, usize), KeyPath)> = None;
+        for key in known {
+            let key = named_like(key, &path);
+            let bound = best.as_ref().map(|(distance, _)| *distance);
+            if let Some(distance) = distance_below(bound, &given, &path, &key) {
+                best = Some((distance, key));
+            }
+        }
+        best.map(|(_, key)| key_text(&key).replace('*', "<name>"))
             .unwrap_or_default()
     }
 }
@@ -158,32 +175,44 @@ fn collect(node: &Node, path: &mut KeyPath, with_sections: bool, keys: &mut Vec<
 }
 
 /// The key with the operator's own names in place of `*`, as far as `path` gives them.
-fn named_like(key: KeyPath, path: &[String]) -> KeyPath {
+fn named_like(key: &[String], path: &[String]) -> KeyPath {
     let mut same_so_far = true;
-    key.into_iter()
+    key.iter()
         .enumerate()
         .map(|(at, segment)| {
             let given = path.get(at).filter(|_| same_so_far);
             match given {
                 Some(given) if segment == "*" => given.clone(),
                 _ => {
-                    same_so_far &= given == Some(&segment);
-                    segment
+                    same_so_far &= given == Some(segment);
+                    segment.clone()
                 }
             }
         })
         .collect()
 }
 
-/// How far a known key is from a given one: typing errors anywhere, or the right name in the wrong section; of two
-/// equally far ones the more similar as a whole.
-fn distance(given: &str, path: &[String], key: &[String]) -> (usize, usize) {
-    let whole = strsim::damerau_levenshtein(given, &key_text(key));
+/// How far a known key is from a given one, when that is less than `bound`: typing errors anywhere, or the right name in the
+/// wrong section; of two equally far ones the more similar as a whole.
+fn distance_below(
+    bound: Option<(usize, usize)>,
+    given: &str,
+    path: &[String],
+    key: &[String],
+) -> Option<(usize, usize)> {
+    let known = key_text(key);
     let name = match (path.last(), key.last()) {
         (Some(given), Some(known)) => 2 + 2 * strsim::damerau_levenshtein(given, known),
-        _ => whole,
+        _ => usize::MAX,
     };
-    (whole.min(name), whole)
+    // Texts differ by what one is longer, at least: comparing them as a whole takes most of the time.
+    let at_least = given.chars().count().abs_diff(known.chars().count());
+    if bound.is_some_and(|bound| bound <= (at_least.min(name), at_least)) {
+        return None;
+    }
+    let whole = strsim::damerau_levenshtein(given, &known);
+    let distance = (whole.min(name), whole);
+    bound.is_none_or(|bound| distance < bound).then_some(distance)
 }
 
 /// Reads schemas as the schema generator writes them.

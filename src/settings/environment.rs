@@ -205,6 +205,7 @@ pub fn collect(
             }
             // Another program's, as long as traces are off.
             Err(_) if otel::is_name(name) || name.starts_with("OTEL_") => {}
+            Err(_) if behind_file(name).is_some() && !may_be_file(name) => {}
             Err(_) => {
                 let origin = Origin::Environment(name.to_owned());
                 reader
@@ -216,9 +217,26 @@ pub fn collect(
     variables
 }
 
-/// What to say of variables that are flags, or look like it.
-pub fn flag_warnings(variables: &Variables) -> Vec<String> {
-    flags::warnings(variables)
+/// What to say of variables that are flags, or look like it, and of files that nobody reads.
+pub fn warnings(variables: &Variables) -> Vec<String> {
+    let files = variables.keys().filter_map(|name| {
+        let of = behind_file(name).filter(|_| !may_be_file(name))?;
+        Some(format!(
+            "{name} has no effect: only what may be a secret can be given as a file, and {of} is none"
+        ))
+    });
+    flags::warnings(variables).into_iter().chain(files).collect()
+}
+
+/// The plain name that this one gives a file for, whether that is read or not.
+fn behind_file(name: &str) -> Option<&str> {
+    name.strip_suffix(FILE_SUFFIX).filter(|name| {
+        let mut plain = PLAIN.iter().chain(&otel::NAMES);
+        plain.any(|(known, _)| known == name)
+            || *name == PROMETHEUS_ENDPOINT
+            || *name == "LOG_LEVEL"
+            || flags::is_name(name)
+    })
 }
 
 /// The two endpoints above a base address.
@@ -280,7 +298,7 @@ fn is_known(name: &str) -> bool {
         || LOG_DIRECTIVES.contains(&name)
         || PLAIN.iter().any(|(plain, _)| *plain == name)
         || otel::is_name(name)
-        || may_be_file(name)
+        || behind_file(name).is_some()
         || flags::is_name(name)
 }
 

@@ -77,8 +77,8 @@ impl Loaded {
 /// # Errors
 /// Everything that is wrong, not only the first thing.
 pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue).relative_to(&sources.working_dir);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue).relative_to(&sources.working_dir);
     let mut layers = Layers::default();
     let default_file = Path::new(DEFAULT_FILE);
     if is_there(&sources.working_dir, default_file) {
@@ -87,7 +87,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     for file in Feature::ALL.iter().filter_map(|feature| feature.policy_file()) {
         let file = Path::new(file);
         if is_there(&sources.working_dir, file) {
-            let judged = PolicyFile::judge(&catalogue, &sources.working_dir, file);
+            let judged = PolicyFile::judge(catalogue, &sources.working_dir, file);
             reader.problems.extend(judged.problems().cloned());
             reader.rejected.extend(judged.rejected);
             layers.push(judged.entries);
@@ -113,10 +113,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
         warnings,
         ..
     } = reader;
-    let mut loaded = judge(&catalogue, layers, problems, &rejected)?;
+    let mut loaded = judge(catalogue, layers, problems, &rejected)?;
     loaded
         .flag_warnings
-        .extend(environment::flag_warnings(&variables).into_iter().chain(warnings));
+        .extend(environment::warnings(&variables).into_iter().chain(warnings));
     named_secrets::read_values(&mut loaded, sources).map_err(|problems| SettingsError { problems })?;
     Ok(loaded)
 }

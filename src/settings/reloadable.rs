@@ -46,7 +46,7 @@ pub fn changes(old: &Settings, new: &Settings) -> Vec<(KeyPath, Value)> {
     let tree = |settings: &Settings| serde_json::to_value(settings).unwrap_or_default();
     let mut found = Vec::new();
     walk(
-        Catalogue::default().root(),
+        Catalogue::of_settings().root(),
         &mut Vec::new(),
         (&tree(old), &tree(new)),
         &mut found,

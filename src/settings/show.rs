@@ -36,7 +36,7 @@ pub fn lines(loaded: &Loaded) -> Vec<Line> {
     let tree = serde_json::to_value(&loaded.settings).unwrap_or_default();
     let mut lines = Vec::new();
     walk(
-        Catalogue::default().root(),
+        Catalogue::of_settings().root(),
         &mut Vec::new(),
         &tree,
         loaded,

@@ -22,7 +22,7 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// For so many unknown keys the nearest known one is looked for, which takes a moment each: who misspells more has another
 /// kind of file.
-const MAX_NEAREST: usize = 64;
+const MAX_NEAREST: usize = 16;
 
 /// What some editors begin files with.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();

@@ -57,6 +57,10 @@ fn top(port: u16, certificates: &Certificates, with_certificate: bool) -> Finish
     program().args(arguments).run(SOON).expect("runs")
 }
 
+fn with_level(level: &str) -> String {
+    format!("[log]\nlevel = \"{level}\"")
+}
+
 fn lines(node: &Node, message: &str) -> Vec<Value> {
     let lines = node.worker.logs().into_iter();
     lines.filter(|line| line["message"] == message).collect()
@@ -69,7 +73,9 @@ fn only_who_shows_a_certificate_of_the_authority_is_answered_and_certificates_ar
         Certificates::generate().expect("makes"),
     );
     let files = Files::of(&first);
-    let mut node = Node::start_with(|worker| files.settings(worker));
+    let mut node =
+        Node::start_with(|worker| files.settings(worker.file("config/worker.toml", with_level("info"))));
+    let settings = node.worker.directory().join("config/worker.toml");
     let port = node.worker.admin_port().expect("is logged");
     let told = node
         .worker
@@ -112,8 +118,9 @@ fn only_who_shows_a_certificate_of_the_authority_is_answered_and_certificates_ar
         .wait_for_message("Admin connection refused")
         .expect("is told");
 
-    // Half of a pair is refused, and what was in force stays so.
+    // Half of a pair is refused, and all that was in force stays so, settings as well.
     fs::copy(second.server().1, files.0.path().join("key")).expect("copies");
+    fs::write(&settings, with_level("debug")).expect("is written");
     node.worker.hang_up().expect("is sent");
     let refused = node
         .worker
@@ -121,9 +128,25 @@ fn only_who_shows_a_certificate_of_the_authority_is_answered_and_certificates_ar
         .expect("is told");
     let said = refused["context"]["error"].as_str().expect("says why");
     assert!(said.starts_with("http.admin_tls.key_file ("), "{said}");
+    let refused = node
+        .worker
+        .wait_for_message("Settings not reloaded")
+        .expect("is told");
+    assert_eq!(refused["context"]["key"], "http.admin_tls.key_file", "{refused}");
     assert_eq!(top(port, &first, true).code(), Some(0));
 
+    // And the other way round: beside settings that are wrong no certificate is exchanged.
     files.exchange(&second);
+    fs::write(&settings, with_level("loud")).expect("is written");
+    node.worker.hang_up().expect("is sent");
+    poll(SOON, || {
+        (lines(&node, "Settings not reloaded").len() == 2).then_some(())
+    })
+    .expect("is told");
+    assert_eq!(top(port, &first, true).code(), Some(0));
+    assert_eq!(lines(&node, "Settings reloaded"), Vec::<Value>::new());
+
+    fs::write(&settings, with_level("info")).expect("is written");
     node.worker.hang_up().expect("is sent");
     poll(SOON, || {
         (top(port, &second, true).code() == Some(0)).then_some(())

@@ -299,6 +299,25 @@ fn what_was_asked_for_before_it_came_never_runs_and_what_has_ended_stays_as_it_e
         );
         assert_eq!(answer["assignment_id"], job.assignment_id());
     }
+    let port = node.worker.admin_port().expect("is logged");
+    let told = |tenant: &str| {
+        let path = format!("/explain/{}?tenant={tenant}", job.assignment_id());
+        http::get(port, &path).expect("answers")
+    };
+    let (own, other) = (told("acme"), told("other"));
+    let said = own.json().expect("is JSON");
+    assert_eq!(
+        (own.status, &said["cancellation"]["requested_by"]),
+        (200, &json!("subject")),
+        "{said}"
+    );
+    let summary = said["summary"].as_str().expect("is told");
+    assert!(
+        summary.contains("It is to be cancelled, by a request on the broker"),
+        "{summary}"
+    );
+    assert_eq!(other.status, 404);
+
     // Its time has passed as well when it comes; it was cancelled all the same.
     let job = job.deadline_ms(1);
     node.client.assign(&job).expect("is sent");

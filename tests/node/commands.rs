@@ -179,6 +179,16 @@ fn exec_answers_every_line_once_and_says_how_a_wrong_call_ends() {
         (vec!["exec", "absent.jsonl"], 64, "absent.jsonl"),
         (vec!["exec"], 64, "FILE"),
         (vec!["exec", "-", "--set", "nats.urll=x"], 78, "nats.url"),
+        (
+            vec!["exec", "-", "--set", "blocks.http.ca_file=/no/such.pem"],
+            78,
+            "blocks.http.ca_file",
+        ),
+        (
+            vec!["exec", "-", "--set", "worker.sandbox.recordings=/no/such"],
+            78,
+            "worker.sandbox.recordings",
+        ),
     ] {
         let finished = program()
             .args(arguments.clone())

@@ -127,8 +127,8 @@ fn the_shipped_policy_files_show_every_name_that_policies_have() -> Result<()> {
         .map(|key| key_text(key))
         .collect();
     let sections: BTreeSet<&str> = shown.iter().flat_map(|key| key.split('.')).collect();
-    for key in Catalogue::default().keys() {
-        let text = key_text(&key);
+    for key in Catalogue::of_settings().keys() {
+        let text = key_text(key);
         if !Feature::WITH_POLICY
             .iter()
             .any(|feature| text.starts_with(feature.section()))

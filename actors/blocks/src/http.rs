@@ -37,7 +37,7 @@ use awc::http::{Method, StatusCode, header};
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, ResourceClass, RunMode, Task,
 };
-use caf_protocol::endpoint::{Endpoint, EndpointKind};
+use caf_protocol::endpoint::{Endpoint, EndpointKind, Sign};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::Operation;
 use caf_protocol::outcome::Failure;
@@ -197,8 +197,15 @@ impl Task for HttpTask {
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
         Box::pin(async move {
-            let Shared { vault, settings, .. } = &*self.shared;
-            let request = secrets::put_in(&self.request, vault, settings.max_request_bytes, &context)?;
+            let Shared {
+                vault,
+                settings,
+                guard,
+                ..
+            } = &*self.shared;
+            guard.check_first(&self.request.url, &context.tenant_id)?;
+            let request = secrets::put_in(&self.request, vault, settings.max_request_bytes, &context)
+                .map_err(|failure| failure.saying(Sign::Refused))?;
             let exchange = self.shared.exchange(&request, &context);
             request.secrets.scrub(until_stopped(&context, exchange).await)
         })

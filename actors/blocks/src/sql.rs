@@ -17,7 +17,7 @@ use std::sync::Arc;
 use caf_protocol::block::{
     Block, BlockContext, BlockFuture, BlockSpec, Inputs, ResourceClass, RunMode, Task,
 };
-use caf_protocol::endpoint::{Endpoint, EndpointKind};
+use caf_protocol::endpoint::{Endpoint, EndpointKind, Sign};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::limit::{Operation, OperationLimit};
 use caf_protocol::outcome::Failure;
@@ -265,10 +265,13 @@ impl Task for SqlTask {
         Box::pin(async move {
             let Target::Source(source) = &self.target else {
                 let rule = "connection strings are not allowed; see blocks.sql.connections and blocks.sql.allow_inline";
-                return Err(Failure::of_field(ErrorCode::PermissionDenied, "connection", rule));
+                let refused = Failure::of_field(ErrorCode::PermissionDenied, "connection", rule);
+                return Err(refused.saying(Sign::Refused));
             };
             let (source, borrowed) = match &self.login {
-                Some(login) => login.open(&self.vault, &context)?,
+                Some(login) => login
+                    .open(&self.vault, &context)
+                    .map_err(|failure| failure.saying(Sign::Refused))?,
                 None => (Arc::clone(source), Borrowed::default()),
             };
             let outcome = match &source.kind {

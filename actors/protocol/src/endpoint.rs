@@ -93,6 +93,9 @@ pub enum Sign {
     Nothing,
     /// It was not called, because it kept failing.
     LeftAlone,
+    /// Nothing: rules that only inputs and settings decide refused the call before anything was asked. Another try would
+    /// meet the same rules.
+    Refused,
 }
 
 impl Sign {

@@ -159,10 +159,10 @@ impl RetryPlan {
         }
     }
 
-    /// Whether another call could help. What ended by cancellation or by a total limit is over, and what a circuit breaker
-    /// refused too. The assignment has no say.
+    /// Whether another call could help. What ended by cancellation or by a total limit is over, and what a circuit breaker or
+    /// the rules on targets, secrets and connections refused too, by whatever plan: nothing was called. The assignment has no say.
     pub fn is_retryable(&self, failure: &Failure) -> bool {
-        let was_not_called = failure.sign() == Sign::LeftAlone;
+        let was_not_called = matches!(failure.sign(), Sign::LeftAlone | Sign::Refused);
         if was_not_called || failure.total_limit || failure.code.category() == Category::Cancellation {
             return false;
         }

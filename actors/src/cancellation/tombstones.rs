@@ -90,6 +90,16 @@ impl Tombstones {
         stones.next().map(|stone| Arc::clone(&stone.asked))
     }
 
+    /// The request for exactly this, if there was one, and how much longer it is remembered.
+    pub(super) fn look(&mut self, wanted: &Wanted, now: Instant) -> Option<(Arc<Asked>, Duration)> {
+        self.expire(now);
+        let stone = self.stones.get(wanted)?;
+        Some((
+            Arc::clone(&stone.asked),
+            stone.until.saturating_duration_since(now),
+        ))
+    }
+
     /// How many there are.
     pub(super) fn count(&mut self, now: Instant) -> usize {
         self.expire(now);

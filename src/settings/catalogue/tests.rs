@@ -6,7 +6,7 @@ fn path(key: &str) -> KeyPath {
 }
 
 fn kind_of(key: &str) -> (Kind, bool) {
-    match Catalogue::default().find(&path(key)) {
+    match Catalogue::of_settings().find(&path(key)) {
         Found::Leaf(leaf) => (leaf.kind.clone(), leaf.optional),
         other => panic!("{key}: {other:?}"),
     }
@@ -14,11 +14,11 @@ fn kind_of(key: &str) -> (Kind, bool) {
 
 #[test]
 fn every_key_has_a_type_that_texts_can_be_read_for() {
-    let catalogue = Catalogue::default();
+    let catalogue = Catalogue::of_settings();
     let keys = catalogue.keys();
     assert!(keys.len() > 70, "{}", keys.len());
     for key in keys {
-        let text = key_text(&key);
+        let text = key_text(key);
         assert_ne!(kind_of(&text).0, Kind::Other, "{text}");
     }
 }
@@ -46,7 +46,7 @@ fn types_are_read_off_the_schema() {
 
 #[test]
 fn keys_that_sound_secret_are_secret() {
-    let keys: Vec<String> = Catalogue::default()
+    let keys: Vec<String> = Catalogue::of_settings()
         .keys()
         .iter()
         .map(|key| key_text(key))
@@ -67,7 +67,7 @@ fn keys_that_sound_secret_are_secret() {
 
 #[test]
 fn the_nearest_key_is_found_across_sections_and_names() {
-    let catalogue = Catalogue::default();
+    let catalogue = Catalogue::of_settings();
     for (given, nearest) in [
         ("nats.durabel", "nats.durable"),
         ("nats.ack_wait", "nats.ack_wait_ms"),

@@ -3,8 +3,8 @@ use crate::settings::catalogue::Catalogue;
 use crate::settings::feature::Feature;
 
 fn read(variables: &[(&str, &str)]) -> (Vec<(String, Option<Value>)>, Vec<String>) {
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue);
     let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
     let variables = collect(&mut reader, environment);
     let mut entries = plain(&mut reader, &variables);
@@ -27,7 +27,7 @@ fn values(variables: &[(&str, &str)]) -> Vec<(String, Value)> {
 
 #[test]
 fn every_plain_name_sets_its_key() {
-    let catalogue = Catalogue::default();
+    let catalogue = Catalogue::of_settings();
     for (name, key) in PLAIN {
         let text = match key {
             "nats.url" | "blocks.sql.connections.default.url" => "nats://h",
@@ -200,8 +200,8 @@ fn bad_prefixed_names_are_errors_that_help() {
 #[test]
 fn bytes_that_are_no_text_are_an_error_only_in_our_variables() {
     use std::os::unix::ffi::OsStringExt;
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue);
     let bytes = || OsString::from_vec(vec![0xff]);
     let environment = [
         ("PATH".into(), bytes()),
@@ -214,13 +214,36 @@ fn bytes_that_are_no_text_are_an_error_only_in_our_variables() {
 }
 
 fn flag_warnings_of(pairs: &[(&str, &str)]) -> Vec<String> {
-    let catalogue = Catalogue::default();
-    let mut reader = Reader::new(&catalogue);
+    let catalogue = Catalogue::of_settings();
+    let mut reader = Reader::new(catalogue);
     let environment = pairs.iter().map(|(name, text)| (name.into(), text.into()));
     let variables = collect(&mut reader, environment);
     plain(&mut reader, &variables);
     assert_eq!(reader.problems, []);
-    flag_warnings(&variables)
+    warnings(&variables)
+}
+
+#[test]
+fn a_file_for_what_can_be_no_secret_is_told_to_be_in_vain() {
+    for name in [
+        "CAF_ASSIGN_SUBJECT",
+        "OTEL_SERVICE_NAME",
+        "RESOURCE_POOL_CPU",
+        "PROMETHEUS_ENDPOINT",
+        "LOG_LEVEL",
+        "CP2_CANCELLATION_ENABLED",
+    ] {
+        let said = format!(
+            "{name}_FILE has no effect: only what may be a secret can be given as a file, and {name} is none"
+        );
+        assert_eq!(flag_warnings_of(&[(&format!("{name}_FILE"), "/run/x")]), [said]);
+    }
+    let others = [
+        ("SSL_CERT_FILE", "/x"),
+        ("RUST_LOG_FILE", "/x"),
+        ("LOG_FILE", "/x"),
+    ];
+    assert_eq!(flag_warnings_of(&others), Vec::<String>::new());
 }
 
 #[test]

@@ -172,5 +172,5 @@ fn leads_into(directory: &Path, parts: &[String]) -> Option<usize> {
 
 fn outside() -> Failure {
     let rule = "must lie in one of the directories of blocks.fs.roots";
-    Failure::of_field(ErrorCode::PermissionDenied, "path", rule)
+    Failure::of_field(ErrorCode::PermissionDenied, "path", rule).saying(Sign::Refused)
 }

@@ -7,12 +7,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
 use url::{Host, Url};
 
 use super::lookup::{self, Resolve};
-use super::rules::{Asked, Refusal, TargetRules, normal_name};
+use super::rules::{Asked, Refusal, Rules, TargetRules, normal_name};
 use crate::Extras;
 use crate::settings::{HttpSettings, SettingError};
 
@@ -74,11 +75,8 @@ impl Guard {
                 generation: self.generation(),
             });
         }
-        if let Host::Domain(name) = &host {
-            // Nobody is asked about a name that is denied as such.
-            let judged = self.rules.get().judge_name(tenant, &normal_name(name), port);
-            judged.map_err(|refusal| denied(&[(None, refusal)]))?;
-        }
+        // Nobody is asked about a name that is denied as such.
+        self.judge_as_written(&host, port, tenant)?;
         let (name, found) = match host {
             Host::Ipv4(ip) => (None, vec![SocketAddr::new(ip.into(), port)]),
             Host::Ipv6(ip) => (None, vec![SocketAddr::new(ip.into(), port)]),
@@ -109,6 +107,27 @@ impl Guard {
         })
     }
 
+    /// Judges the target of a request that is still to be sent by what can be said of it without asking anybody. What is
+    /// refused here is refused each time.
+    pub(super) fn check_first(&self, url: &Url, tenant: &str) -> Result<(), Failure> {
+        match (url.host(), url.port_or_known_default()) {
+            (Some(host), Some(port)) if self.health_address(&host, port).is_none() => self
+                .judge_as_written(&host, port, tenant)
+                .map_err(|failure| failure.saying(Sign::Refused)),
+            _ => Ok(()),
+        }
+    }
+
+    fn judge_as_written(&self, host: &Host<&str>, port: u16, tenant: &str) -> Result<(), Failure> {
+        let rules = self.rules.get();
+        let (address, judged) = match host {
+            Host::Domain(name) => (None, rules.judge_name(tenant, &normal_name(name), port)),
+            Host::Ipv4(ip) => judge_literal(&rules, (*ip).into(), port, tenant),
+            Host::Ipv6(ip) => judge_literal(&rules, (*ip).into(), port, tenant),
+        };
+        judged.map_err(|refusal| denied(&[(address, refusal)]))
+    }
+
     async fn look_up(&self, name: &str, port: u16, tenant: &str) -> Result<Vec<SocketAddr>, Failure> {
         let unresolved = || Failure::new(ErrorCode::NetworkError, "url: the host name cannot be resolved");
         let found = (self.resolve)(name.to_owned(), port, tenant.to_owned())
@@ -131,6 +150,21 @@ impl Guard {
             };
         (is_symbolic || is_literal).then_some(*address)
     }
+}
+
+fn judge_literal(
+    rules: &Rules,
+    ip: IpAddr,
+    port: u16,
+    tenant: &str,
+) -> (Option<SocketAddr>, Result<(), Refusal>) {
+    let address = SocketAddr::new(ip, port);
+    let asked = Asked {
+        tenant,
+        name: None,
+        address,
+    };
+    (Some(address), rules.judge(asked))
 }
 
 /// External text names the rule only: which address a name has inside is nothing a caller is to learn.

@@ -13,6 +13,8 @@ mod dial;
 mod params;
 mod statement;
 
+pub(super) use self::statement::is_copy;
+
 use std::error::Error as _;
 use std::io;
 use std::pin::pin;
@@ -179,7 +181,7 @@ impl Postgres {
         limits: &Limits,
         context: &BlockContext,
     ) -> Result<Outputs, Failure> {
-        statement::check(&query.text, self.read_only)?;
+        statement::check(&query.text, self.read_only).map_err(|failure| failure.saying(Sign::Refused))?;
         let client = self.connect(context).await?;
         let running = Running {
             client: Some(client),

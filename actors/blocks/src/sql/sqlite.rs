@@ -22,6 +22,7 @@ use rusqlite::types::{Value as SqlValue, ValueRef};
 use rusqlite::{Batch, Connection, Error, OpenFlags, Statement};
 use serde_json::{Value, json};
 
+use super::postgres::is_copy;
 use super::rows::{RowSet, float};
 use super::source::{Kind, Limits, Source};
 use super::{Query, param_count_failure, param_failure, words};
@@ -381,6 +382,11 @@ impl Stop {
             Some(Sqlite::CannotOpen | Sqlite::PermissionDenied) => (
                 ErrorCode::ExecutionFailed,
                 "the database cannot be opened".to_owned(),
+            ),
+            // SQLite does not know it; refused is refused, on whatever database.
+            _ if is_copy(&query.text) => (
+                ErrorCode::PermissionDenied,
+                "query: COPY is not permitted here".to_owned(),
             ),
             // Functions are refused with words of their own.
             _ if error.to_string().starts_with("not authorized") => (

@@ -96,7 +96,7 @@ fn failures_tell_a_job_at_fault_from_a_directory_or_a_database_file_at_fault() {
     for ((job_type, given), sign) in [
         (get("data/missing"), Sign::Up),
         (put("data/there"), Sign::Up),
-        (put("nowhere/x"), Sign::Nothing),
+        (put("nowhere/x"), Sign::Refused),
         (put("file/x"), Sign::Down),
         (get("file/x"), Sign::Down),
         (sql("missing/app.db", "SELECT 1"), Sign::Down),

@@ -64,6 +64,18 @@ fn waits_ms(plan: &RetryPlan, failure: &Failure) -> Vec<u128> {
 mod with_the_flag_off {
     use super::*;
 
+    #[test]
+    fn what_rules_refuse_as_it_is_written_is_refused_once_by_every_plan() {
+        let refused = failed(ErrorCode::PermissionDenied).saying(Sign::Refused);
+        let mut lenient = policy();
+        let execution = &mut lenient.error_classification.execution_errors;
+        execution.retryable.permission_denied = true;
+        for plan in [RetryPlan::cp1(4), plan(&lenient, "probe")] {
+            assert!(!waits_ms(&plan, &failed(ErrorCode::PermissionDenied)).is_empty());
+            assert!(waits_ms(&plan, &refused).is_empty());
+        }
+    }
+
     /// POC-004: 100, 200, 300 ms, whatever the error.
     #[test]
     fn waits_grow_by_100_ms_for_every_error_of_a_running_block() {

@@ -153,6 +153,11 @@ fn names_in(text: &str) -> impl Iterator<Item = &str> {
         .filter(|name| !name.is_empty())
 }
 
+/// Whether a statement is a `COPY`, which no database lets jobs send.
+pub(in crate::sql) fn is_copy(text: &str) -> bool {
+    leading_words(text, 1) == ["copy"]
+}
+
 /// The first words in lower case, after white space, comments and opening parentheses.
 fn leading_words(text: &str, count: usize) -> Vec<String> {
     let mut words = Vec::new();

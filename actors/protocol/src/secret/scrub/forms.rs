@@ -1,5 +1,5 @@
-//! In which forms a value may stand in a text: as it is, as base64 wherever it begins in what was encoded, as hexadecimal
-//! digits; each also as it looks after escapes were read.
+//! In which forms a value may stand in a text: as it is, in UTF-16, as base64 wherever it begins in what was encoded, as
+//! hexadecimal digits with and without separators; each also as it looks after escapes were read.
 //!
 //! Neighbours: [`super`] looks for them all at once, in any case. Pure.
 
@@ -18,6 +18,9 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// What stands between the hexadecimal digits of two bytes, where something does.
+const SEPARATORS: [&[u8]; 4] = [b"", b":", b"-", b" "];
 
 /// One way to write a value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +59,8 @@ pub(super) fn of(value: &str) -> Vec<Form> {
     let mut forms = Vec::new();
     for value in meanings(value) {
         forms.push(Form::plain(value.clone()));
-        forms.push(Form::plain(hexadecimal(&value)));
+        forms.extend(SEPARATORS.map(|separator| Form::plain(hexadecimal(&value, separator))));
+        forms.extend(utf_16(&value).map(Form::plain));
         for offset in 0..3 {
             forms.extend(base64_from(&value, offset));
         }
@@ -113,8 +117,17 @@ fn base64_from(value: &[u8], offset: usize) -> [Form; 2] {
     })
 }
 
-fn hexadecimal(value: &[u8]) -> Vec<u8> {
+fn hexadecimal(value: &[u8], separator: &[u8]) -> Vec<u8> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    value.iter().flat_map(digits).collect()
+    let digits = |byte: &u8| vec![DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    value.iter().map(digits).collect::<Vec<_>>().join(separator)
+}
+
+/// In both orders of bytes.
+fn utf_16(value: &[u8]) -> [Vec<u8>; 2] {
+    let text = String::from_utf8_lossy(value);
+    [
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect(),
+        text.encode_utf16().flat_map(u16::to_be_bytes).collect(),
+    ]
 }

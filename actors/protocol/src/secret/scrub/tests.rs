@@ -25,7 +25,7 @@ fn wrapped(text: &str) -> String {
 }
 
 /// Ways to write a text, each on one layer.
-const WRITERS: [Writer; 15] = [
+const WRITERS: [Writer; 18] = [
     |text| text.to_owned(),
     |text| text.to_ascii_uppercase(),
     |text| BASE64_STANDARD.encode(text),
@@ -43,10 +43,31 @@ const WRITERS: [Writer; 15] = [
     |text| hexed(text, "%"),
     |text| hexed(text, ""),
     |text| hexed(text, "").to_uppercase(),
+    |text| hexed(text, ":"),
+    |text| hexed(text, " ").to_uppercase(),
+    |text| hexed(text, "-"),
     json_text,
     |text| text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect(),
     |text| text.chars().map(|c| format!("&#x{:x};", u32::from(c))).collect(),
 ];
+
+#[test]
+fn values_are_taken_out_of_utf_16_in_both_orders() {
+    let scrubber = Scrubber::new(["pl4nted-\u{20ac}"]);
+    for of_unit in [u16::to_le_bytes, u16::to_be_bytes] {
+        let bytes = |text: &str| text.encode_utf16().flat_map(of_unit).collect::<Vec<u8>>();
+        let told = scrubber.bytes(bytes("key=pl4nted-\u{20ac};"));
+        let expected = [bytes("key="), REDACTED.as_bytes().to_vec(), bytes(";")].concat();
+        assert_eq!(told, expected);
+        // Where it is text, and where its zeros are escaped in JSON.
+        let ascii = Scrubber::new(["pl4nted-value"]);
+        let text = String::from_utf8(bytes("a pl4nted-value b")).expect("is ASCII");
+        for text in [text.clone(), Value::from(text).to_string()] {
+            let told = ascii.text(&text);
+            assert!(told.contains(REDACTED) && !told.contains('4'), "{told}");
+        }
+    }
+}
 
 /// Ways to write what was written once more.
 const WRAPPERS: [Writer; 4] = [
