@@ -226,7 +226,7 @@ impl Assignment<'_> {
     fn headers(&self, kind: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", format!("{}.{kind}", self.assignment_id));
-        headers.insert("trace_id", &*self.trace_id());
+        headers.insert("trace_id", self.trace_id());
         headers.insert("tenant_id", &*self.tenant_id);
         headers.insert("version", "1");
         headers

@@ -16,11 +16,9 @@ use tokio::task::LocalSet;
 
 use self::stage::Stage;
 
-/// What is compared, and how long.
+/// Where everything is.
 #[derive(Debug, Clone, Args)]
-pub struct Plan {
-    /// Rows: echo, fleet, core, http, backlog, latency, memory, start, growth, flags; all without.
-    pub rows: Vec<String>,
+pub struct Programs {
     /// Program of the worker.
     #[arg(long)]
     pub worker: PathBuf,
@@ -30,6 +28,15 @@ pub struct Plan {
     /// The worker's sources, for config/.
     #[arg(long)]
     pub root: PathBuf,
+}
+
+/// What is compared, and how long.
+#[derive(Debug, Clone, Args)]
+pub struct Plan {
+    /// Rows: echo, fleet, core, http, backlog, latency, memory, start, growth, flags; all without.
+    pub rows: Vec<String>,
+    #[command(flatten)]
+    programs: Programs,
     /// Rounds of each row.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
@@ -51,6 +58,12 @@ pub struct Plan {
     /// Also what takes long: 10 minutes of full load, 1,000,000 tasks.
     #[arg(long)]
     pub long: bool,
+    /// Minutes of full load, with --long.
+    #[arg(long, default_value_t = 10.0)]
+    pub soak_minutes: f64,
+    /// Tasks of the longest runs, with --long.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub many: usize,
     /// Prints Markdown, as BENCHMARKS.md holds it.
     #[arg(long)]
     pub markdown: bool,
@@ -64,12 +77,20 @@ pub struct Plan {
 /// # Errors
 /// When something does not start, a signal comes, or an answer is missing.
 pub async fn run(plan: Plan) -> Result<()> {
+    until_told(async {
+        let stage = Stage::new(&plan.programs)?;
+        rows::run(&plan, &stage).await
+    })
+    .await
+}
+
+/// Does it, unless a signal comes first: then everything that it holds is dropped.
+///
+/// # Errors
+/// Its own, or that a signal came.
+pub async fn until_told<T>(whole: impl Future<Output = Result<T>>) -> Result<T> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let local = LocalSet::new();
-    let whole = async {
-        let stage = Stage::new(&plan)?;
-        rows::run(&plan, &stage).await
-    };
     tokio::select! {
         done = local.run_until(whole) => done,
         _ = interrupt.recv() => bail!("interrupted"),

@@ -78,8 +78,9 @@ pub struct Load {
 pub struct Used {
     /// Processor time per task, in microseconds.
     pub cpu_us_per_task: f64,
-    /// At the end.
-    #[serde(flatten)]
+    /// When measuring began; nothing of a process that began later.
+    pub at_begin: Usage,
+    /// When measuring ended.
     pub at_end: Usage,
 }
 
@@ -94,6 +95,8 @@ pub struct Measured {
     pub tasks_per_s: f64,
     /// Of all that were due after warming up.
     pub latency: Latencies,
+    /// Tasks per second in each tenth of the whole run.
+    pub tenths: Vec<f64>,
     /// Of the whole run.
     #[serde(flatten)]
     pub totals: Totals,
@@ -287,15 +290,13 @@ impl Generator {
             end.saturating_sub(begin) as f64 / 1e9,
         );
         let used = after.iter().map(|(name, after)| {
-            let cpu_s = after.cpu_s - before.get(name).map_or(0.0, |before| before.cpu_s);
-            let cpu_us_per_task = cpu_s * 1e6 / tasks.max(1) as f64;
-            (
-                name.clone(),
-                Used {
-                    cpu_us_per_task,
-                    at_end: *after,
-                },
-            )
+            let before = before.get(name).copied().unwrap_or_default();
+            let used = Used {
+                cpu_us_per_task: (after.cpu_s - before.cpu_s) * 1e6 / tasks.max(1) as f64,
+                at_begin: before,
+                at_end: *after,
+            };
+            (name.clone(), used)
         });
         Measured {
             seconds,
@@ -306,6 +307,7 @@ impl Generator {
                 0.0
             },
             latency: tally.latencies(begin),
+            tenths: tally.tenths(),
             totals: tally.totals(),
             unconfirmed: self.state.unconfirmed.get(),
             used: used.collect(),

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
-use async_nats::jetstream::{self, Context};
 use futures_util::TryStreamExt;
 
 /// Subject of assignments.
@@ -68,25 +68,25 @@ pub fn consumer() -> pull::Config {
     }
 }
 
+/// Takes every stream and bucket away.
+///
+/// # Errors
+/// When the broker refuses.
+pub async fn clear(jetstream: &Context) -> Result<()> {
+    let names: Vec<String> = jetstream.stream_names().try_collect().await?;
+    for name in names {
+        jetstream.delete_stream(&name).await.with_context(|| name)?;
+    }
+    Ok(())
+}
+
 /// Takes every stream and bucket away and makes these two anew: each run begins with an empty store.
 ///
 /// # Errors
 /// When the broker refuses.
 pub async fn renew(jetstream: &Context) -> Result<()> {
-    let names: Vec<String> = jetstream.stream_names().try_collect().await?;
-    for name in names {
-        jetstream.delete_stream(&name).await.with_context(|| name)?;
-    }
+    clear(jetstream).await?;
     jetstream.create_stream(assignments()).await?;
     jetstream.create_stream(results()).await?;
     Ok(())
-}
-
-/// Messages that the stream of assignments holds.
-///
-/// # Errors
-/// When it is not there.
-pub async fn waiting(jetstream: &Context) -> Result<u64> {
-    let mut stream: jetstream::stream::Stream = jetstream.get_stream(STREAM).await?;
-    Ok(stream.info().await?.state.messages)
 }

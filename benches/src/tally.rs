@@ -126,6 +126,20 @@ impl Tally {
         self.entries.iter().filter(within).count()
     }
 
+    /// First results per second in each tenth of them, in the order in which they came; empty below ten.
+    pub fn tenths(&self) -> Vec<f64> {
+        let answered = self.entries.iter().filter(|entry| entry.results > 0);
+        let mut ns: Vec<u64> = answered.map(|entry| entry.answered_ns).collect();
+        ns.sort_unstable();
+        let tenth = ns.len() / 10;
+        if tenth == 0 {
+            return Vec::new();
+        }
+        let rate =
+            |part: &[u64]| (part.len() - 1) as f64 * 1e9 / (part[part.len() - 1] - part[0]).max(1) as f64;
+        ns.chunks_exact(tenth).take(10).map(rate).collect()
+    }
+
     /// What it comes to.
     pub fn totals(&self) -> Totals {
         let beyond = |count: u16| usize::from(count.saturating_sub(1));
@@ -222,5 +236,19 @@ mod tests {
         assert_eq!((latencies.p99_ms, latencies.max_ms), (99.0, 100.0));
         assert_eq!(Tally::default().latencies(0), Latencies::default());
         assert_eq!(tally.answered_between(0, 20_000_000), 10);
+    }
+
+    #[test]
+    fn a_run_that_slows_down_shows_it_in_its_tenths() {
+        let mut tally = Tally::default();
+        let mut now_ns = 0;
+        for number in 0..100u64 {
+            tally.sent(0);
+            now_ns += if number < 90 { 1_000_000 } else { 10_000_000 };
+            tally.result(Some(number as usize), "success", now_ns);
+        }
+        let tenths: Vec<u64> = tally.tenths().iter().map(|rate| rate.round() as u64).collect();
+        assert_eq!((tenths.len(), tenths[0], tenths[9]), (10, 1000, 100));
+        assert!(Tally::default().tenths().is_empty());
     }
 }

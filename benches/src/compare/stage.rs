@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use super::Plan;
+use super::Programs;
 
 /// Longest wait for a process to be ready.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,12 +61,22 @@ pub struct Broker {
     pub url: String,
 }
 
+impl Contender {
+    /// Whether it works from a stream.
+    pub fn is_durable(&self) -> bool {
+        match self {
+            Self::Bare(options) => !options.contains(&"--core"),
+            Self::Worker(settings) => !settings.contains(&("nats.mode", "core".to_owned())),
+        }
+    }
+}
+
 impl Stage {
     /// An empty directory below the system's temporary one.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn new(plan: &Plan) -> Result<Self> {
+    pub fn new(programs: &Programs) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("caf-bench-{}", std::process::id()));
         fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let absolute = |path: &Path| {
@@ -74,9 +84,9 @@ impl Stage {
                 .with_context(|| format!("no {}", path.display()))
         };
         Ok(Self {
-            worker: absolute(&plan.worker)?,
-            broker: absolute(&plan.broker)?,
-            root: absolute(&plan.root)?,
+            worker: absolute(&programs.worker)?,
+            broker: absolute(&programs.broker)?,
+            root: absolute(&programs.root)?,
             directory,
             places: AtomicUsize::new(0),
         })
@@ -94,8 +104,15 @@ impl Stage {
     /// # Errors
     /// When it does not come up.
     pub async fn broker(&self) -> Result<Broker> {
+        self.broker_on(free_port()?).await
+    }
+
+    /// The same, on this port.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn broker_on(&self, port: u16) -> Result<Broker> {
         let place = self.place("broker")?;
-        let port = free_port()?;
         let config = format!(
             "host: \"127.0.0.1\"\nport: {port}\nlog_file: \"{0}/log\"\n\
              jetstream {{ store_dir: \"{0}/store\", max_mem: 256MB, max_file: 64GB }}\n",
@@ -104,7 +121,7 @@ impl Stage {
         fs::write(place.join("config"), config)?;
         let mut command = bound_to_us(&self.broker);
         command.arg("-c").arg(place.join("config"));
-        let process = Process::start(command, place).await?;
+        let process = Process::start(command, place)?;
         let broker = Broker {
             process,
             url: format!("nats://127.0.0.1:{port}"),
@@ -114,28 +131,30 @@ impl Stage {
         Ok(broker)
     }
 
-    /// Starts a contender, and waits until it works; how long that took.
+    /// Starts a contender, and waits until it works.
     ///
     /// # Errors
     /// When it does not come up.
-    pub async fn contender(&self, broker: &Broker, contender: &Contender) -> Result<(Process, Duration)> {
-        let since = Instant::now();
+    pub async fn contender(&self, broker: &Broker, contender: &Contender) -> Result<Process> {
         match contender {
             Contender::Bare(options) => {
                 let mut command = bound_to_us(&std::env::current_exe()?);
                 command.args(["bare", "--url", &broker.url]).args(options);
-                let process = Process::start(command, self.place("bare")?).await?;
-                Ok((process, since.elapsed()))
+                Process::start(command, self.place("bare")?)
             }
-            Contender::Worker(settings) => self.worker(broker, settings).await,
+            Contender::Worker(settings) => {
+                let (process, health) = self.worker(&broker.url, settings)?;
+                process.ready(health).await?;
+                Ok(process)
+            }
         }
     }
 
-    async fn worker(
-        &self,
-        broker: &Broker,
-        settings: &[(&'static str, String)],
-    ) -> Result<(Process, Duration)> {
+    /// Starts a worker, and returns it with the port of its health without waiting for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn worker(&self, url: &str, settings: &[(&'static str, String)]) -> Result<(Process, u16)> {
         let place = self.place("worker")?;
         fs::create_dir_all(place.join("config/worker"))?;
         for entry in fs::read_dir(self.root.join("config/worker"))? {
@@ -149,7 +168,7 @@ impl Stage {
             .arg("--config")
             .arg(self.root.join("config/production.toml"));
         let usual = [
-            ("nats.url", broker.url.clone()),
+            ("nats.url", url.to_owned()),
             ("http.health_addr", format!("127.0.0.1:{health}")),
             ("http.metrics_addr", "127.0.0.1:0".to_owned()),
             ("http.admin_addr", "127.0.0.1:0".to_owned()),
@@ -163,11 +182,7 @@ impl Stage {
         for (key, value) in usual.iter().chain(settings) {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        let since = Instant::now();
-        let process = Process::start(command, place).await?;
-        let ready = until(|| async { is_ready(health).await }).await;
-        ready.with_context(|| format!("the worker does not become ready: {}", process.last_words()))?;
-        Ok((process, since.elapsed()))
+        Ok((Process::start(command, place)?, health))
     }
 
     /// Starts the HTTP server; with its port.
@@ -177,7 +192,7 @@ impl Stage {
     pub async fn web(&self) -> Result<(Process, u16)> {
         let mut command = bound_to_us(&std::env::current_exe()?);
         command.arg("web").stdout(Stdio::piped());
-        let mut process = Process::start(command, self.place("web")?).await?;
+        let mut process = Process::start(command, self.place("web")?)?;
         let stdout = process.child.stdout.take().context("it has a standard output")?;
         let mut line = String::new();
         timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line)).await??;
@@ -194,7 +209,16 @@ impl Drop for Stage {
 }
 
 impl Process {
-    async fn start(mut command: Command, directory: PathBuf) -> Result<Self> {
+    /// Waits until it says on this port that it is ready.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ready(&self, health: u16) -> Result<()> {
+        let ready = until(|| async { is_ready(health).await }).await;
+        ready.with_context(|| format!("the worker does not become ready: {}", self.last_words()))
+    }
+
+    fn start(mut command: Command, directory: PathBuf) -> Result<Self> {
         let errors = File::create(directory.join("stderr"))?;
         command
             .current_dir(&directory)
@@ -247,7 +271,10 @@ fn bound_to_us(program: &Path) -> Command {
 }
 
 /// A port on which nobody listens.
-fn free_port() -> Result<u16> {
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
     Ok(StdListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
