@@ -32,6 +32,11 @@ pub enum Job {
         /// Bytes of the request's body.
         bytes: usize,
     },
+    /// http.request whose payload is fetched from `uri`.
+    Referred {
+        /// `job.payload_ref`.
+        uri: String,
+    },
     /// Writes a file of `bytes` of its own in the root `data`.
     Put {
         /// Bytes of the file.
@@ -52,6 +57,7 @@ impl Job {
                 "type": "http.request",
                 "payload": {"url": url, "method": "POST", "body": text(*bytes)},
             }),
+            Self::Referred { uri } => json!({"type": "http.request", "payload_ref": uri}),
             Self::Put { bytes } => json!({
                 "type": "fs.blob_put",
                 "payload": {"path": format!("load/{MARK}.txt"), "content": text(*bytes), "overwrite": true},

@@ -158,6 +158,7 @@ impl Bare {
             .await?;
         let (unconfirmed, confirmed) = mpsc::channel(UNCONFIRMED);
         let acknowledging = tokio::spawn(acknowledge(confirmed));
+        ready();
         let caller = Caller::default();
         let calls = Arc::new(Semaphore::new(self.calls.max(1)));
         let mut messages = messages;
@@ -196,6 +197,8 @@ impl Bare {
         let mut messages = client
             .queue_subscribe(streams::ASSIGN, streams::DURABLE.to_owned())
             .await?;
+        client.flush().await?;
+        ready();
         let mut number = 0;
         while let Some(message) = messages.next().await {
             number += 1;
@@ -338,6 +341,11 @@ async fn acknowledge(messages: mpsc::Receiver<Unconfirmed>) -> Result<()> {
         acknowledged?;
     }
     Ok(())
+}
+
+/// Tells whoever started it.
+fn ready() {
+    println!("ready");
 }
 
 fn now_ms() -> u64 {

@@ -6,7 +6,9 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
@@ -29,8 +31,12 @@ use crate::tally::{Latencies, Tally, Totals};
 const ANSWERS_AHEAD: usize = 1 << 20;
 /// Publishes whose confirmation is waited for.
 const UNCONFIRMED: usize = 1000;
-/// How often a load by rate looks at the clock.
-const TICK: Duration = Duration::from_millis(1);
+/// How often a load looks whether it is over.
+const LOOK: Duration = Duration::from_millis(5);
+/// What comes twice comes within this time of the last answer.
+const ECHO: Duration = Duration::from_millis(200);
+/// Assignments that are due and not sent yet, before the pace waits; their times stay what they were.
+const DUE_AHEAD: usize = 4096;
 
 /// When a load ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -89,6 +95,8 @@ pub struct Used {
 pub struct Measured {
     /// Length of what was measured, in seconds.
     pub seconds: f64,
+    /// From the first to the last result, in seconds.
+    pub active_s: f64,
     /// First results within it.
     pub tasks: usize,
     /// First results per second.
@@ -115,6 +123,8 @@ struct Answer<'a> {
     status: Cow<'a, str>,
     #[serde(borrow, default)]
     error_code: Option<Cow<'a, str>>,
+    #[serde(default)]
+    queue_depth: u64,
 }
 
 struct State {
@@ -270,7 +280,7 @@ impl Generator {
     /// When a watched process is gone.
     pub async fn drain(mut self, watched: Vec<(String, u32)>) -> Result<Measured> {
         let before = self.usages()?;
-        self.load.watched = watched;
+        self.load.watched.extend(watched);
         self.settle().await;
         let after = self.usages()?;
         let (begin, end) = self.state.tally.borrow().span_ns().unwrap_or_default();
@@ -298,8 +308,10 @@ impl Generator {
             };
             (name.clone(), used)
         });
+        let (first, last) = tally.span_ns().unwrap_or_default();
         Measured {
             seconds,
+            active_s: last.saturating_sub(first) as f64 / 1e9,
             tasks,
             tasks_per_s: if seconds > 0.0 {
                 tasks as f64 / seconds
@@ -329,35 +341,43 @@ impl Generator {
 
     async fn send(&self) -> Result<()> {
         let start = self.state.now_ns();
-        let mut number = 0;
-        loop {
-            let now = self.state.now_ns();
-            let over = match self.load.until {
-                Until::Count(count) => number >= count,
-                Until::Elapsed(length) => now >= start + ns(self.load.warm_up + length),
-            };
-            if over {
-                return Ok(());
+        let end = match self.load.until {
+            Until::Count(_) => u64::MAX,
+            Until::Elapsed(length) => start + ns(self.load.warm_up + length),
+        };
+        let most = match self.load.until {
+            Until::Count(count) => count,
+            Until::Elapsed(_) => usize::MAX,
+        };
+        match self.load.pace {
+            Pace::Window(_) => self.send_within_window(end, most).await,
+            Pace::Rate(rate) => {
+                let mut dues = pace(self.state.start, start..end, most, rate)?;
+                while let Some(due) = dues.recv().await {
+                    self.send_one(due).await?;
+                }
+                Ok(())
             }
-            let due = match self.load.pace {
-                Pace::Window(_) => {
-                    let room = timeout(TICK * 100, self.state.room.acquire()).await;
-                    let Ok(room) = room else { continue };
-                    room?.forget();
-                    self.state.now_ns()
-                }
-                Pace::Rate(rate) => {
-                    let due = start + (number as f64 * 1e9 / rate) as u64;
-                    if due > now {
-                        sleep(TICK).await;
-                        continue;
-                    }
-                    due
-                }
-            };
-            number = self.state.tally.borrow_mut().sent(due) + 1;
-            self.publish(self.render(number - 1)).await?;
         }
+    }
+
+    async fn send_within_window(&self, end: u64, most: usize) -> Result<()> {
+        let mut number = 0;
+        while number < most && self.state.now_ns() < end {
+            // The end must be seen although nobody answers.
+            let Ok(room) = timeout(LOOK, self.state.room.acquire()).await else {
+                continue;
+            };
+            room?.forget();
+            self.send_one(self.state.now_ns()).await?;
+            number += 1;
+        }
+        Ok(())
+    }
+
+    async fn send_one(&self, due: u64) -> Result<()> {
+        let number = self.state.tally.borrow_mut().sent(due);
+        self.publish(self.render(number)).await
     }
 
     async fn publish(&self, payload: Bytes) -> Result<()> {
@@ -381,15 +401,33 @@ impl Generator {
         };
         let (mut seen, mut since) = (progress(), Instant::now());
         while !seen.0 && since.elapsed() < self.load.patience {
-            sleep(TICK * 5).await;
+            sleep(LOOK).await;
             let now = progress();
             if now != seen {
                 (seen, since) = (now, Instant::now());
             }
         }
-        // What comes twice comes a moment later.
-        sleep(TICK * 200).await;
+        sleep(ECHO).await;
     }
+}
+
+/// Tells when each assignment is due, at that time: from a thread of its own, because timers of the runtime are no finer
+/// than a millisecond, and what they are late would count for those who are measured.
+fn pace(zero: Instant, span: Range<u64>, most: usize, rate: f64) -> Result<mpsc::Receiver<u64>> {
+    let (due, dues) = mpsc::channel(DUE_AHEAD);
+    let thread = move || {
+        let times = (0..most).map(|number| span.start + (number as f64 * 1e9 / rate) as u64);
+        for at in times.take_while(|at| *at < span.end) {
+            while let Some(left) = Duration::from_nanos(at).checked_sub(zero.elapsed()) {
+                thread::park_timeout(left);
+            }
+            if due.blocking_send(at).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("pace".to_owned()).spawn(thread)?;
+    Ok(dues)
 }
 
 fn result(state: &State, payload: &[u8]) {
@@ -399,6 +437,7 @@ fn result(state: &State, payload: &[u8]) {
         return;
     };
     let number = number_of(state.run, &answer.assignment_id);
+    state.tally.borrow_mut().queue(answer.queue_depth);
     let status = match answer.error_code {
         Some(code) => Cow::Owned(format!("{} {code}", answer.status)),
         None => answer.status,

@@ -8,6 +8,7 @@ pub mod bare;
 pub mod compare;
 pub mod generator;
 pub mod process;
+pub mod scenarios;
 pub mod streams;
 pub mod tally;
 pub mod web;

@@ -9,6 +9,7 @@ use caf_bench::assignment::{Job, Shape};
 use caf_bench::bare::Bare;
 use caf_bench::compare::{self, Plan};
 use caf_bench::generator::{self, Load, Pace, Until};
+use caf_bench::scenarios::{self, LoadPlan};
 use caf_bench::{streams, web};
 use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
@@ -37,6 +38,8 @@ enum Command {
     },
     /// Starts broker and contenders in turn, and prints the rows of BENCHMARKS.md.
     Compare(Plan),
+    /// LOAD-001 to LOAD-007: what was expected, what was measured, pass or fail.
+    Load(LoadPlan),
 }
 
 #[derive(Args)]
@@ -123,6 +126,7 @@ async fn main() -> Result<()> {
             streams::renew(&async_nats::jetstream::new(client)).await
         }
         Command::Compare(plan) => compare::run(plan).await,
+        Command::Load(plan) => scenarios::run(plan).await,
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Tally {
     foreign: usize,
     statuses: BTreeMap<String, usize>,
     acks: BTreeMap<String, usize>,
+    deepest_queue: u64,
     first_answer_ns: Option<u64>,
     last_answer_ns: u64,
 }
@@ -48,6 +49,8 @@ pub struct Totals {
     pub statuses: BTreeMap<String, usize>,
     /// First acknowledgements by status.
     pub acks: BTreeMap<String, usize>,
+    /// Deepest queue that a result tells of.
+    pub deepest_queue: u64,
 }
 
 /// Exact latencies, in milliseconds.
@@ -105,6 +108,11 @@ impl Tally {
         }
     }
 
+    /// Somebody told of so many jobs that waited.
+    pub fn queue(&mut self, depth: u64) {
+        self.deepest_queue = self.deepest_queue.max(depth);
+    }
+
     /// Assignments sent so far.
     pub fn sent_so_far(&self) -> usize {
         self.entries.len()
@@ -153,6 +161,7 @@ impl Tally {
             foreign: self.foreign,
             statuses: self.statuses.clone(),
             acks: self.acks.clone(),
+            deepest_queue: self.deepest_queue,
         }
     }
 

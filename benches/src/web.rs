@@ -3,13 +3,11 @@
 //! Neighbours: the comparison starts the server as a process of its own, [`crate::bare`] calls. HTTP/1.1 with connections
 //! that stay open.
 //!
-//! `POST /any` answers with a few bytes, `GET /bytes/N` with N bytes, `/status/N` with status N, `/slow/N` after N
-//! milliseconds; `/busy` answers 503 when more than [`BUSY_AT`] requests run.
+//! `/any` answers with a few bytes, `/slow/N` after N milliseconds; `/payload/N` with the payload of a job that sends N
+//! bytes to `/any`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,14 +16,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-
-/// Requests at once from which on `/busy` refuses.
-pub const BUSY_AT: usize = 64;
 
 /// Calls with connections that are kept.
 #[derive(Debug, Clone)]
@@ -65,13 +60,12 @@ impl Caller {
 /// # Errors
 /// When nobody can connect any more.
 pub async fn serve(listener: TcpListener) -> Result<()> {
-    let running = Arc::new(AtomicUsize::new(0));
+    let here = listener.local_addr()?;
     loop {
-        let (stream, _): (_, SocketAddr) = listener.accept().await?;
+        let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let running = Arc::clone(&running);
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, Arc::clone(&running)));
+            let service = service_fn(|request| answer(request, here));
             let mut http = hyper::server::conn::http1::Builder::new();
             // A client that goes away is not of interest.
             drop(
@@ -83,11 +77,7 @@ pub async fn serve(listener: TcpListener) -> Result<()> {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    running: Arc<AtomicUsize>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let before = running.fetch_add(1, Ordering::Relaxed);
+async fn answer(request: Request<Incoming>, here: SocketAddr) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let mut body = request.into_body();
     let mut received = 0;
@@ -95,22 +85,15 @@ async fn answer(
         received += frame.data_ref().map_or(0, Bytes::len);
     }
     let number = |prefix: &str| path.strip_prefix(prefix)?.parse::<u64>().ok();
-    let (mut status, mut answer) = (
-        StatusCode::OK,
-        Bytes::from(format!("{{\"received\":{received}}}")),
-    );
-    if let Some(bytes) = number("/bytes/") {
-        answer = vec![b'x'; usize::try_from(bytes).unwrap_or(0)].into();
-    } else if let Some(code) = number("/status/") {
-        let code = u16::try_from(code).unwrap_or(500);
-        status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    } else if let Some(ms) = number("/slow/") {
-        tokio::time::sleep(Duration::from_millis(ms)).await;
-    } else if path == "/busy" && before >= BUSY_AT {
-        status = StatusCode::SERVICE_UNAVAILABLE;
+    if let Some(bytes) = number("/payload/") {
+        let body = "x".repeat(usize::try_from(bytes).unwrap_or(0));
+        let payload = format!(r#"{{"url":"http://{here}/any","method":"POST","body":"{body}"}}"#);
+        return Ok(Response::new(Full::new(payload.into())));
     }
-    running.fetch_sub(1, Ordering::Relaxed);
-    let mut response = Response::new(Full::new(answer));
-    *response.status_mut() = status;
-    Ok(response)
+    if let Some(ms) = number("/slow/") {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+    Ok(Response::new(Full::new(
+        format!("{{\"received\":{received}}}").into(),
+    )))
 }

@@ -139,8 +139,13 @@ impl Stage {
         match contender {
             Contender::Bare(options) => {
                 let mut command = bound_to_us(&std::env::current_exe()?);
-                command.args(["bare", "--url", &broker.url]).args(options);
-                Process::start(command, self.place("bare")?)
+                command
+                    .args(["bare", "--url", &broker.url])
+                    .args(options)
+                    .stdout(Stdio::piped());
+                let mut process = Process::start(command, self.place("bare")?)?;
+                process.first_line().await?;
+                Ok(process)
             }
             Contender::Worker(settings) => {
                 let (process, health) = self.worker(&broker.url, settings)?;
@@ -193,10 +198,8 @@ impl Stage {
         let mut command = bound_to_us(&std::env::current_exe()?);
         command.arg("web").stdout(Stdio::piped());
         let mut process = Process::start(command, self.place("web")?)?;
-        let stdout = process.child.stdout.take().context("it has a standard output")?;
-        let mut line = String::new();
-        timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line)).await??;
-        Ok((process, line.trim().parse()?))
+        let port = process.first_line().await?.parse()?;
+        Ok((process, port))
     }
 }
 
@@ -216,6 +219,18 @@ impl Process {
     pub async fn ready(&self, health: u16) -> Result<()> {
         let ready = until(|| async { is_ready(health).await }).await;
         ready.with_context(|| format!("the worker does not become ready: {}", self.last_words()))
+    }
+
+    /// What it prints when it is ready.
+    async fn first_line(&mut self) -> Result<String> {
+        let stdout = self.child.stdout.take().context("its standard output is ours")?;
+        let mut line = String::new();
+        let read = timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line)).await;
+        read.ok()
+            .transpose()?
+            .filter(|bytes| *bytes > 0)
+            .with_context(|| format!("it is not ready: {}", self.last_words()))?;
+        Ok(line.trim().to_owned())
     }
 
     fn start(mut command: Command, directory: PathBuf) -> Result<Self> {
