@@ -19,10 +19,10 @@ use caf_protocol::block::ResourceClass;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::{Outcome, StepResult};
 use caf_protocol::result::ExecResult;
-use caf_worker::settings::MetricsSettings;
+use caf_worker::settings::{LogLevel, MetricsSettings};
+use caf_worker::telemetry::direct_logger;
 use caf_worker::telemetry::metrics::Metrics;
 use caf_worker::telemetry::output::Output;
-use caf_worker::telemetry::{LogLevel, direct_logger};
 use serde_json::Map;
 use slog::{Logger, info};
 use tokio::time::Instant;
@@ -33,10 +33,10 @@ const PAYLOAD: usize = 1024;
 const SLOTS: usize = 4;
 
 /// One call of the hot path, with all that it needs.
-pub type Operation = Box<dyn FnMut()>;
+pub(crate) type Operation = Box<dyn FnMut()>;
 
 /// All of them, by name.
-pub fn all() -> Vec<(&'static str, Operation)> {
+pub(crate) fn all() -> Vec<(&'static str, Operation)> {
     vec![
         ("decode", Box::new(decode(PAYLOAD))),
         ("decode_100_kb", Box::new(decode(100 * PAYLOAD))),
@@ -104,7 +104,7 @@ fn admission() -> impl FnMut() {
     let mut line = Line::new(Ageing(Duration::from_millis(100)));
     move || {
         let now = Instant::now();
-        let Admitted::In(taken) = places.admit(now, None) else {
+        let Admitted::Taken(taken) = places.admit(now, None) else {
             return;
         };
         line.push(Newcomer {
@@ -114,7 +114,7 @@ fn admission() -> impl FnMut() {
             deadline: now + Duration::from_secs(30),
             item: taken,
         });
-        let next = line.pop_next(now, |_| Turn::Enter { weight: 1, room: () });
+        let next = line.pop_next(now, |_| Some(Turn { weight: 1, right: () }));
         black_box((next, slots.try_take()));
     }
 }

@@ -60,7 +60,7 @@ impl Job {
             Self::Referred { uri } => json!({"type": "http.request", "payload_ref": uri}),
             Self::Put { bytes } => json!({
                 "type": "fs.blob_put",
-                "payload": {"path": format!("load/{MARK}.txt"), "content": text(*bytes), "overwrite": true},
+                "payload": {"path": format!("data/load/{MARK}.txt"), "content": text(*bytes), "overwrite": true},
             }),
         }
     }
