@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need on a fresh Debian or Ubuntu, beside a Rust toolchain: a C compiler (for the bundled
-# SQLite), nats-server, PostgreSQL, Prometheus, a headless Chromium, cargo-deny, and the checkers of deploy/. Does nothing
-# where they are present, and says what it did. Uses sudo when not root.
+# SQLite), nats-server, PostgreSQL, Prometheus, a headless Chromium, cargo-deny, valgrind, and the checkers of deploy/. Does
+# nothing where they are present, and says what it did. Uses sudo when not root.
 #
 #   scripts/install-test-tools.sh                      everything
 #   scripts/install-test-tools.sh --only nats-server   only what the demo needs
@@ -141,6 +141,15 @@ cargo_deny() {
     say "installed: cargo-deny $version ($tools/bin/cargo-deny)"
 }
 
+# What counts instructions.
+instruction_counter() {
+    if have valgrind; then
+        say "valgrind: present"
+    else
+        install valgrind
+    fi
+}
+
 # What looks at the page of the admin port.
 chromium() {
     if find_chromium >/dev/null; then
@@ -161,6 +170,7 @@ case "$*" in
     deploy_checkers
     cargo_deny
     chromium
+    instruction_counter
     ;;
 "--only nats-server") nats_server ;;
 "--only prometheus") prometheus ;;

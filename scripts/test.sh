@@ -36,6 +36,7 @@ check "clippy" cargo clippy --workspace --all-targets -- -D warnings
 check "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 check "licences and bans" "$(find_cargo_deny)" check bans licenses sources
 check "tests" run_tests
+check "instructions" scripts/instructions.sh --profile dev
 check "mutants" scripts/mutate.sh
 
 read -r passed failed < <(awk '

@@ -1,0 +1,14 @@
+//! How long the steps of the hot path take: `cargo bench -p caf-bench`. With `--test` each runs once.
+
+#[path = "../operations.rs"]
+mod operations;
+
+use criterion::Criterion;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for (name, mut operation) in operations::all() {
+        criterion.bench_function(name, |bencher| bencher.iter(&mut operation));
+    }
+    criterion.final_summary();
+}
