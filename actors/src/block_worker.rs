@@ -496,6 +496,7 @@ async fn one_attempt(
         correlation: job.identity.correlation.clone(),
         deadline: job.deadline,
         attempt: course.retries(),
+        model_call: Default::default(),
         cancel: job.holdings.cancel.token().child_token(),
     };
     context.correlation.span = span.context().cloned();

@@ -19,7 +19,7 @@ const MODULES: &str = "\
     feature fetch fields flags fleet floor flow fold forbidden forms fs functions get guard happenings \
     headers health heartbeat held hostile http ids in_force inputs intake job journal json kept kind labels \
     lane layers lease lease_keeper leftovers levels limit limits line live load log logging login lookup \
-    machine made marks mask messages metrics model modules named_secrets nats not_yet numbers objects origin \
+    machine made marks mask messages metrics model model_call models modules named_secrets nats not_yet numbers objects origin \
     otel otlp outage outbox outcome output params path payload peers places plan policies policy policy_file \
     policy_store pool ports postgres preparation preview print process_stats properties protocol publisher \
     pull put queue quota record recordings redirects reference reload reloadable replay replays request \

@@ -33,6 +33,7 @@ pub(crate) fn context_for(left: Duration) -> BlockContext {
         correlation: Correlation::default(),
         deadline: Instant::now() + left,
         attempt: 0,
+        model_call: Default::default(),
         cancel: CancellationToken::new(),
     }
 }

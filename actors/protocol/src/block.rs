@@ -17,6 +17,7 @@ pub use tokio_util::sync::CancellationToken;
 use crate::endpoint::Endpoint;
 use crate::ids::Correlation;
 use crate::limit::{Operation, OperationLimit};
+use crate::model_call::{ModelCall, ModelTarget};
 use crate::outcome::Failure;
 
 /// What a job brings: a JSON object. A value may also be in its string form; blocks accept both.
@@ -121,6 +122,12 @@ pub trait Task: Send + Sync + 'static {
         None
     }
 
+    /// The model that its attempts call, if they do: each is then one span and one count of its own, by what the attempt
+    /// writes into [`BlockContext::model_call`].
+    fn model(&self) -> Option<ModelTarget> {
+        None
+    }
+
     /// Whether running twice leaves the world as running once does, where that depends on the inputs; nothing is what the
     /// block declares.
     fn is_repeatable(&self) -> Option<bool> {
@@ -145,6 +152,8 @@ pub struct BlockContext {
     pub deadline: Instant,
     /// Number of this attempt, from 0.
     pub attempt: u32,
+    /// Where it says what is known of the model that it calls.
+    pub model_call: ModelCall,
     /// Fires when the job is to stop.
     pub cancel: CancellationToken,
 }
