@@ -5,6 +5,7 @@
 //! (`payload`); no more of them are in memory than there are slots. The worker never retries what the plan does not allow
 //! and never talks to a broker.
 
+mod model;
 mod payload;
 pub mod retry;
 mod spans;
@@ -25,6 +26,7 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
+use self::model::Calling;
 use self::retry::course::LAST_ERROR;
 use self::retry::limit::{End, Limit};
 use self::retry::{Course, NextStep, RetryPlan};
@@ -518,6 +520,7 @@ async fn one_attempt(
         },
     };
     context.deadline = job.deadline;
+    let calling = Calling::open(&*task, span, &mut context);
     let (limit, operations) = (task.limit(), task.operations());
     let work = async {
         match task.mode() {
@@ -531,6 +534,9 @@ async fn one_attempt(
         .map_or_else(|ended| ended, Attempt::Done);
     if let (Some(pass), Some(end)) = (pass, ended.of_call()) {
         pass.end(end);
+    }
+    if let Some(calling) = calling {
+        calling.close(&ended, &job.identity, &worker.log);
     }
     worker.tell_limits(job, operations, ended.failure());
     ended

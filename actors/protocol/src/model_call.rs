@@ -1,7 +1,7 @@
 //! One call of a model, as far as others may know of it: whom it asks, how it ended, what it used. No prompt and no answer.
 //!
 //! Neighbours: a task names its [`ModelTarget`] ([`crate::block::Task::model`]) and fills the [`ModelCall`] of its context
-//! while it runs; the block worker makes span, metrics and the result's cost of both, however the attempt ends. Never does
+//! while it runs; the block worker makes span and metrics of both, however the attempt ends. Never does
 //! I/O; a job that calls no model leaves it empty.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
