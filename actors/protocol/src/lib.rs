@@ -24,6 +24,7 @@ pub mod ids;
 pub mod json;
 pub mod limit;
 pub mod live;
+pub mod model;
 pub mod outcome;
 pub mod reference;
 pub mod result;
