@@ -184,6 +184,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: BlockWorker) {
     match ended {
         Ended::Outcome(outcome, retries_used) => {
             let step = StepResult {
+                cost: job.cost(),
                 outcome,
                 latency_ms: job.latency_ms(Instant::now()),
                 retries_used,

@@ -11,6 +11,7 @@ use caf_protocol::assignment::Identity;
 use caf_protocol::block::{Block, ResourceClass, Task};
 use caf_protocol::dead_letter::Original;
 use caf_protocol::headers::Headers;
+use caf_protocol::model::Cost;
 use caf_protocol::reference::{Fetch, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -196,6 +197,14 @@ pub struct Job {
 }
 
 impl Job {
+    /// What its calls have cost.
+    pub fn cost(&self) -> Cost {
+        match &self.work {
+            Work::Ready(task) => task.cost(),
+            Work::Referenced(_) => Cost::default(),
+        }
+    }
+
     /// Milliseconds since the first start of handling.
     pub fn latency_ms(&self, now: Instant) -> u64 {
         elapsed_ms(self.started, now)

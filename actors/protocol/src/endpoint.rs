@@ -93,6 +93,8 @@ pub enum Sign {
     Nothing,
     /// It was not called, because it kept failing.
     LeftAlone,
+    /// It was not called: this worker knows none of that name.
+    Unknown,
 }
 
 impl Sign {

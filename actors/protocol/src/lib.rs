@@ -24,6 +24,7 @@ pub mod ids;
 pub mod json;
 pub mod limit;
 pub mod live;
+pub mod model;
 pub mod model_call;
 pub mod outcome;
 pub mod reference;

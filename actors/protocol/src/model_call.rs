@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::{Cost, Usage};
+
 /// What a task is about to call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelTarget {
@@ -18,15 +20,6 @@ pub struct ModelTarget {
     pub listed_as: Arc<str>,
     /// The model as the provider is asked for it.
     pub model: Arc<str>,
-}
-
-/// Tokens of one call, as the provider counts them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TokenUsage {
-    /// Of what was sent.
-    pub input: u64,
-    /// Of what came back.
-    pub output: u64,
 }
 
 /// How a call ended (contract 8.5).
@@ -63,10 +56,10 @@ pub struct CallFacts {
     pub first_token: Option<Duration>,
     /// Whether it was told that there were too many.
     pub is_rate_limited: bool,
-    /// What it used, once that is known. Of a call that failed too, where the provider says it.
-    pub usage: Option<TokenUsage>,
-    /// What it costs by the prices of the settings, in their currency; 0 without prices.
-    pub cost: f64,
+    /// What it used, as far as that is known. Of a call that failed too, where the provider says it.
+    pub usage: Usage,
+    /// What that costs by the prices of the settings.
+    pub cost: Cost,
 }
 
 /// Where an attempt writes down what is known of its call, as soon as it is: an attempt that is cancelled or runs out of time
@@ -94,9 +87,9 @@ impl ModelCall {
     }
 
     /// It used so much, which costs `cost`. The last word counts.
-    pub fn used(&self, usage: TokenUsage, cost: f64) {
+    pub fn used(&self, usage: Usage, cost: Cost) {
         let mut facts = self.facts_mut();
-        facts.usage = Some(usage);
+        facts.usage = usage;
         facts.cost = cost;
     }
 
@@ -125,6 +118,7 @@ impl CallFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Price;
 
     #[test]
     fn what_one_clone_says_the_other_knows_and_the_first_token_comes_once() {
@@ -137,13 +131,14 @@ mod tests {
         let first = call.facts().first_token;
         assert!(first.is_some());
         same.first_token();
-        same.used(TokenUsage { input: 3, output: 4 }, 0.5);
+        let usage = Usage {
+            input: Some(3),
+            output: None,
+        };
+        let cost = Cost::of(usage.input, Price::per_million(1.0).expect("is one"));
+        same.used(usage, cost);
         let facts = call.facts();
-        assert_eq!(facts.first_token, first);
-        assert_eq!(
-            (facts.usage, facts.cost),
-            (Some(TokenUsage { input: 3, output: 4 }), 0.5)
-        );
+        assert_eq!((facts.first_token, facts.usage, facts.cost), (first, usage, cost));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::block::Outputs;
 use crate::endpoint::Sign;
 use crate::error_code::{ErrorCode, NONE};
 use crate::limit::RanOut;
+use crate::model::Cost;
 
 /// Why a job, or one attempt of it, did not succeed. External and internal text are two fields: what travels to the
 /// caller names fields and rules; hosts, paths outside the caller's view and library errors stay in the log.
@@ -115,7 +116,7 @@ impl Failure {
     /// The word by which the router's breaker tells faults of the provider from all others (contract 3.4).
     pub fn error_type(&self) -> &'static str {
         match self.code {
-            _ if self.sign == Some(Sign::LeftAlone) => "provider_unavailable",
+            _ if self.was_not_there() => "provider_unavailable",
             ErrorCode::HttpError => {
                 let server = self.status_code().is_some_and(|status| status >= 500);
                 if server { "server_error" } else { "client_error" }
@@ -146,7 +147,7 @@ impl Failure {
     /// Whether running again can help, by the design column of contract 7.2; policies may say otherwise.
     pub fn is_retryable(&self) -> bool {
         use crate::error_code::RetryAdvice;
-        if self.sign == Some(Sign::LeftAlone) {
+        if self.was_not_there() {
             return false;
         }
         match self.code.retry_advice() {
@@ -156,6 +157,11 @@ impl Failure {
                 .status_code()
                 .is_some_and(|status| matches!(status, 408 | 429) || status >= 500),
         }
+    }
+
+    /// Whether nobody was called, and another worker, or the same one later, may have somebody to call.
+    fn was_not_there(&self) -> bool {
+        matches!(self.sign, Some(Sign::LeftAlone | Sign::Unknown))
     }
 
     fn status_code(&self) -> Option<u64> {
@@ -257,6 +263,8 @@ pub struct StepResult {
     pub latency_ms: u64,
     /// Calls beyond the first.
     pub retries_used: u32,
+    /// What its calls cost, where they cost anything.
+    pub cost: Cost,
 }
 
 #[cfg(test)]

@@ -44,9 +44,14 @@ impl Calling {
             self.span.begins_at(sent);
         }
         self.span.set("llm.call.status", status.as_str());
-        if let Some(usage) = facts.usage {
-            self.span.set("llm.tokens.input", usage.input);
-            self.span.set("llm.tokens.output", usage.output);
+        let tokens = [
+            ("llm.tokens.input", facts.usage.input),
+            ("llm.tokens.output", facts.usage.output),
+        ];
+        for (name, tokens) in tokens {
+            if let Some(tokens) = tokens {
+                self.span.set(name, tokens);
+            }
         }
         match attempt {
             Attempt::OutOfTime(limit) => self.span.fail(&Limit::failure(*limit)),

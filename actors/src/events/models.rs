@@ -12,9 +12,6 @@ use super::{Event, Level};
 use crate::clock::whole_ms;
 use crate::metrics::{Metric, MetricKind};
 
-/// Ways in which tokens go.
-pub const DIRECTIONS: [&str; 2] = ["input", "output"];
-
 /// Upper bounds of times in milliseconds: from a cached answer of a small local model to the longest answers of large ones.
 const CALL_BUCKETS_MS: &[u64] = &[
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000,
@@ -86,14 +83,19 @@ pub fn called(
         let sample = FIRST_TOKEN.sample(&[provider], first.as_secs_f64());
         event = event.with("first_token_ms", whole_ms(first)).measuring(sample);
     }
-    let Some(usage) = facts.usage else { return event };
-    // Exact up to 2^53 tokens: nobody sends as many.
-    for (direction, tokens) in DIRECTIONS.iter().zip([usage.input, usage.output]) {
-        event = event.measuring(TOKENS.sample(&[provider, direction], tokens as f64));
+    let cost = facts.cost.amount();
+    let tokens = [
+        ("input", "input_tokens", facts.usage.input),
+        ("output", "output_tokens", facts.usage.output),
+    ];
+    for (direction, field, tokens) in tokens {
+        let Some(tokens) = tokens else { continue };
+        // Exact up to 2^53 tokens: nobody sends as many.
+        let sample = TOKENS.sample(&[provider, direction], tokens as f64);
+        event = event.with(field, tokens).measuring(sample);
+    }
+    if cost > 0.0 {
+        event = event.with("cost", cost).measuring(COST.sample(&[provider], cost));
     }
     event
-        .with("input_tokens", usage.input)
-        .with("output_tokens", usage.output)
-        .with("cost", facts.cost)
-        .measuring(COST.sample(&[provider], facts.cost))
 }

@@ -55,6 +55,7 @@ fn failed(who: &Identity) -> Event {
 
 fn ended(who: &Identity, outcome: Outcome) -> Event {
     let step = StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 1_500,
         retries_used: 0,

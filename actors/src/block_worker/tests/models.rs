@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use caf_protocol::assignment::Identity;
 use caf_protocol::block::{BlockFuture, Outputs};
 use caf_protocol::ids::Correlation;
-use caf_protocol::model_call::{ModelTarget, TokenUsage};
+use caf_protocol::model::{Cost, Price, Usage};
+use caf_protocol::model_call::ModelTarget;
 
 use super::*;
 use crate::block_worker::model::Calling;
@@ -97,7 +98,11 @@ async fn a_call_counts_from_when_it_was_sent_with_its_tokens_and_the_first_of_th
         wait(200).await;
         context.model_call.first_token();
         wait(300).await;
-        context.model_call.used(TokenUsage { input: 11, output: 7 }, 0.25);
+        let (input, output) = (Some(11), Some(7));
+        let price = Price::per_million(31_250.0).expect("is one");
+        context
+            .model_call
+            .used(Usage { input, output }, Cost::of(Some(8), price));
     };
     let (spans, samples) = called(write, Attempt::Done(Ok(Outputs::new()))).await;
     assert_eq!(
