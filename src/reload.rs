@@ -12,7 +12,7 @@ use caf_actors::events::Log;
 use caf_actors::events::admin::certificate_refused;
 use caf_actors::events::logging::{setting_needs_restart, settings_refused, settings_reloaded};
 use caf_actors::tenants::Tenants;
-use caf_blocks::TargetRules;
+use caf_blocks::{Providers, TargetRules};
 use caf_protocol::secret::vault::Vault;
 use serde_json::Value;
 use tokio::signal::unix::Signal;
@@ -38,6 +38,8 @@ pub struct Live {
     pub http_targets: TargetRules,
     /// Secrets that jobs may name.
     pub vault: Vault,
+    /// Who runs models.
+    pub providers: Providers,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
     /// Certificate of the admin port, whose files may have been exchanged.
@@ -47,10 +49,17 @@ pub struct Live {
 impl Live {
     /// Puts these in force: each value at once, for whatever asks for it from now on.
     fn apply(&self, settings: &Settings) -> Result<(), String> {
-        // The only one that could refuse comes first, although settings that were checked are never refused.
+        // Those that could refuse come first, although settings that were checked are never refused.
         self.http_targets
             .replace(&settings.blocks.http)
             .map_err(|error| error.to_string())?;
+        self.providers.replace(&settings.providers).map_err(|broken| {
+            broken
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        })?;
         // Hidden before anybody is given them.
         self.log.secrets().learn(settings.secrets());
         self.vault.replace(vault_entries(&settings.secrets));

@@ -97,7 +97,7 @@ pub async fn run(
     let status = new_status(settings);
     let health = Health::new(status.clone(), mode_name, log.worker_id());
     if let Some(metrics) = &metrics {
-        metrics.know_job_types(&blocks.registry.job_types());
+        metrics.know_job_types(&blocks.registry.all_job_types());
     }
     let measures = metrics.is_some();
     let secrets = told.secrets.clone();

@@ -52,7 +52,7 @@ use self::cancellation::CancellationSettings;
 use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
 use caf_blocks::sandbox::SandboxSettings;
-use caf_blocks::settings::BlockSettings;
+use caf_blocks::settings::{BlockSettings, ProviderSettings};
 use caf_protocol::secret::Secret;
 
 pub use self::metrics::MetricsSettings;
@@ -96,6 +96,8 @@ pub struct Settings {
     pub blocks: BlockSettings,
     /// Values that jobs may name without knowing them.
     pub secrets: BTreeMap<String, NamedSecretSettings>,
+    /// Who runs models.
+    pub providers: BTreeMap<String, ProviderSettings>,
 }
 
 impl fmt::Debug for Settings {

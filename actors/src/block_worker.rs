@@ -5,6 +5,7 @@
 //! (`payload`); no more of them are in memory than there are slots. The worker never retries what the plan does not allow
 //! and never talks to a broker.
 
+mod model;
 mod payload;
 pub mod retry;
 mod spans;
@@ -25,6 +26,7 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, timeout_at};
 
+use self::model::Calling;
 use self::retry::course::LAST_ERROR;
 use self::retry::limit::{End, Limit};
 use self::retry::{Course, NextStep, RetryPlan};
@@ -188,6 +190,7 @@ async fn run(mut job: Box<Job>, slot: Slot, worker: &Tools) {
     match ended {
         Ended::Outcome(outcome, retries_used) => {
             let step = StepResult {
+                cost: job.cost(),
                 outcome,
                 latency_ms: job.latency_ms(Instant::now()),
                 retries_used,
@@ -502,6 +505,7 @@ async fn one_attempt(
         correlation: job.identity.correlation.clone(),
         deadline: job.deadline,
         attempt: course.retries(),
+        model_call: Default::default(),
         cancel: job.holdings.cancel.token().child_token(),
     };
     context.correlation.span = span.context().cloned();
@@ -523,6 +527,7 @@ async fn one_attempt(
         },
     };
     context.deadline = job.deadline;
+    let calling = Calling::open(&*task, span, &mut context);
     let (limit, operations) = (task.limit(), task.operations());
     let work = async {
         match task.mode() {
@@ -536,6 +541,9 @@ async fn one_attempt(
         .map_or_else(|ended| ended, Attempt::Done);
     if let (Some(pass), Some(end)) = (pass, ended.of_call()) {
         pass.end(end);
+    }
+    if let Some(calling) = calling {
+        calling.close(&ended, &job.identity, &worker.log);
     }
     worker.tell_limits(job, operations, ended.failure());
     ended

@@ -206,7 +206,7 @@ impl CallEnd<'_> {
                 Sign::Down => Verdict::Failure,
                 Sign::Up => Verdict::Answered,
                 Sign::Nothing if failure.total_limit => cut_off,
-                Sign::Nothing | Sign::LeftAlone | Sign::Refused => Verdict::Neutral,
+                Sign::Nothing | Sign::LeftAlone | Sign::Refused | Sign::Unknown => Verdict::Neutral,
             },
         }
     }

@@ -502,6 +502,7 @@ impl Intake {
         let answer = Answer {
             ack,
             step: StepResult {
+                cost: Default::default(),
                 outcome,
                 latency_ms,
                 retries_used: 0,

@@ -11,6 +11,7 @@ use caf_protocol::assignment::Identity;
 use caf_protocol::block::{Block, ResourceClass, RunMode, Task};
 use caf_protocol::dead_letter::Original;
 use caf_protocol::headers::Headers;
+use caf_protocol::model::Cost;
 use caf_protocol::reference::{Fetch, PayloadRef};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -199,6 +200,14 @@ impl Job {
     /// Whether it runs where the pipeline does.
     pub fn is_light(&self) -> bool {
         matches!(&self.work, Work::Ready(task) if task.mode() == RunMode::Light)
+    }
+
+    /// What its calls have cost.
+    pub fn cost(&self) -> Cost {
+        match &self.work {
+            Work::Ready(task) => task.cost(),
+            Work::Referenced(_) => Cost::default(),
+        }
     }
 
     /// Milliseconds since the first start of handling.

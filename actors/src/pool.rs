@@ -383,6 +383,7 @@ impl Pool {
 
     fn conclude_by(&self, row: &'static str, job: Job, outcome: Outcome, now: Instant) {
         let step = StepResult {
+            cost: Default::default(),
             outcome,
             latency_ms: job.latency_ms(now),
             retries_used: 0,

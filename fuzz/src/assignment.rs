@@ -79,6 +79,7 @@ fn check_identity(identity: &Identity) {
 fn check_answers(identity: &Identity, rejection: Option<RejectReason>, outcome: Outcome) {
     let ack = ExecAssignmentAck::new(identity, rejection, None, 1);
     let step = StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 0,
         retries_used: 0,

@@ -10,7 +10,7 @@ use caf_actors::errors::chain;
 use caf_actors::events::secrets::Audit;
 use caf_actors::events::{self, Log};
 use caf_actors::journal::Journal;
-use caf_blocks::Extras;
+use caf_blocks::{Extras, Providers};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::secret::vault::Vault;
 
@@ -81,6 +81,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         let extras = Extras {
             sandbox: settings.worker.sandbox.clone(),
             vault: vault(settings, log),
+            providers: providers(settings),
             ..Extras::default()
         };
         let live = Live {
@@ -88,6 +89,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             tenants: in_force.tenants.clone(),
             http_targets: extras.http_targets.clone(),
             vault: extras.vault.clone(),
+            providers: extras.providers.clone(),
             metrics: metrics.clone(),
             admin_tls,
         };
@@ -115,6 +117,15 @@ fn vault(settings: &Settings, log: &Log) -> Vault {
     let vault = Vault::default().with_witness(Arc::new(Audit::new(log.clone())));
     vault.replace(vault_entries(&settings.secrets));
     vault
+}
+
+/// Who runs models.
+fn providers(settings: &Settings) -> Providers {
+    let providers = Providers::default();
+    providers
+        .replace(&settings.providers)
+        .expect("settings that were loaded keep the rules");
+    providers
 }
 
 /// Says where the log leaves what nobody takes, and whether an earlier process did so. On a thread of its own: the disk
@@ -156,6 +167,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
                 sandbox: settings.worker.sandbox.clone(),
                 vault: vault(settings, log),
+                providers: providers(settings),
                 ..Extras::default()
             };
             caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras)
@@ -180,6 +192,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         }
         let extras = Extras {
             sandbox: settings.worker.sandbox.clone(),
+            providers: providers(settings),
             ..Extras::default()
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {

@@ -38,7 +38,7 @@ pub struct NamedSecretSettings {
     pub env: Option<String>,
     /// Tenants whose jobs may use it, `*` for all; nobody when empty.
     pub tenants: Vec<String>,
-    /// Block types that may: `http.request`, `sql.query`.
+    /// Block types that may: `http.request`, `sql.query`, and `model.call` for `providers`.
     pub block_types: Vec<String>,
     /// Where it may be sent: `api.example.com` (https on any port; http too where it is this very host), the same with
     /// `:port`, `https://api.example.com:8443`, `postgres://db.example.com:5432`, or `sql:<connection>`.
@@ -101,7 +101,7 @@ impl NamedSecretSettings {
         let rule = "must be tenant ids of 1 to 256 bytes, or \"*\"";
         rules.require("tenants", self.tenants.iter().all(is_tenant), rule);
         let known = |name: &String| BLOCK_TYPES.contains(&name.as_str());
-        let rule = "must be http.request or sql.query: no other block resolves secrets";
+        let rule = "must be http.request, model.call or sql.query: no other block resolves secrets";
         rules.require("block_types", self.block_types.iter().all(known), rule);
         for text in &self.destinations {
             match Destination::parse(text) {

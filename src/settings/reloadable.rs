@@ -9,7 +9,7 @@ use super::catalogue::{Catalogue, Node};
 use super::origin::KeyPath;
 
 /// Keys and sections that a SIGHUP puts in force. Who adds one adds it to [`crate::reload::Live`] too.
-pub const RELOADABLE: [&str; 12] = [
+pub const RELOADABLE: [&str; 13] = [
     "blocks.http.allow_targets",
     "blocks.http.deny_ports",
     "blocks.http.deny_targets",
@@ -19,6 +19,7 @@ pub const RELOADABLE: [&str; 12] = [
     "log.dependencies",
     "log.level",
     "log.levels",
+    "providers",
     "secrets",
     "tenants",
     "worker.metrics.tenant_label_allowlist",
@@ -77,6 +78,7 @@ pub fn merged(running: &Settings, new: &Settings) -> Settings {
     merged.log.dependencies = new.log.dependencies;
     merged.tenants.clone_from(&new.tenants);
     merged.secrets.clone_from(&new.secrets);
+    merged.providers.clone_from(&new.providers);
     let labels = &new.worker.metrics.tenant_label_allowlist;
     merged.worker.metrics.tenant_label_allowlist.clone_from(labels);
     merged.blocks.http.take_rules(&new.blocks.http);
@@ -99,6 +101,8 @@ mod tests {
         new.tenants.allowed = vec!["a".to_owned()];
         new.tenants.default.weight = 2;
         new.secrets.insert("s".to_owned(), Default::default());
+        let provider = caf_blocks::settings::ProviderSettings::new("http://h/v1");
+        new.providers.insert("p:x".to_owned(), provider);
         new.worker.metrics.tenant_label_allowlist = vec!["t".to_owned()];
         let http = &mut new.blocks.http;
         http.allow_targets = vec!["h".to_owned()];

@@ -40,6 +40,7 @@ impl Settings {
         rules.section("payload_ref", |rules| self.payload_ref.validate(rules));
         rules.section("log", |rules| self.log.validate(rules));
         rules.section("blocks", |rules| check_blocks(&self.blocks, rules));
+        check_providers(self, rules);
         named_secrets::validate(self, rules);
     }
 }
@@ -121,6 +122,23 @@ fn check_blocks(blocks: &BlockSettings, rules: &mut Rules) {
         let path: Vec<&str> = error.key.iter().skip(1).map(String::as_str).collect();
         report(&path, &error.rule, rules);
     }
+}
+
+/// As the blocks; and secrets that they name must be there.
+fn check_providers(settings: &Settings, rules: &mut Rules) {
+    let broken = caf_blocks::settings::providers::check(&settings.providers);
+    for error in broken.err().unwrap_or_default() {
+        let path: Vec<&str> = error.key.iter().map(String::as_str).collect();
+        report(&path, &error.rule, rules);
+    }
+    rules.section("providers", |rules| {
+        for (name, provider) in &settings.providers {
+            let named = provider.secret.as_ref();
+            let is_there = named.is_none_or(|secret| settings.secrets.contains_key(secret));
+            let rule = "must be the name of a secret, see secrets.<name>";
+            rules.section(name, |rules| rules.require("secret", is_there, rule));
+        }
+    });
 }
 
 fn report(path: &[&str], rule: &str, rules: &mut Rules) {

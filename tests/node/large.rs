@@ -601,6 +601,7 @@ fn the_size_that_results_are_held_to_is_the_one_that_the_server_counts() {
         ..Identity::default()
     };
     let mut step = StepResult {
+        cost: Default::default(),
         outcome: Outcome::Success(
             json!({"x": "y".repeat(2_000)})
                 .as_object()

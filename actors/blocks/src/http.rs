@@ -10,6 +10,7 @@ mod body;
 mod clients;
 mod decode;
 mod dial;
+mod direct;
 mod fetch;
 mod guard;
 mod lookup;
@@ -48,9 +49,10 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use tokio_rustls::rustls::{CertificateError, ClientConfig, Error as TlsError};
 
-use self::clients::{Clients, UnderWay};
+use self::clients::{Clients, Owner, UnderWay};
 use self::decode::Coding;
 use self::dial::Dial;
+pub(crate) use self::direct::{Direct, Exchange, Server, say_span};
 pub(crate) use self::fetch::HttpFetch;
 use self::guard::Guard;
 pub(crate) use self::ports::DENIED_PORTS;
@@ -152,6 +154,11 @@ impl HttpRequest {
             tls: dial::tls_config(roots),
         });
         Ok(Self { spec, shared })
+    }
+
+    /// Connects to servers that settings name, trusting the same authorities.
+    pub(crate) fn direct(&self) -> Direct {
+        Direct::new(Arc::clone(&self.shared.tls))
     }
 
     /// Fetches by the same guard, clients and limits.
@@ -366,24 +373,18 @@ impl Shared {
     fn clients(&self) -> Rc<Clients> {
         let travel = self.settings.max_response_bytes.saturating_mul(MAX_TRAVEL_FACTOR);
         let travel = travel.saturating_add(TRAVEL_MARGIN_BYTES);
-        clients::of_thread(self.id, self.guard.generation(), || Clients {
-            plain: self.client(Dial::plain(travel)),
-            secure: self.client(Dial::secure(Arc::clone(&self.tls), travel)),
+        let owner = Owner {
+            block: self.id,
+            server: 0,
+        };
+        clients::of_thread(owner, self.guard.generation(), || Clients {
+            plain: client(Dial::plain(travel), self.connect_limit()),
+            secure: client(Dial::secure(Arc::clone(&self.tls), travel), self.connect_limit()),
         })
     }
 
-    fn client(&self, dial: Dial) -> awc::Client {
-        let connector = awc::Connector::new()
-            .connector(dial)
-            .timeout(self.limits.http_connect.unwrap_or(NO_LIMIT))
-            // The slots of the pool bound requests in flight; a second bound here would be a hidden queue.
-            .limit(0);
-        awc::Client::builder()
-            .connector(connector)
-            .disable_redirects()
-            .disable_timeout()
-            .no_default_headers()
-            .finish()
+    fn connect_limit(&self) -> Duration {
+        self.limits.http_connect.unwrap_or(NO_LIMIT)
     }
 
     /// Receives the body of an answer, decompressed.
@@ -439,6 +440,20 @@ impl Shared {
             }
         }
     }
+}
+
+fn client(dial: Dial, connect_limit: Duration) -> awc::Client {
+    let connector = awc::Connector::new()
+        .connector(dial)
+        .timeout(connect_limit)
+        // The slots of the pool bound requests in flight; a second bound here would be a hidden queue.
+        .limit(0);
+    awc::Client::builder()
+        .connector(connector)
+        .disable_redirects()
+        .disable_timeout()
+        .no_default_headers()
+        .finish()
 }
 
 fn header_text(response: &ClientResponse, name: header::HeaderName) -> Option<String> {

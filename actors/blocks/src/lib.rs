@@ -14,6 +14,7 @@ mod fs;
 mod http;
 mod inputs;
 mod limits;
+mod models;
 mod payload;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
@@ -34,6 +35,7 @@ use caf_protocol::secret::vault::Vault;
 pub use crate::fs::path_parts;
 pub use crate::http::TargetRules;
 pub use crate::limits::OperationLimits;
+pub use crate::models::Providers;
 use crate::sandbox::{Play, Rehearsal, SandboxSettings, Stage};
 use crate::settings::{BlockSettings, SettingError};
 
@@ -49,6 +51,8 @@ pub struct Extras {
     pub sandbox: SandboxSettings,
     /// Who gives jobs the values of the secrets that they name.
     pub vault: Vault,
+    /// Who runs models: who holds a clone may replace them while jobs run.
+    pub providers: Providers,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.
@@ -101,8 +105,9 @@ pub fn build(
     settings.validate()?;
     let stage = Stage::new(&extras.sandbox)?;
     let vault = extras.vault.clone();
+    let providers = extras.providers.clone();
     let http = http::HttpRequest::new(&settings.http, limits, extras);
-    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql, vault)) {
+    let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql, vault.clone())) {
         (Ok(http), Ok(sql)) => (http, sql),
         (http, sql) => {
             let of_sql = sql.err().into_iter().flatten();
@@ -115,8 +120,9 @@ pub fn build(
     let fetchers = Fetchers::default()
         .with(Arc::new(http.fetcher()))
         .with(Arc::new(fs::FileFetch::new(&files)));
+    let models = models::Shared::new(providers, http.direct(), vault);
     // Whoever adds a block says what it does in the sandbox.
-    let blocks: [(Arc<dyn Block>, Play); 8] = [
+    let blocks: [(Arc<dyn Block>, Play); 11] = [
         (Arc::new(echo::Echo::new()), Play::AsItIs),
         (Arc::new(sleep::Sleep::new()), Play::AsItIs),
         (Arc::new(fail::Fail::new()), Play::AsItIs),
@@ -125,6 +131,9 @@ pub fn build(
         (Arc::new(fs::blob_get(&files)), Play::Get),
         (Arc::new(fs::blob_delete(&files)), Play::Delete),
         (Arc::new(sql), Play::Sql),
+        (Arc::new(models::Model::chat(&models)), Play::Chat),
+        (Arc::new(models::Model::text(&models)), Play::Text),
+        (Arc::new(models::Model::embedding(&models)), Play::Embedding),
     ];
     let sandbox = stage.rehearsal(&blocks);
     let registry = blocks

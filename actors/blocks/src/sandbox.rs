@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caf_protocol::block::{
-    Block, BlockContext, BlockFuture, BlockSpec, Inputs, Outputs, Registry, RunMode, Task,
+    Block, BlockContext, BlockFuture, BlockSpec, Called, Inputs, Outputs, Registry, RunMode, Task,
 };
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::sha256_hex;
@@ -57,6 +57,12 @@ pub(crate) enum Play {
     Delete,
     /// An answer of a database.
     Sql,
+    /// A message of a model.
+    Chat,
+    /// A text of a model.
+    Text,
+    /// Embeddings of a model.
+    Embedding,
 }
 
 /// What all stand-ins share.
@@ -130,6 +136,22 @@ struct StandIn {
 impl Block for StandIn {
     fn spec(&self) -> &BlockSpec {
         &self.spec
+    }
+
+    fn is_offered(&self) -> bool {
+        self.real.is_offered()
+    }
+
+    fn chosen(&self, called: &Called<'_>) -> Result<Option<Arc<dyn Block>>, Failure> {
+        let chosen = self.real.chosen(called)?;
+        Ok(chosen.map(|real| -> Arc<dyn Block> {
+            Arc::new(Self {
+                spec: spec_of(real.spec()),
+                real,
+                play: self.play,
+                stage: Arc::clone(&self.stage),
+            })
+        }))
     }
 
     fn secret_inputs(&self) -> &'static [&'static str] {

@@ -14,7 +14,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod http;
+pub mod providers;
 pub use self::http::{HttpSettings, HttpTenantSettings};
+pub use self::providers::ProviderSettings;
 
 /// A setting that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +74,13 @@ impl<'a> Checks<'a> {
         if !holds {
             let key = [self.section.as_slice(), &[key]].concat();
             self.broken.push(SettingError::new(&key, rule, value));
+        }
+    }
+
+    /// Reports `rule` for the current section itself unless it holds.
+    fn require_here(&mut self, holds: bool, rule: &str, value: impl fmt::Display) {
+        if !holds {
+            self.broken.push(SettingError::new(&self.section, rule, value));
         }
     }
 

@@ -33,6 +33,7 @@ pub(crate) fn context_for(left: Duration) -> BlockContext {
         correlation: Correlation::default(),
         deadline: Instant::now() + left,
         attempt: 0,
+        model_call: Default::default(),
         cancel: CancellationToken::new(),
     }
 }
@@ -70,8 +71,9 @@ fn every_job_type_is_registered_and_describes_itself() {
         "sql.query",
     ];
     assert_eq!(registry.job_types(), types);
-    for job_type in types {
-        let spec = registry.get(job_type).expect("is registered").spec();
+    for block in registry.blocks() {
+        let spec = block.spec();
+        let job_type = spec.job_types[0];
         assert_eq!(
             spec.inputs.get("type"),
             Some(&Value::from("object")),
@@ -127,8 +129,8 @@ fn the_declarations_on_file_are_current() {
     .expect("builds")
     .registry;
     let mut files = std::collections::BTreeSet::new();
-    for job_type in registry.job_types() {
-        let spec = registry.get(job_type).expect("is registered").spec();
+    for block in registry.blocks() {
+        let spec = block.spec();
         let declared = json!({
             "job_types": spec.job_types,
             "resource_class": spec.class,

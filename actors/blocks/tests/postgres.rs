@@ -44,6 +44,7 @@ fn context(left: Duration) -> BlockContext {
         correlation: Correlation::default(),
         deadline: Instant::now() + left,
         attempt: 0,
+        model_call: Default::default(),
         cancel: CancellationToken::new(),
     }
 }

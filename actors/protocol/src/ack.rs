@@ -61,6 +61,8 @@ pub enum RejectReason {
     DuplicateKey,
     /// No block runs this job type.
     UnsupportedJobType,
+    /// Nobody runs this job type for the provider that the assignment names.
+    UnknownProvider,
     /// The block does not accept the inputs.
     InvalidInputs,
     /// The inputs are a reference of a kind that this worker does not resolve.
@@ -86,6 +88,7 @@ impl RejectReason {
             Self::InvalidField => "invalid_field",
             Self::DuplicateKey => "duplicate_key",
             Self::UnsupportedJobType => "unsupported_job_type",
+            Self::UnknownProvider => "unknown_provider",
             Self::InvalidInputs => "invalid_inputs",
             Self::UnsupportedPayloadRef => "unsupported_payload_ref",
             Self::TenantNotAllowed => "tenant_not_allowed",

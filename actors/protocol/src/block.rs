@@ -17,6 +17,8 @@ pub use tokio_util::sync::CancellationToken;
 use crate::endpoint::Endpoint;
 use crate::ids::Correlation;
 use crate::limit::{Operation, OperationLimit};
+use crate::model::Cost;
+use crate::model_call::{ModelCall, ModelTarget};
 use crate::outcome::Failure;
 
 /// What a job brings: a JSON object. A value may also be in its string form; blocks accept both.
@@ -84,10 +86,32 @@ pub struct BlockSpec {
     pub outputs: Schema,
 }
 
+/// What an assignment says, beside the inputs, of what is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Called<'a> {
+    /// The job type, own name or alias.
+    pub job_type: &'a str,
+    /// `executor.provider_id`.
+    pub provider_id: Option<&'a str>,
+}
+
 /// One kind of work.
 pub trait Block: Send + Sync + 'static {
     /// What it declares about itself.
     fn spec(&self) -> &BlockSpec;
+
+    /// Whether it can do anything at all, as the settings are now. While it cannot, its job types are unknown.
+    fn is_offered(&self) -> bool {
+        true
+    }
+
+    /// What runs this call in its place, where that depends on more than the job type.
+    ///
+    /// # Errors
+    /// Why nothing does; the assignment is then rejected and never runs.
+    fn chosen(&self, _: &Called<'_>) -> Result<Option<Arc<dyn Block>>, Failure> {
+        Ok(None)
+    }
 
     /// Inputs in which it resolves references to secrets (`{"$secret": "name"}`). The pipeline refuses one in any other.
     fn secret_inputs(&self) -> &'static [&'static str] {
@@ -124,10 +148,21 @@ pub trait Task: Send + Sync + 'static {
         None
     }
 
+    /// The model that its attempts call, if they do: each is then one span and one count of its own, by what the attempt
+    /// writes into [`BlockContext::model_call`].
+    fn model(&self) -> Option<ModelTarget> {
+        None
+    }
+
     /// Whether running twice leaves the world as running once does, where that depends on the inputs; nothing is what the
     /// block declares.
     fn is_repeatable(&self) -> Option<bool> {
         None
+    }
+
+    /// What its attempts have cost so far, those that failed too.
+    fn cost(&self) -> Cost {
+        Cost::default()
     }
 
     /// Runs one attempt. Dropping the future ends an [`RunMode::Async`] attempt; a [`RunMode::Thread`] attempt looks
@@ -148,6 +183,8 @@ pub struct BlockContext {
     pub deadline: Instant,
     /// Number of this attempt, from 0.
     pub attempt: u32,
+    /// Where it says what is known of the model that it calls.
+    pub model_call: ModelCall,
     /// Fires when the job is to stop.
     pub cancel: CancellationToken,
 }
@@ -179,14 +216,29 @@ impl Registry {
         self
     }
 
-    /// The block for a job type.
+    /// The block for a job type, if it is offered.
     pub fn get(&self, job_type: &str) -> Option<&Arc<dyn Block>> {
-        self.by_type.get(job_type)
+        self.by_type.get(job_type).filter(|block| block.is_offered())
     }
 
-    /// Every job type, sorted.
+    /// Every job type that is offered, sorted.
     pub fn job_types(&self) -> Vec<&'static str> {
-        let mut types: Vec<_> = self.by_type.keys().copied().collect();
+        self.sorted(|block| block.is_offered())
+    }
+
+    /// Every job type that is, or may come to be offered while the node runs, sorted.
+    pub fn all_job_types(&self) -> Vec<&'static str> {
+        self.sorted(|_| true)
+    }
+
+    /// Every block, offered or not, once for each of its job types.
+    pub fn blocks(&self) -> impl Iterator<Item = &Arc<dyn Block>> {
+        self.by_type.values()
+    }
+
+    fn sorted(&self, is_in: impl Fn(&dyn Block) -> bool) -> Vec<&'static str> {
+        let types = self.by_type.iter().filter(|(_, block)| is_in(&***block));
+        let mut types: Vec<_> = types.map(|(name, _)| *name).collect();
         types.sort_unstable();
         types
     }

@@ -96,6 +96,8 @@ pub enum Sign {
     /// Nothing: rules that only inputs and settings decide refused the call before anything was asked. Another try would
     /// meet the same rules.
     Refused,
+    /// It was not called: this worker knows none of that name.
+    Unknown,
 }
 
 impl Sign {

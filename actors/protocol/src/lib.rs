@@ -5,7 +5,7 @@
 //!
 //! In the order a message meets them: [`json`] parses bytes, [`assignment`] reads them leniently, [`block`] is
 //! what runs, [`mod@reference`] is where its inputs may be instead, [`limit`] is how long it may take,
-//! [`endpoint`] what it talks to, [`outcome`] is how it ended, [`ack`] and [`result`]
+//! [`endpoint`] what it talks to, [`model_call`] what it tells of a call of a model, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
 //! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded;
 //! [`secret`] is what nobody may read; [`sqlite_heap`] says when jobs must make room; [`trace_context`] is who called and what is passed on.
@@ -24,6 +24,8 @@ pub mod ids;
 pub mod json;
 pub mod limit;
 pub mod live;
+pub mod model;
+pub mod model_call;
 pub mod outcome;
 pub mod reference;
 pub mod result;

@@ -10,6 +10,7 @@ use crate::block::Outputs;
 use crate::endpoint::Sign;
 use crate::error_code::{ErrorCode, NONE};
 use crate::limit::RanOut;
+use crate::model::Cost;
 
 /// Why a job, or one attempt of it, did not succeed. External and internal text are two fields: what travels to the
 /// caller names fields and rules; hosts, paths outside the caller's view and library errors stay in the log.
@@ -31,6 +32,9 @@ pub struct Failure {
     pub ran_out: Option<Box<RanOut>>,
     /// What it says of the endpoint, where the code does not say it. Never travels.
     pub sign: Option<Sign>,
+    /// Whether [`Failure::is_retryable`] and a wait that the other side asks for hold also where no policy is in force. CP1
+    /// tries everything again after a moment; blocks that it does not have need not follow it in that. Never travels.
+    pub minds_advice: bool,
 }
 
 impl Failure {
@@ -45,6 +49,7 @@ impl Failure {
             total_limit: false,
             ran_out: None,
             sign: None,
+            minds_advice: false,
         }
     }
 
@@ -84,6 +89,13 @@ impl Failure {
         self
     }
 
+    /// Has retries go by what it says of itself, whatever is in force.
+    #[must_use]
+    pub fn minding_advice(mut self) -> Self {
+        self.minds_advice = true;
+        self
+    }
+
     /// What it says of the endpoint that was called.
     pub fn sign(&self) -> Sign {
         self.sign.unwrap_or_else(|| Sign::by(self))
@@ -115,7 +127,7 @@ impl Failure {
     /// The word by which the router's breaker tells faults of the provider from all others (contract 3.4).
     pub fn error_type(&self) -> &'static str {
         match self.code {
-            _ if self.sign == Some(Sign::LeftAlone) => "provider_unavailable",
+            _ if self.was_not_there() => "provider_unavailable",
             ErrorCode::HttpError => {
                 let server = self.status_code().is_some_and(|status| status >= 500);
                 if server { "server_error" } else { "client_error" }
@@ -146,7 +158,7 @@ impl Failure {
     /// Whether running again can help, by the design column of contract 7.2; policies may say otherwise.
     pub fn is_retryable(&self) -> bool {
         use crate::error_code::RetryAdvice;
-        if self.sign == Some(Sign::LeftAlone) {
+        if self.was_not_there() {
             return false;
         }
         match self.code.retry_advice() {
@@ -156,6 +168,11 @@ impl Failure {
                 .status_code()
                 .is_some_and(|status| matches!(status, 408 | 429) || status >= 500),
         }
+    }
+
+    /// Whether nobody was called, and another worker, or the same one later, may have somebody to call.
+    fn was_not_there(&self) -> bool {
+        matches!(self.sign, Some(Sign::LeftAlone | Sign::Unknown))
     }
 
     fn status_code(&self) -> Option<u64> {
@@ -257,6 +274,8 @@ pub struct StepResult {
     pub latency_ms: u64,
     /// Calls beyond the first.
     pub retries_used: u32,
+    /// What its calls cost, where they cost anything.
+    pub cost: Cost,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::assignment::Identity;
 use crate::error_code::ErrorCode;
 use crate::headers::{Headers, message_id};
 use crate::ids::RunFlowStep;
+use crate::model::Cost;
 use crate::outcome::{Failure, Status, StepResult, trips_breaker};
 use crate::trace_context::SpanContext;
 use crate::{VERSION, is_empty_map};
@@ -37,7 +38,7 @@ pub struct ExecResult {
     pub job: JobRef,
     /// From the first start of handling to the end, in milliseconds.
     pub latency_ms: u64,
-    /// In the provider's currency; 0.0 when unknown.
+    /// In the currency of the provider's prices, all attempts together; 0.0 when unknown, and where nothing has a price.
     pub cost: f64,
     /// 32 hexadecimal digits or a UUIDv4, else absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +80,8 @@ pub struct ExecResult {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_depth: Option<u64>,
     /// `worker_id`, `original_trace_id` when the trace id came in a bad format, and `degraded` when the pool was so loaded
-    /// that the job got less: fewer calls, less time. `sandbox`, true, when the job was only rehearsed.
+    /// that the job got less: fewer calls, less time. `sandbox`, true, when the job was only rehearsed. `cost_unknown`, true,
+    /// when the job cost more than `cost` says, because a provider did not tell what it counted.
     pub metadata: Map<String, Value>,
     /// Which replay of the assignment this answers; told by the message id only.
     #[serde(skip)]
@@ -180,6 +182,14 @@ pub(crate) fn metadata(worker_id: &str, identity: &Identity) -> Map<String, Valu
     metadata
 }
 
+fn metadata_of_result(worker_id: &str, identity: &Identity, cost: Cost) -> Map<String, Value> {
+    let mut metadata = metadata(worker_id, identity);
+    if cost.is_incomplete() {
+        metadata.insert("cost_unknown".to_owned(), true.into());
+    }
+    metadata
+}
+
 impl ExecResult {
     /// Writes down how a job ended. `now_ms`: milliseconds since the Unix epoch.
     pub fn new(identity: &Identity, step: StepResult, worker_id: &str, now_ms: u64) -> Self {
@@ -200,7 +210,7 @@ impl ExecResult {
             provider_id: identity.provider_id.clone(),
             job: JobRef::from(identity),
             latency_ms: step.latency_ms,
-            cost: 0.0,
+            cost: step.cost.amount(),
             trace_id: identity.correlation.trace_id.clone(),
             run_flow_step,
             idempotency_key: identity.idempotency_key.clone(),
@@ -219,7 +229,7 @@ impl ExecResult {
             },
             overload_status: None,
             queue_depth: None,
-            metadata: metadata(worker_id, identity),
+            metadata: metadata_of_result(worker_id, identity, step.cost),
             replay: identity.replay,
             span: identity
                 .correlation

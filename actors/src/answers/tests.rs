@@ -7,6 +7,7 @@ fn answers() -> Answers {
 fn step(text: &str) -> StepResult {
     let outputs = Outputs::from_iter([("text".to_owned(), json!(text))]);
     StepResult {
+        cost: Default::default(),
         outcome: Outcome::Success(outputs),
         latency_ms: 1,
         retries_used: 0,
@@ -64,6 +65,7 @@ fn a_draft_fits_up_to_the_limit_and_above_it_offers_its_outputs_if_it_has_any() 
 
     let failure = Failure::new(ErrorCode::InvalidInput, "x").with("long", json!("x".repeat(5_000)));
     let mut failed = StepResult {
+        cost: Default::default(),
         outcome: Outcome::from(failure),
         ..step("")
     };
@@ -105,6 +107,7 @@ fn a_failure_that_does_not_fit_keeps_the_status_of_the_other_side() {
         .details
         .insert("long".to_owned(), json!("x".repeat(5_000)));
     let mut step = StepResult {
+        cost: Default::default(),
         outcome: Outcome::from(failure),
         latency_ms: 1,
         retries_used: 0,

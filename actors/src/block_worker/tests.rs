@@ -2,6 +2,7 @@
 
 mod bench;
 mod breakers;
+mod models;
 
 use caf_protocol::block::CancellationToken;
 use serde_json::json;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use caf_protocol::ack::RejectReason;
 use caf_protocol::assignment::{Assignment, Estimate, Payload, Reading, Refusal, read};
-use caf_protocol::block::{Block, Inputs, Registry, ResourceClass, Task};
+use caf_protocol::block::{Block, Called, Inputs, Registry, ResourceClass, Task};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::headers::Headers;
 use caf_protocol::outcome::Failure;
@@ -99,6 +99,8 @@ impl Preparation {
                 failure,
             });
         };
+        let chosen = choose(block, &assignment)?;
+        let block = chosen.as_ref().unwrap_or(block);
         let work = match assignment.payload {
             Payload::Inline(inputs) => Work::Ready(check_inputs(block, inputs)?),
             Payload::Referenced(payload) => refer(block, payload, fetchers)?,
@@ -113,6 +115,18 @@ impl Preparation {
             estimate: assignment.estimate,
         })
     }
+}
+
+/// What runs in the place of the block of the job type, if anything does.
+fn choose(block: &Arc<dyn Block>, assignment: &Assignment) -> Result<Option<Arc<dyn Block>>, Refusal> {
+    let called = Called {
+        job_type: &assignment.job_type,
+        provider_id: assignment.identity.provider_id.as_deref(),
+    };
+    block.chosen(&called).map_err(|failure| Refusal {
+        reason: RejectReason::UnknownProvider,
+        failure,
+    })
 }
 
 /// Inputs that are elsewhere are not looked at here: nobody waits for them yet.

@@ -21,6 +21,7 @@ fn identity(id: &str, tenant: &str) -> Arc<Identity> {
 
 fn ended(identity: &Arc<Identity>, outcome: Outcome, latency_ms: u64) -> Event {
     let step = StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms,
         retries_used: 0,

@@ -44,6 +44,7 @@ fn identity() -> Arc<Identity> {
 
 fn step(outcome: Outcome) -> StepResult {
     StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 1,
         retries_used: 0,

@@ -24,6 +24,8 @@ pub enum SpanKind {
     Producer,
     /// Works on a message.
     Consumer,
+    /// Asks somebody and waits for the answer.
+    Client,
 }
 
 /// Value of an attribute.
@@ -244,6 +246,21 @@ impl Span {
         if let Some(record) = &mut open.record {
             record.start = record.start.checked_sub(earlier).unwrap_or(record.start);
         }
+    }
+
+    /// Says that it began later than it was opened.
+    pub fn begins_at(&mut self, began: Instant) {
+        let Some(open) = &mut self.0 else { return };
+        let later = began.saturating_duration_since(open.began);
+        open.began += later;
+        if let Some(record) = &mut open.record {
+            record.start += later;
+        }
+    }
+
+    /// Nobody gets to see it: what it was opened for did not come about.
+    pub fn discard(mut self) {
+        self.0 = None;
     }
 
     /// Milliseconds since it began.

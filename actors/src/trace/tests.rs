@@ -25,7 +25,7 @@ impl SpanSink for Kept {
     }
 }
 
-fn tracer(follows_parent: bool, ratio: f64) -> (Tracer, Arc<Kept>) {
+pub(crate) fn tracer(follows_parent: bool, ratio: f64) -> (Tracer, Arc<Kept>) {
     let kept = Arc::new(Kept::default());
     let sampler = Sampler {
         follows_parent,

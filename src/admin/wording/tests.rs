@@ -56,6 +56,7 @@ fn failed(who: &Arc<Identity>) -> Event {
 
 fn ended(who: &Arc<Identity>, outcome: Outcome) -> Event {
     let step = StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 1_500,
         retries_used: 0,

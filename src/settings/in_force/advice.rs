@@ -43,7 +43,7 @@ fn families() -> BTreeSet<String> {
         Extras::default(),
     );
     let job_types = built
-        .map(|blocks| blocks.registry.job_types())
+        .map(|blocks| blocks.registry.all_job_types())
         .unwrap_or_default();
     job_types
         .into_iter()

@@ -57,6 +57,7 @@ fn samples_per_second() {
 #[test]
 fn the_event_of_a_job_that_ended() {
     let step = StepResult {
+        cost: Default::default(),
         outcome: Outcome::Success(serde_json::Map::new()),
         latency_ms: 12,
         retries_used: 0,
@@ -86,6 +87,7 @@ fn a_scrape() {
         let metrics = Arc::new(Metrics::new(&settings));
         let log = Log::discard().with_meter(Arc::clone(&metrics) as Arc<dyn Meter>);
         let step = StepResult {
+            cost: Default::default(),
             outcome: Outcome::Success(serde_json::Map::new()),
             latency_ms: 12,
             retries_used: 0,

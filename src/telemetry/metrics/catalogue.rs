@@ -8,7 +8,8 @@ use caf_actors::breakers::machine::Phase;
 use caf_actors::cancellation::Asker;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
 use caf_actors::events::{
-    breakers, cancellation, delivery, logging, queue, retry, running, secrets, steps, tenants, timeouts,
+    breakers, cancellation, delivery, logging, models, queue, retry, running, secrets, steps, tenants,
+    timeouts,
 };
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
@@ -139,6 +140,11 @@ fn measured() -> Vec<Listed> {
         &tenants::QUOTA_REJECTIONS,
         &tenants::POLICY_STORE_UP,
         &tenants::POLICY_STALE,
+        &models::CALLS,
+        &models::TOKENS,
+        &models::COST,
+        &models::CALL_DURATION,
+        &models::FIRST_TOKEN,
     ];
     all.extend(others.into_iter().map(without_series));
     // Only names that come with assignments get there, unless the program is at fault.

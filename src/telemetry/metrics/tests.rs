@@ -290,6 +290,7 @@ fn step(n: usize) -> StepResult {
         _ => Outcome::from(Failure::new(ErrorCode::HttpError, "asked to fail")),
     };
     StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 7,
         retries_used: 0,

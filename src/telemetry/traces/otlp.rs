@@ -95,6 +95,7 @@ fn span(span: FinishedSpan) -> Span {
         SpanKind::Internal => OtlpKind::Internal,
         SpanKind::Producer => OtlpKind::Producer,
         SpanKind::Consumer => OtlpKind::Consumer,
+        SpanKind::Client => OtlpKind::Client,
     };
     let remote = if span.parent_is_remote {
         PARENT_IS_REMOTE

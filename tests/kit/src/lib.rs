@@ -8,6 +8,7 @@
 //!   is missing is an error that says what to install; nothing is ever skipped.
 //! - A collector of spans, good or bad: [`mod@otlp`].
 //! - Eyes: [`browser`] is what a person looks at pages with.
+//! - A provider of models, good or bad: [`openai`].
 //! - In between: [`mod@proxy`] is a network that can be broken, and held at a named message.
 //! - Faults: [`mod@faulty_http`] fails as told, [`mod@hostile_http`] means harm, [`mod@resolver`] changes the addresses of names,
 //!   [`stall`] is a file system that hangs.
@@ -30,6 +31,7 @@ pub mod hostile_http;
 pub mod http;
 pub mod malformed;
 pub mod nats;
+pub mod openai;
 pub mod otlp;
 pub mod ports;
 pub mod postgres;

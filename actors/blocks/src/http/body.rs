@@ -59,7 +59,7 @@ where
     decoder.finish().await
 }
 
-fn broken_off(error: PayloadError, limit: usize) -> Failure {
+pub(super) fn broken_off(error: PayloadError, limit: usize) -> Failure {
     let io = match &error {
         PayloadError::Io(io) | PayloadError::Incomplete(Some(io)) => Some(io),
         _ => None,

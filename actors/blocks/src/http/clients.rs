@@ -15,10 +15,19 @@ use std::rc::Rc;
 const MAX_IDLE: usize = 64;
 
 thread_local! {
-    /// By block, and made for which generation of the guard's rules.
-    static CLIENTS: RefCell<HashMap<u64, (u64, Rc<Clients>)>> = RefCell::default();
+    /// By block and server, and made for which generation of the rules or settings.
+    static CLIENTS: RefCell<HashMap<Owner, (u64, Rc<Clients>)>> = RefCell::default();
     /// Connections that are open, and exchanges that are under way.
     static COUNTS: (Cell<usize>, Cell<usize>) = const { (Cell::new(0), Cell::new(0)) };
+}
+
+/// Whose clients: a block's, and of those for servers that settings name, which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Owner {
+    /// Of the block.
+    pub(super) block: u64,
+    /// Of the server among those of the block; 0 where it has clients for all.
+    pub(super) server: usize,
 }
 
 /// Clients that keep their idle connections until they are dropped.
@@ -31,13 +40,15 @@ pub(super) struct Clients {
 
 /// This thread's clients of this block. They live as long as the thread (a node has one block of this kind), or until the
 /// rules change (no open connection may outlive the rule that let it through), or until too many connections lie idle.
-pub(super) fn of_thread(block: u64, generation: u64, make: impl FnOnce() -> Clients) -> Rc<Clients> {
+pub(super) fn of_thread(owner: Owner, generation: u64, make: impl FnOnce() -> Clients) -> Rc<Clients> {
     let idle = COUNTS.with(|(open, under_way)| open.get().saturating_sub(under_way.get()));
-    CLIENTS.with_borrow_mut(|all| match all.get(&block) {
+    CLIENTS.with_borrow_mut(|all| match all.get(&owner) {
         Some((made_for, clients)) if *made_for == generation && idle <= MAX_IDLE => Rc::clone(clients),
         _ => {
+            // Also those of servers that the settings do not name any more.
+            all.retain(|other, (made_for, _)| other.block != owner.block || *made_for == generation);
             let clients = Rc::new(make());
-            all.insert(block, (generation, Rc::clone(&clients)));
+            all.insert(owner, (generation, Rc::clone(&clients)));
             clients
         }
     })

@@ -24,7 +24,7 @@ const DAY_S: u64 = 86_400;
 /// The contract's range of delays in milliseconds; nothing for what takes the time it takes.
 pub(super) fn delay_ms(play: Play) -> Option<RangeInclusive<u64>> {
     match play {
-        Play::AsItIs => None,
+        Play::AsItIs | Play::Chat | Play::Text | Play::Embedding => None,
         Play::Http => Some(100..=500),
         Play::Put | Play::Get | Play::Delete => Some(20..=200),
         Play::Sql => Some(30..=300),
@@ -34,7 +34,7 @@ pub(super) fn delay_ms(play: Play) -> Option<RangeInclusive<u64>> {
 /// What an attempt that fails by chance says.
 pub(super) fn failure(play: Play) -> Failure {
     let code = match play {
-        Play::Http => ErrorCode::NetworkError,
+        Play::Http | Play::Chat | Play::Text | Play::Embedding => ErrorCode::NetworkError,
         Play::Get => ErrorCode::ResourceUnavailable,
         Play::AsItIs | Play::Put | Play::Delete | Play::Sql => ErrorCode::ExecutionFailed,
     };
@@ -50,6 +50,7 @@ pub(super) fn outputs(play: Play, inputs: &Inputs, chance: &mut Chance) -> Outpu
         Play::Get => get(inputs, chance),
         Play::Delete => json!({"path": inputs.get("path"), "deleted": true}),
         Play::Sql => sql(inputs, chance),
+        Play::Chat | Play::Text | Play::Embedding => model(play, inputs, chance),
     };
     match outputs {
         Value::Object(outputs) => outputs,
@@ -119,6 +120,34 @@ fn get(inputs: &Inputs, chance: &mut Chance) -> Value {
         "encoding": "text",
         "modified": time(chance),
     })
+}
+
+/// Vectors have this many numbers.
+const DIMENSIONS: u64 = 8;
+
+fn model(play: Play, inputs: &Inputs, chance: &mut Chance) -> Value {
+    let usage = json!({"input_tokens": 1 + chance.below(100), "output_tokens": 1 + chance.below(100)});
+    let text = format!("sandbox answer {}", word(chance));
+    match play {
+        Play::Embedding => {
+            let texts = inputs.get("input").or_else(|| inputs.get("text"));
+            let count = texts.and_then(Value::as_array).map_or(1, Vec::len);
+            let mut vector = || {
+                (0..DIMENSIONS)
+                    .map(|_| json!(chance.below(1_000)))
+                    .collect::<Vec<_>>()
+            };
+            let vectors: Vec<_> = (0..count).map(|_| vector()).collect();
+            json!({"embeddings": vectors, "model": "sandbox", "usage": {"input_tokens": usage["input_tokens"]}})
+        }
+        Play::Chat => json!({
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+            "model": "sandbox",
+            "usage": usage,
+        }),
+        _ => json!({"text": text, "finish_reason": "stop", "model": "sandbox", "usage": usage}),
+    }
 }
 
 fn sql(inputs: &Inputs, chance: &mut Chance) -> Value {

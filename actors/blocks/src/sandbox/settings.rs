@@ -44,6 +44,8 @@ pub struct SandboxFailures {
     pub delete: f64,
     /// Of `sql.query`, with EXECUTION_FAILED.
     pub sql: f64,
+    /// Of calls of models, with NETWORK_ERROR.
+    pub model: f64,
 }
 
 impl SandboxFailures {
@@ -56,6 +58,7 @@ impl SandboxFailures {
             Play::Get => self.get,
             Play::Delete => self.delete,
             Play::Sql => self.sql,
+            Play::Chat | Play::Text | Play::Embedding => self.model,
         }
     }
 }
@@ -72,6 +75,7 @@ impl SandboxSettings {
             ("failures.get", failures.get, 1.0, rate),
             ("failures.delete", failures.delete, 1.0, rate),
             ("failures.sql", failures.sql, 1.0, rate),
+            ("failures.model", failures.model, 1.0, rate),
         ];
         let beyond = all
             .into_iter()

@@ -26,8 +26,8 @@ pub const MIN_VALUE_BYTES: usize = 8;
 pub const MAX_VALUE_BYTES: usize = 8 * 1024;
 /// What a tenant list says for all of them.
 pub const EVERY_TENANT: &str = "*";
-/// Job types whose blocks resolve references.
-pub const BLOCK_TYPES: [&str; 2] = ["http.request", "sql.query"];
+/// Job types whose blocks resolve references; `model.call` stands for all that call models.
+pub const BLOCK_TYPES: [&str; 3] = ["http.request", "model.call", "sql.query"];
 
 /// The rule that a value breaks, if it breaks one.
 ///

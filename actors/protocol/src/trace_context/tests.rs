@@ -207,6 +207,7 @@ fn answers_say_in_which_span_they_are_published_and_their_bodies_do_not_change()
     context.state = Some("a=1".into());
     traced.correlation.span = Some(context.clone());
     let step = || StepResult {
+        cost: Default::default(),
         outcome: Outcome::from(Failure::timeout("the deadline")),
         latency_ms: 1,
         retries_used: 0,

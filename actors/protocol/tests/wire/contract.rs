@@ -24,6 +24,7 @@ fn identity_of(name: &str) -> Identity {
 
 fn converted_for(identity: &Identity, outcome: Outcome) -> Value {
     let step = StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 42,
         retries_used: 1,
@@ -195,6 +196,7 @@ fn stepresult_to_execresult_validation_leaves_no_success_with_a_code_and_no_fail
         }
     }
     let largest = StepResult {
+        cost: Default::default(),
         outcome: Outcome::Success(Map::new()),
         latency_ms: u64::MAX,
         retries_used: u32::MAX,

@@ -55,6 +55,7 @@ fn every_answer_to_a_hostile_message_pleases_the_router() {
             &message.name,
         );
         let step = StepResult {
+            cost: Default::default(),
             outcome,
             latency_ms: 0,
             retries_used: 0,

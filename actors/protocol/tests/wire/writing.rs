@@ -237,6 +237,7 @@ fn outcomes() -> Vec<Outcome> {
 
 fn result_of(identity: &Identity, outcome: &Outcome) -> ExecResult {
     let step = StepResult {
+        cost: Default::default(),
         outcome: outcome.clone(),
         latency_ms: 412,
         retries_used: 2,
@@ -410,6 +411,7 @@ fn what_answers_a_replay_differs_from_the_first_answer_in_its_message_id_only() 
         assert_eq!(json!(ack(&first)), json!(ack(&replay)), "{name}");
         assert_ne!(id(ack(&first).headers()), id(ack(&replay).headers()), "{name}");
         let step = || StepResult {
+            cost: Default::default(),
             outcome: Outcome::Success(Map::new()),
             latency_ms: 1,
             retries_used: 0,

@@ -78,6 +78,7 @@ async fn prepared(mode: RunMode, sha256: Option<&str>, answer: Answer) -> Result
         correlation: Correlation::default(),
         deadline: Instant::now() + Duration::from_secs(30),
         attempt: 0,
+        model_call: Default::default(),
         cancel: CancellationToken::new(),
     };
     prepare(&referenced, context, 40, &Threads::default())

@@ -55,6 +55,7 @@ fn outputs() -> Outputs {
 
 fn written(outcome: Outcome) -> Outgoing {
     let mut step = StepResult {
+        cost: Default::default(),
         outcome,
         latency_ms: 1,
         retries_used: 0,
@@ -103,6 +104,7 @@ async fn without_a_store_it_becomes_the_error_with_size_and_hash_that_it_would_h
         let text = serde_json::to_vec(&outputs()).expect("is JSON");
         let answers = Answers::new(&SubjectSettings::default(), "w");
         let mut step = StepResult {
+            cost: Default::default(),
             outcome: Outcome::Success(outputs()),
             latency_ms: 1,
             retries_used: 0,

@@ -456,6 +456,7 @@ impl Node {
         case.holdings.permit.placed();
         let _ = case.holdings.cancel.seal();
         let step = StepResult {
+            cost: Default::default(),
             outcome,
             latency_ms: 0,
             retries_used: 0,

@@ -227,6 +227,7 @@ impl Node {
     fn conclude_job(self: &Arc<Self>, mut job: Job, row: &'static str, outcome: Outcome, retries_used: u32) {
         job.holdings.share.end();
         let step = StepResult {
+            cost: Default::default(),
             latency_ms: elapsed_ms(job.started, self.now()),
             outcome,
             retries_used,

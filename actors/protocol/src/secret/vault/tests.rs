@@ -17,6 +17,7 @@ fn context(tenant: &str) -> BlockContext {
         correlation: Correlation::default(),
         deadline: Instant::now() + Duration::from_secs(1),
         attempt: 0,
+        model_call: Default::default(),
         cancel: CancellationToken::new(),
     }
 }
