@@ -3,6 +3,8 @@
 //! Neighbours: [`super`] opens it around the attempt of a task that names a model, and closes it however that ends; the task
 //! writes down meanwhile what it learns ([`ModelCall`]). Inert for all other tasks. Reads nothing of inputs and outputs.
 
+use std::sync::Arc;
+
 use caf_protocol::assignment::Identity;
 use caf_protocol::block::{BlockContext, Task};
 use caf_protocol::model_call::{ModelCall, ModelTarget};
@@ -33,7 +35,7 @@ impl Calling {
     }
 
     /// Says how it ended. An attempt that never got as far as asking leaves no trace of a call.
-    pub(super) fn close(mut self, attempt: &Attempt, identity: &Identity, log: &Log) {
+    pub(super) fn close(mut self, attempt: &Attempt, identity: &Arc<Identity>, log: &Log) {
         let facts = self.call.facts();
         if facts.sent.is_none() && !facts.is_rate_limited {
             self.span.discard();

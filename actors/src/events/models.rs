@@ -3,6 +3,8 @@
 //! Neighbours: the block worker emits one per call, also of one that was given up. Labels are keys of the settings and closed
 //! sets; what was asked and answered is in none of it.
 
+use std::sync::Arc;
+
 use std::time::Duration;
 
 use caf_protocol::assignment::Identity;
@@ -62,7 +64,7 @@ pub static FIRST_TOKEN: Metric = Metric {
 
 /// A call ended, `took` after it began.
 pub fn called(
-    identity: &Identity,
+    identity: &Arc<Identity>,
     target: &ModelTarget,
     facts: &CallFacts,
     status: CallStatus,
