@@ -51,6 +51,23 @@ pub(crate) struct Server<'a> {
     pub(crate) max_body_bytes: u64,
 }
 
+/// Why there is no answer.
+pub(crate) struct Unanswered {
+    pub(crate) failure: Failure,
+    /// Whether the request may have arrived all the same.
+    pub(crate) may_have_arrived: bool,
+}
+
+impl From<Failure> for Unanswered {
+    /// Nothing was sent.
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            may_have_arrived: false,
+        }
+    }
+}
+
 impl Direct {
     pub(super) fn new(tls: Arc<ClientConfig>) -> Self {
         Self {
@@ -68,7 +85,7 @@ impl Direct {
         tenant: &str,
         headers: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Exchange, Failure> {
+    ) -> Result<Exchange, Unanswered> {
         let under_way = UnderWay::count();
         let lookup = self.addresses(server.url, tenant);
         let addresses = tokio::time::timeout(server.connect_limit, lookup)
@@ -81,7 +98,12 @@ impl Direct {
         for address in addresses {
             match self.post_to(server, address, (tenant, headers, body)).await {
                 Err(error) if never_connected(&error) => last = failure_of(error),
-                Err(error) => return Err(failure_of(error)),
+                Err(error) => {
+                    return Err(Unanswered {
+                        failure: failure_of(error),
+                        may_have_arrived: true,
+                    });
+                }
                 Ok(response) => {
                     return Ok(Exchange {
                         response,
@@ -91,7 +113,7 @@ impl Direct {
                 }
             }
         }
-        Err(last)
+        Err(last.into())
     }
 
     async fn addresses(&self, url: &Url, tenant: &str) -> Result<Vec<SocketAddr>, Failure> {

@@ -110,7 +110,12 @@ async fn exchange(under_way: &mut UnderWay<'_>, headers: HeaderMap) -> Result<Ou
         false => settings.total_timeout_ms,
     });
     let until_first = under_way.began + first;
-    let answer = until(until_first, "the first part of the provider's answer", post).await??;
+    under_way.may_cost = true;
+    let answered = until(until_first, "the first part of the provider's answer", post).await?;
+    let answer = answered.map_err(|unanswered| {
+        under_way.may_cost = unanswered.may_have_arrived;
+        unanswered.failure
+    })?;
     let idle = Duration::from_millis(settings.idle_timeout_ms);
     let status = answer.status();
     if !(200..300).contains(&status) {
@@ -118,6 +123,7 @@ async fn exchange(under_way: &mut UnderWay<'_>, headers: HeaderMap) -> Result<Ou
         // The status is the news; a body that cannot be had changes nothing.
         let body = tokio::time::timeout(idle, answer.receive(MAX_REFUSAL_BYTES)).await;
         let body = body.ok().and_then(Result::ok).unwrap_or_default();
+        under_way.may_cost = false;
         return Err(Refusal::by_status(status, &body, retry_after_ms).failure());
     }
     if answer.content_type() == "text/event-stream" {
@@ -164,9 +170,8 @@ async fn by_events(
 
 /// Reads an answer that comes whole: none was asked for piece by piece, or the server does not do so.
 async fn at_once(under_way: &mut UnderWay<'_>, exchange: Exchange, max_bytes: u64) -> Result<(), Failure> {
-    let is_json = exchange.content_type().contains("json");
     let body = exchange.receive(max_bytes).await?;
-    if is_json || !body.trim_ascii_start().starts_with(b"data:") {
+    if !body.trim_ascii_start().starts_with(b"data:") {
         under_way.answer.document(&body)?;
         return Ok(());
     }
@@ -205,6 +210,8 @@ struct UnderWay<'a> {
     turn: Turn,
     began: Instant,
     answer: Answer,
+    /// Whether the provider may have begun to work, and counts it.
+    may_cost: bool,
     is_over: bool,
 }
 
@@ -217,6 +224,7 @@ impl<'a> UnderWay<'a> {
             turn,
             began: Instant::now(),
             answer: Answer::default(),
+            may_cost: false,
             is_over: false,
         }
     }
@@ -232,15 +240,14 @@ impl<'a> UnderWay<'a> {
         if failure.is_some_and(|failure| failure.details.get("status_code") == Some(&TOO_MANY.into())) {
             self.context.model_call.rate_limited();
         }
-        self.tell(failure.is_some());
+        self.tell();
         outcome
     }
 
-    /// What was used: nothing for certain where nothing of an answer came, for then nobody says that anything was.
-    fn usage(&self, has_failed: bool) -> Usage {
+    /// What was used: nothing where no provider can have begun, and unknown where one has and does not say.
+    fn usage(&self) -> Usage {
         let mut usage = self.answer.usage;
-        let is_free = usage == Usage::default() && has_failed && !self.answer.has_begun;
-        if is_free {
+        if !self.may_cost && usage == Usage::default() {
             usage = Usage {
                 input: Some(0),
                 output: Some(0),
@@ -253,9 +260,9 @@ impl<'a> UnderWay<'a> {
         usage
     }
 
-    fn tell(&mut self, has_failed: bool) {
+    fn tell(&mut self) {
         self.is_over = true;
-        let usage = self.usage(has_failed);
+        let usage = self.usage();
         let cost = self.task.provider.cost(usage);
         self.turn.tokens = usage.input.unwrap_or(0).saturating_add(usage.output.unwrap_or(0));
         self.task.spend(cost);
@@ -267,7 +274,7 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.tell(false);
+            self.tell();
         }
     }
 }

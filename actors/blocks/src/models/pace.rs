@@ -227,7 +227,7 @@ mod tests {
         let now = Instant::now();
         let at = |s: u64| now + Duration::from_secs(s);
         let mut counts = counts(None, None, Some(100));
-        for (second, tokens) in [(0, 60), (10, 60), (20, 10)] {
+        for (second, tokens) in [(0, 60), (10, 30), (20, 20)] {
             assert_eq!(counts.ask(at(second)), Verdict::Go);
             counts.end(tokens, at(second));
         }
