@@ -170,7 +170,7 @@ fn prompts_answers_and_keys_are_nowhere_but_where_they_belong() {
     sent.push(ask(
         "text.generate",
         "openai:m",
-        json!({"prompt": PROMPT, PROMPT: PROMPT}),
+        json!({"prompt": PROMPT, PROMPT.to_owned() + " as a name": PROMPT}),
     ));
     sent.push(ask(
         "text.generate",
