@@ -203,10 +203,10 @@ fn each_limit_on_time_ends_the_call_and_closes_its_connection() {
     let bench = bench(|_| {});
     server.set(held(middle));
     let task = bench.task("chat", json!({"text": "x"})).expect("is accepted");
-    let before = server.calls();
+    let before = server.asked().len();
     let outcome = block_on(async {
         let running = actix_rt::spawn(Arc::clone(&task).run(cancelled));
-        while server.calls() == before {
+        while server.asked().len() == before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         token.cancel();
