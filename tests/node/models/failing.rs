@@ -287,6 +287,14 @@ fn attempts_are_made_as_the_policy_says_and_all_of_them_are_paid_for() {
             let usage = said.chunks(true, "m", true).pop().expect("is one").1;
             Reply::Say(said, Pace::default(), End::Event(1, usage))
         }
+        (false, _) if asked.prompt().contains("uncounted") => {
+            let usage = None;
+            Said {
+                usage,
+                ..Said::default()
+            }
+            .into()
+        }
         (false, _) => Reply::default(),
     });
     let node = Node::start_with(|worker| {
@@ -308,6 +316,16 @@ fn attempts_are_made_as_the_policy_says_and_all_of_them_are_paid_for() {
         (&json!("PERMISSION_DENIED"), &json!(0))
     );
     assert_eq!(server.asked().len(), 3);
+    // Who does not say what was used does not make it nothing.
+    assert!(again["metadata"]["cost_unknown"].is_null());
+    let uncounted = result(&node, prompt("openai:m", "uncounted"));
+    assert_text(&uncounted, "Hello, wörld");
+    let told = (
+        &uncounted["cost"],
+        &uncounted["metadata"]["cost_unknown"],
+        &uncounted["outputs"]["usage"],
+    );
+    assert_eq!(told, (&json!(0.0), &json!(true), &json!({})));
 }
 
 #[test]
