@@ -367,7 +367,10 @@ impl Task for ModelTask {
     }
 
     fn run(self: Arc<Self>, context: BlockContext) -> BlockFuture {
-        Box::pin(async move { until_stopped(&context, call::run(&self, &context)).await })
+        Box::pin(async move {
+            let outcome = until_stopped(&context, call::run(&self, &context)).await;
+            outcome.map_err(Failure::minding_advice)
+        })
     }
 }
 

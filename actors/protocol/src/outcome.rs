@@ -32,6 +32,9 @@ pub struct Failure {
     pub ran_out: Option<Box<RanOut>>,
     /// What it says of the endpoint, where the code does not say it. Never travels.
     pub sign: Option<Sign>,
+    /// Whether [`Failure::is_retryable`] and a wait that the other side asks for hold also where no policy is in force. CP1
+    /// tries everything again after a moment; blocks that it does not have need not follow it in that. Never travels.
+    pub minds_advice: bool,
 }
 
 impl Failure {
@@ -46,6 +49,7 @@ impl Failure {
             total_limit: false,
             ran_out: None,
             sign: None,
+            minds_advice: false,
         }
     }
 
@@ -82,6 +86,13 @@ impl Failure {
     #[must_use]
     pub fn saying(mut self, sign: Sign) -> Self {
         self.sign = Some(sign);
+        self
+    }
+
+    /// Has retries go by what it says of itself, whatever is in force.
+    #[must_use]
+    pub fn minding_advice(mut self) -> Self {
+        self.minds_advice = true;
         self
     }
 

@@ -90,7 +90,7 @@ pub struct RetryPlan {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// Every error of a running block is retried after 100·(attempt+1) ms.
+    /// Every error of a running block is retried after 100·(attempt+1) ms; of blocks that mind advice only what may help.
     Cp1 { max_attempts: u32 },
     /// As a policy says (CP2).
     Policy {
@@ -167,7 +167,7 @@ impl RetryPlan {
             return false;
         }
         match &self.kind {
-            Kind::Cp1 { .. } => true,
+            Kind::Cp1 { .. } => !failure.minds_advice || failure.is_retryable(),
             Kind::Policy { policy, .. } => is_retryable(&policy.error_classification, failure),
         }
     }
@@ -199,7 +199,11 @@ impl RetryPlan {
     /// shorter wait of the policy, and is not bounded by its longest one.
     fn wait(&self, failure: &Failure, retry: u32, chance: f64) -> Duration {
         match self.numbers(failure) {
-            None => Duration::from_millis(CP1_STEP_MS * (u64::from(retry) + 1)),
+            None => {
+                let step = Duration::from_millis(CP1_STEP_MS * (u64::from(retry) + 1));
+                let asked = failure.minds_advice.then(|| retry_after(failure));
+                step.max(asked.unwrap_or_default())
+            }
             Some(numbers) => delay(&numbers, retry, chance).max(retry_after(failure)),
         }
     }

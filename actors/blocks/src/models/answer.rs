@@ -88,6 +88,9 @@ struct Choice {
 struct Message {
     content: Option<Value>,
     refusal: Option<String>,
+    /// What it thinks before it answers, under either name: no part of the answer, but it has begun.
+    reasoning_content: Option<Value>,
+    reasoning: Option<Value>,
     tool_calls: Option<Vec<CallPart>>,
 }
 
@@ -160,8 +163,12 @@ impl Answer {
     }
 
     fn choice(&mut self, choice: Choice) -> Result<(), Broken> {
-        self.has_begun = true;
         if let Some(message) = choice.message {
+            let thoughts = [&message.reasoning_content, &message.reasoning];
+            self.has_begun |= thoughts
+                .into_iter()
+                .flatten()
+                .any(|thought| !matches!(thought.as_str(), None | Some("")));
             if let Some(content) = &message.content {
                 push_text(&mut self.text, content)?;
             }
@@ -171,6 +178,9 @@ impl Answer {
                 self.call(part)?;
             }
         }
+        // Who speaks is said before anything is.
+        let is_empty = self.text.is_empty() && self.refusal.is_empty() && self.calls.is_empty();
+        self.has_begun |= !is_empty || choice.finish_reason.is_some();
         match choice.finish_reason.as_deref() {
             None | Some("") => Ok(()),
             Some("error") => Err(Broken::Refused(Refusal::within(&Value::Null))),

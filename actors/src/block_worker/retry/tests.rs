@@ -374,6 +374,27 @@ mod numbers {
     }
 }
 
+#[test]
+fn a_block_that_minds_advice_is_not_asked_again_in_vain_nor_too_early_without_a_policy() {
+    let plan = RetryPlan::cp1(4);
+    let asking = answered(429).with("retry_after_ms", json!(7_000));
+    assert_eq!(waits_ms(&plan, &asking), [100, 200, 300], "CP1 as it is");
+    assert_eq!(waits_ms(&plan, &asking.minding_advice()), [7_000; 3]);
+    for code in [
+        ErrorCode::InvalidInput,
+        ErrorCode::PermissionDenied,
+        ErrorCode::QuotaExceeded,
+    ] {
+        assert_eq!(waits_ms(&plan, &failed(code)), [100, 200, 300], "CP1 as it is");
+        assert!(
+            waits_ms(&plan, &failed(code).minding_advice()).is_empty(),
+            "{code}"
+        );
+    }
+    let network = failed(ErrorCode::NetworkError).minding_advice();
+    assert_eq!(waits_ms(&plan, &network), [100, 200, 300]);
+}
+
 mod retry_after {
     use super::*;
 

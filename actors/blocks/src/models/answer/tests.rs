@@ -67,6 +67,30 @@ fn calls_of_tools_are_put_together_by_their_numbers_or_by_their_ids() {
 }
 
 #[test]
+fn an_answer_begins_with_its_first_word_or_thought_not_with_who_speaks() {
+    let mut answer = Answer::default();
+    let mut begun_by = |document: Value| {
+        answer.document(document.to_string().as_bytes()).expect("is one");
+        std::mem::take(&mut answer).has_begun
+    };
+    assert!(!begun_by(delta(
+        json!({"role": "assistant", "content": ""}),
+        None
+    )));
+    assert!(!begun_by(json!({"choices": [], "usage": {"prompt_tokens": 1}})));
+    assert!(begun_by(delta(json!({"content": "x"}), None)));
+    assert!(begun_by(delta(
+        json!({"reasoning_content": "x", "content": null}),
+        None
+    )));
+    assert!(begun_by(delta(
+        json!({"tool_calls": [{"index": 0, "id": "1"}]}),
+        None
+    )));
+    assert!(begun_by(delta(json!({}), Some("stop"))));
+}
+
+#[test]
 fn one_document_and_many_events_say_the_same() {
     let whole = json!({
         "choices": [
