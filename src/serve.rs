@@ -41,6 +41,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::admin::{Admin, Told};
+use crate::approvals::Desk;
 use crate::exit::Exit;
 use crate::http::health::Health;
 use crate::policy_store::PolicyStore;
@@ -105,7 +106,8 @@ pub async fn run(
     let (pass_on, to_pass_on) = passing_on();
     let tls = told.admin_tls.clone();
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
-    let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
+    let desk = Desk::new(false, &Default::default(), log);
+    let ports = match Ports::open(&settings.http, &health, metrics, (admin, desk.clone(), tls), log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };

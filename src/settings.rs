@@ -230,6 +230,8 @@ pub struct HttpSettings {
     pub admin_hosts: Vec<String>,
     /// Certificate of that port, and authorities of its clients.
     pub admin_tls: AdminTlsSettings,
+    /// Where links to approvals lead that are handed out to people; nothing listens without it.
+    pub approval_addr: Option<String>,
     /// With what the commands that ask it trust it, and prove who they are.
     pub admin_client: AdminClientSettings,
 }
@@ -243,6 +245,7 @@ impl Default for HttpSettings {
             admin_token: None,
             admin_hosts: Vec::new(),
             admin_tls: AdminTlsSettings::default(),
+            approval_addr: None,
             admin_client: AdminClientSettings::default(),
         }
     }

@@ -18,7 +18,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_cert::Certificate;
-use x509_cert::der::Decode as _;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::{Decode as _, Tag, Tagged as _};
+use x509_cert::name::Name;
 
 use crate::settings::admin_tls::{AdminClientSettings, AdminTlsSettings};
 
@@ -30,6 +32,8 @@ pub const SOON: Duration = Duration::from_secs(30 * 24 * 3_600);
 const MAX_SUBJECT_CHARS: usize = 128;
 /// What is said of a certificate that has ended.
 pub const OVER: &str = "the certificate is over: clients refuse it";
+/// Common name (RFC 5280, A.1).
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 /// Seconds of a day.
 const DAY_SECS: i64 = 24 * 3_600;
 
@@ -170,6 +174,8 @@ impl AdminTls {
 pub struct Certified {
     /// Who it is, as the certificate says.
     pub subject: String,
+    /// The name of that: its one common name, or without one the whole subject.
+    pub name: String,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
 }
@@ -177,17 +183,35 @@ pub struct Certified {
 impl Certified {
     /// Of a certificate that the handshake has verified.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        let subject = Certificate::from_der(certificate).map(|read| read.tbs_certificate.subject.to_string());
+        let read = Certificate::from_der(certificate).map(|read| read.tbs_certificate.subject);
+        let shown = |text: &str| {
+            let seen = text.chars().filter(|c| !c.is_control());
+            seen.take(MAX_SUBJECT_CHARS).collect::<String>()
+        };
+        let subject = shown(&read.as_ref().map(ToString::to_string).unwrap_or_default());
+        let name = read.ok().and_then(|read| common_name(&read));
         Self {
-            subject: subject
-                .unwrap_or_default()
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(MAX_SUBJECT_CHARS)
-                .collect(),
+            name: name.map_or_else(|| subject.clone(), |name| shown(&name)),
+            subject,
             fingerprint: sha256(certificate),
         }
     }
+}
+
+/// The common name of a subject that has just one.
+fn common_name(subject: &Name) -> Option<String> {
+    let parts = subject.0.iter().flat_map(|part| part.0.iter());
+    let mut names = parts.filter(|part| part.oid == COMMON_NAME);
+    let (name, None) = (names.next()?, names.next()) else {
+        return None;
+    };
+    let is_text = matches!(
+        name.value.tag(),
+        Tag::Utf8String | Tag::PrintableString | Tag::Ia5String
+    );
+    let text = str::from_utf8(name.value.value()).ok().filter(|_| is_text)?;
+    // One that would have to be changed to be shown is nobody's name.
+    (!text.chars().any(char::is_control)).then(|| text.to_owned())
 }
 
 /// What a command needs to ask an encrypted port: the authorities of the settings, or the public ones.
