@@ -71,7 +71,8 @@ impl Ports {
         settings: &HttpSettings,
         health: &Health,
         metrics: Option<Arc<Metrics>>,
-        (admin, desk, tls): (Admin, Desk, Option<AdminTls>),
+        (admin, desk): (Admin, Desk),
+        [tls, approval_tls]: [Option<AdminTls>; 2],
         log: &Log,
     ) -> Result<Self, Exit> {
         let mut ports = Self(Vec::new());
@@ -101,10 +102,13 @@ impl Ports {
                 peers: Peers::default(),
                 log: log.clone(),
             };
+            if let Some(tls) = &approval_tls {
+                log.emit(of_certificate(&tls.identity()));
+            }
             let pages = approval_links::pages(desk, audit.peers.clone());
             let entrance = Entrance {
                 connections: APPROVALS.connections,
-                watched: Some((audit, None)),
+                watched: Some((audit, approval_tls)),
             };
             ports.add_watched(&APPROVALS, address, entrance, pages, log)?;
         }
@@ -161,6 +165,7 @@ pub fn of_certificate(identity: &Identity) -> Event {
     let now = SystemTime::now();
     let soon = identity.not_after < now + SOON;
     certificate_in_force(
+        identity.section,
         &identity.cert_file.display().to_string(),
         &iso_micros(identity.not_after),
         identity.days_left(now),

@@ -104,10 +104,10 @@ pub async fn run(
     let secrets = told.secrets.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
-    let tls = told.admin_tls.clone();
+    let tls = [told.admin_tls.clone(), told.approval_tls.clone()];
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
     let desk = Desk::new(false, &Default::default(), log);
-    let ports = match Ports::open(&settings.http, &health, metrics, (admin, desk.clone(), tls), log) {
+    let ports = match Ports::open(&settings.http, &health, metrics, (admin, desk.clone()), tls, log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };

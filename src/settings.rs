@@ -47,7 +47,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::admin_tls::{AdminClientSettings, AdminTlsSettings};
+use self::admin_tls::{AdminClientSettings, AdminTlsSettings, ApprovalTlsSettings};
 use self::cancellation::CancellationSettings;
 use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
@@ -232,6 +232,8 @@ pub struct HttpSettings {
     pub admin_tls: AdminTlsSettings,
     /// Where links to approvals lead that are handed out to people; nothing listens without it.
     pub approval_addr: Option<String>,
+    /// Certificate of that port.
+    pub approval_tls: ApprovalTlsSettings,
     /// With what the commands that ask it trust it, and prove who they are.
     pub admin_client: AdminClientSettings,
 }
@@ -246,6 +248,7 @@ impl Default for HttpSettings {
             admin_hosts: Vec::new(),
             admin_tls: AdminTlsSettings::default(),
             approval_addr: None,
+            approval_tls: ApprovalTlsSettings::default(),
             admin_client: AdminClientSettings::default(),
         }
     }
