@@ -5,6 +5,7 @@
 //! pipeline: what it asks of stations is answered within 50 ms or left out. Tells ids, codes and numbers, and the masked
 //! text of failures; never payloads, inputs, outputs or secrets.
 
+pub mod approvals;
 pub mod cancel;
 pub mod explain;
 pub mod status;

@@ -5,6 +5,7 @@
 //! level, the rest in `context`.
 
 pub mod admin;
+pub mod approvals;
 pub mod breakers;
 pub mod cancellation;
 pub mod course;

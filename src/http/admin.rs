@@ -7,6 +7,8 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::from_fn;
 use actix_web::{HttpRequest, HttpResponse, web};
+use caf_actors::approvals::WhyNot;
+use caf_actors::clock::epoch_ms;
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 use tokio::time::timeout;
@@ -16,6 +18,7 @@ use super::REQUEST_LIMIT;
 use super::connection::BODY_LIMIT;
 use super::guard::Guard;
 use crate::admin::Admin;
+use crate::admin::approvals::NotDecided;
 use crate::admin::cancel::NotCancelled;
 
 /// The page. Each answer puts a number that is used once in place of [`NONCE`].
@@ -41,6 +44,7 @@ pub fn pages(admin: Admin, guard: Guard) -> impl Fn(&mut web::ServiceConfig) + C
             .route("/status", web::route().to(status))
             .route("/explain/{assignment_id:.*}", web::route().to(explain))
             .route("/v1/cancel", web::route().to(cancel))
+            .route("/v1/approvals/{id}/decision", web::route().to(decide))
             .default_service(web::to(nothing_here));
         config.app_data(admin.clone()).service(guarded);
     }
@@ -93,23 +97,72 @@ async fn explain(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse 
     }
 }
 
-async fn cancel(request: HttpRequest, payload: web::Payload, admin: web::Data<Admin>) -> HttpResponse {
-    let said = |status: StatusCode, error: &str| HttpResponse::build(status).json(json!({ "error": error }));
+fn said(status: StatusCode, error: &str) -> HttpResponse {
+    HttpResponse::build(status).json(json!({ "error": error }))
+}
+
+/// The body of a request that changes something.
+///
+/// # Errors
+/// What is said instead.
+async fn body_of(request: &HttpRequest, payload: web::Payload) -> Result<web::Bytes, HttpResponse> {
     // Without a length nothing of it is passed on: see the connection.
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     match length {
-        None => return said(StatusCode::LENGTH_REQUIRED, "the request needs a Content-Length"),
+        None => {
+            return Err(said(
+                StatusCode::LENGTH_REQUIRED,
+                "the request needs a Content-Length",
+            ));
+        }
         Some(length) if length > BODY_LIMIT => {
             let error = format!("a request has at most {BODY_LIMIT} bytes");
-            return said(StatusCode::PAYLOAD_TOO_LARGE, &error);
+            return Err(said(StatusCode::PAYLOAD_TOO_LARGE, &error));
         }
         Some(_) => {}
     }
-    let body = match timeout(REQUEST_LIMIT, payload.to_bytes_limited(BODY_LIMIT)).await {
-        Ok(Ok(Ok(body))) => body,
-        Ok(_) => return said(StatusCode::BAD_REQUEST, "the request broke off"),
-        Err(_) => return said(StatusCode::REQUEST_TIMEOUT, "the request did not come in time"),
+    match timeout(REQUEST_LIMIT, payload.to_bytes_limited(BODY_LIMIT)).await {
+        Ok(Ok(Ok(body))) => Ok(body),
+        Ok(_) => Err(said(StatusCode::BAD_REQUEST, "the request broke off")),
+        Err(_) => Err(said(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request did not come in time",
+        )),
+    }
+}
+
+async fn decide(
+    request: HttpRequest,
+    id: web::Path<String>,
+    payload: web::Payload,
+    admin: web::Data<Admin>,
+) -> HttpResponse {
+    let body = match body_of(&request, payload).await {
+        Ok(body) => body,
+        Err(said) => return said,
+    };
+    match admin.decide(&id, &body, epoch_ms()).await {
+        Ok(approval) => HttpResponse::Ok().json(approval),
+        Err(NotDecided::Bad(error)) => said(StatusCode::BAD_REQUEST, &error),
+        Err(NotDecided::Off) => said(StatusCode::NOT_FOUND, "nobody can be asked here"),
+        Err(NotDecided::WhyNot(why)) => {
+            let status = match &why {
+                WhyNot::Unknown => StatusCode::NOT_FOUND,
+                WhyNot::Settled(_) => StatusCode::CONFLICT,
+                WhyNot::NotAnApprover => StatusCode::FORBIDDEN,
+                WhyNot::Invalid(_) => StatusCode::BAD_REQUEST,
+                WhyNot::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            said(status, &why.to_string())
+        }
+    }
+}
+
+async fn cancel(request: HttpRequest, payload: web::Payload, admin: web::Data<Admin>) -> HttpResponse {
+    let body = match body_of(&request, payload).await {
+        Ok(body) => body,
+        Err(said) => return said,
     };
     match admin.cancel(&body).await {
         Ok(answer) => HttpResponse::Ok().json(answer),

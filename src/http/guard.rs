@@ -26,6 +26,9 @@ const OPEN_PATH: &str = "/";
 /// Pages that change something. They are asked with POST, all others with GET or HEAD.
 pub const CHANGING: [&str; 1] = ["/v1/cancel"];
 
+/// Below it are decisions on approvals, each under its id: they change something too.
+pub const DECISIONS: &str = "/v1/approvals/";
+
 /// What every answer of the port says to browsers.
 const ALWAYS: [(HeaderName, &str); 6] = [
     (header::CACHE_CONTROL, "no-store"),
@@ -90,7 +93,7 @@ impl Guard {
     /// # Errors
     /// Why it is refused.
     pub fn judge(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
-        let changes = CHANGING.contains(&path);
+        let changes = CHANGING.contains(&path) || path.starts_with(DECISIONS);
         if changes && method != Method::POST {
             return Err(Refused::NotPost);
         }
