@@ -11,7 +11,7 @@ pub mod text;
 
 use std::sync::{Arc, OnceLock};
 
-use caf_actors::approvals::{Approvals, MAX_PAGE, WhyNot};
+use caf_actors::approvals::{Approvals, Cursor, MAX_PAGE, Page, WhyNot};
 use caf_actors::clock;
 use caf_actors::events::Log;
 use caf_actors::events::approval_audit::{Attempted, Made, Outcome, attempted, made};
@@ -23,8 +23,6 @@ use tokio::sync::OnceCell;
 use self::form::{Filled, LinkAsked};
 use self::link::{Closed, Key, Link};
 
-/// Most pages of the store that are looked through for the approvals of one tenant; then the answer says where to go on.
-const MAX_PAGES_SEARCHED: usize = 20;
 /// The path below which links are.
 pub const LINK_PATH: &str = "/a/";
 
@@ -38,7 +36,7 @@ pub struct Desk(Arc<Parts>);
 struct Parts {
     enabled: bool,
     settings: ApprovalLinkSettings,
-    open: OnceLock<(Approvals, SharedKey)>,
+    open: OnceLock<Option<(Approvals, SharedKey)>>,
     key: OnceCell<Key>,
     log: Log,
 }
@@ -64,6 +62,11 @@ pub enum Trouble {
     /// Nobody has switched them on.
     #[error("approvals are off: approvals.enabled")]
     Off,
+    /// There is nowhere to keep them.
+    #[error(
+        "approvals are not kept here: they need nats.mode jetstream, idempotency.scope fleet and approvals.bucket"
+    )]
+    NotKept,
     /// The worker has not reached the store yet.
     #[error("this worker is still starting: the store of approvals is not open yet")]
     Starting,
@@ -105,17 +108,6 @@ impl From<caf_actors::approvals::store::StoreError> for Trouble {
     fn from(_: caf_actors::approvals::store::StoreError) -> Self {
         Self::Silent
     }
-}
-
-/// Approvals that wait.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Listed {
-    /// Those that are over first before others.
-    pub approvals: Vec<Approval>,
-    /// Where the next page begins; nothing after the last.
-    pub next: Option<ApprovalId>,
-    /// How many wait in all, of every tenant.
-    pub pending: usize,
 }
 
 /// A link that was made.
@@ -163,16 +155,17 @@ impl Desk {
         }))
     }
 
-    /// From now on these are asked. A key that the settings do not have comes from `shared`, once it is needed.
-    pub fn open(&self, approvals: Approvals, shared: SharedKey) {
+    /// From now on these are asked, if any are kept. A key that the settings do not have comes from `shared`, once it is
+    /// needed.
+    pub fn open(&self, kept: Option<(Approvals, SharedKey)>) {
         // Opened once per life of the node.
-        let _ = self.0.open.set((approvals, shared));
+        let _ = self.0.open.set(kept);
     }
 
     fn approvals(&self) -> Result<&(Approvals, SharedKey), Trouble> {
         match self.0.open.get() {
             _ if !self.0.enabled => Err(Trouble::Off),
-            Some(open) => Ok(open),
+            Some(kept) => kept.as_ref().ok_or(Trouble::NotKept),
             None => Err(Trouble::Starting),
         }
     }
@@ -187,36 +180,18 @@ impl Desk {
         self.0.key.get_or_try_init(made).await
     }
 
-    /// Those that wait, of one tenant or of all, from the page that begins with `from`.
+    /// Those that wait, of one tenant or of all, from the page that begins with `from`: [`MAX_PAGE`] at most.
     ///
     /// # Errors
     /// [`Trouble`].
     pub async fn list(
         &self,
         tenant: Option<&str>,
-        from: Option<ApprovalId>,
+        from: Option<&Cursor>,
         limit: usize,
-    ) -> Result<Listed, Trouble> {
+    ) -> Result<Page, Trouble> {
         let (approvals, _) = self.approvals()?;
-        let limit = limit.clamp(1, MAX_PAGE);
-        let mut listed = Listed {
-            approvals: Vec::new(),
-            next: from,
-            pending: 0,
-        };
-        for _ in 0..MAX_PAGES_SEARCHED {
-            let page = approvals
-                .list(listed.next.take(), limit - listed.approvals.len())
-                .await?;
-            (listed.next, listed.pending) = (page.next, page.pending);
-            let wanted = page.approvals.into_iter();
-            let wanted = wanted.filter(|one| tenant.is_none_or(|tenant| one.request.tenant_id == tenant));
-            listed.approvals.extend(wanted);
-            if listed.next.is_none() || listed.approvals.len() >= limit {
-                break;
-            }
-        }
-        Ok(listed)
+        Ok(approvals.list_of(tenant, from, limit.clamp(1, MAX_PAGE)).await?)
     }
 
     /// One, however it stands.
@@ -335,7 +310,7 @@ impl Desk {
     pub async fn look(&self, text: &str) -> Result<Opened, Shut> {
         let forged = Shut::Link(Closed::Forged);
         let key = self.key().await.map_err(|trouble| match trouble {
-            Trouble::Off => forged,
+            Trouble::Off | Trouble::NotKept => forged,
             _ => Shut::Silent,
         })?;
         let link = Link::read(text, key, clock::epoch_ms()).map_err(Shut::Link)?;

@@ -41,8 +41,9 @@ use caf_actors::mask;
 use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
 use caf_actors::settings::{
-    DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings,
-    OutputSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings, TenantSettings,
+    ApprovalSettings, DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings,
+    OutboxSettings, OutputSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings,
+    TenantSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,8 @@ pub struct Settings {
     pub outputs: OutputSettings,
     /// Where references to inputs may lead.
     pub payload_ref: PayloadRefSettings,
+    /// Questions that jobs ask people.
+    pub approvals: ApprovalSettings,
     /// Log.
     pub log: LogSettings,
     /// What is executed.

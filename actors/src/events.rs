@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod approval_audit;
+pub mod approvals;
 pub mod breakers;
 pub mod cancellation;
 pub mod course;

@@ -39,8 +39,8 @@ pub struct ListArgs {
     #[arg(long, value_name = "TENANT")]
     pub tenant: Option<String>,
     /// Where to go on, as the list before said
-    #[arg(long, value_name = "ID", value_parser = id)]
-    pub cursor: Option<ApprovalId>,
+    #[arg(long, value_name = "CURSOR")]
+    pub cursor: Option<String>,
     /// Most to list
     #[arg(long, default_value_t = 50, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub limit: u32,
@@ -120,8 +120,8 @@ pub(super) async fn run(command: ApprovalsCommand, settings: &HttpSettings, outp
     };
     match command {
         ApprovalsCommand::List(args) => {
-            let cursor = args.cursor.as_ref().map(ApprovalId::as_str);
-            let said = approvals::list(&node, args.tenant.as_deref(), cursor, args.limit).await;
+            let said =
+                approvals::list(&node, args.tenant.as_deref(), args.cursor.as_deref(), args.limit).await;
             tell(said, output, |body| render_list(body))
         }
         ApprovalsCommand::Show { id, .. } => {

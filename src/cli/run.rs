@@ -83,6 +83,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         }
         let extras = Extras {
             sandbox: settings.worker.sandbox.clone(),
+            approvals: settings.approvals.enabled,
             vault: vault(settings, log),
             ..Extras::default()
         };
@@ -158,6 +159,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
                 sandbox: settings.worker.sandbox.clone(),
+                approvals: settings.approvals.enabled,
                 vault: vault(settings, log),
                 ..Extras::default()
             };
@@ -187,6 +189,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         }
         let extras = Extras {
             sandbox: settings.worker.sandbox.clone(),
+            approvals: settings.approvals.enabled,
             ..Extras::default()
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {

@@ -158,7 +158,7 @@ impl Counter {
             }
             Err(Trouble::NotAnApprover(name)) => shown(&Letter::NotYours(&name)),
             Err(Trouble::Bad(error)) => shown(&Letter::Unreadable(&error)),
-            Err(Trouble::Unknown | Trouble::Off) => {
+            Err(Trouble::Unknown | Trouble::Off | Trouble::NotKept) => {
                 shown(&Letter::Settled(&approval.request, &approval.standing, false))
             }
             Err(Trouble::Silent | Trouble::Starting | Trouble::NoBase) => shown(&Letter::Silent),

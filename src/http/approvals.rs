@@ -7,6 +7,7 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpRequest, HttpResponse, web};
+use caf_actors::approvals::Cursor;
 use caf_actors::clock;
 use caf_protocol::approval::{Approval, ApprovalId, Way};
 use serde_json::{Value, json};
@@ -62,8 +63,8 @@ async fn list(request: HttpRequest, desk: web::Data<Desk>) -> HttpResponse {
                 tenant = Some(value.into_owned()).filter(|tenant| !tenant.is_empty());
             }
             "cursor" if value.is_empty() => {}
-            "cursor" => match ApprovalId::parse(&value) {
-                Some(id) => from = Some(id),
+            "cursor" => match Cursor::parse(&value) {
+                Some(cursor) => from = Some(cursor),
                 None => return bad("cursor must be the next_cursor of an earlier answer"),
             },
             "limit" => match value.parse() {
@@ -73,10 +74,10 @@ async fn list(request: HttpRequest, desk: web::Data<Desk>) -> HttpResponse {
             _ => return bad("the only parameters are tenant, cursor and limit"),
         }
     }
-    match desk.list(tenant.as_deref(), from, limit).await {
+    match desk.list(tenant.as_deref(), from.as_ref(), limit).await {
         Ok(listed) => HttpResponse::Ok().json(json!({
             "approvals": listed.approvals,
-            "next_cursor": listed.next,
+            "next_cursor": listed.next.map(|next| next.to_string()),
             "pending": listed.pending,
             "decides_as": request.conn_data::<Certified>().map(|certified| &certified.name),
             "now": clock::epoch_ms(),
@@ -196,7 +197,7 @@ fn refused(status: StatusCode, error: &str) -> HttpResponse {
 
 fn in_trouble(trouble: &Trouble) -> HttpResponse {
     let status = match trouble {
-        Trouble::Off | Trouble::Unknown => StatusCode::NOT_FOUND,
+        Trouble::Off | Trouble::NotKept | Trouble::Unknown => StatusCode::NOT_FOUND,
         Trouble::Starting | Trouble::Silent => StatusCode::SERVICE_UNAVAILABLE,
         Trouble::Settled(_) | Trouble::NoBase => StatusCode::CONFLICT,
         Trouble::NotAnApprover(_) => StatusCode::FORBIDDEN,

@@ -25,6 +25,7 @@ impl Settings {
         rules.section("limits", |rules| self.limits.validate(rules));
         rules.section("pools", |rules| self.pools.validate(rules));
         rules.section("idempotency", |rules| self.idempotency.validate(rules));
+        rules.section("approvals", |rules| self.approvals.validate(rules));
         rules.section("retry", |rules| self.retry.validate(rules));
         rules.section("tenants", |rules| self.tenants.validate(rules));
         rules.section("queue", |rules| {

@@ -57,6 +57,8 @@ pub(crate) enum Play {
     Delete,
     /// An answer of a database.
     Sql,
+    /// An answer of people.
+    Human,
 }
 
 /// What all stand-ins share.
@@ -222,6 +224,11 @@ impl Rehearsed {
         }
         let what = format!("failure {}", context.attempt);
         let rate = self.stage.settings.failures.rate(self.play);
+        if self.play == Play::Human {
+            // A rejection is an answer, and no failure.
+            let rejected = self.chance(context, &what).happens(rate);
+            return Ok(made::approval(rejected, &mut self.chance(context, "outputs")));
+        }
         if self.chance(context, &what).happens(rate) {
             return Err(made::failure(self.play));
         }

@@ -16,6 +16,11 @@ use crate::error_code::ErrorCode;
 use crate::ids::{AssignmentKey, is_usable};
 use crate::outcome::Failure;
 
+/// Where notifiers hear what is asked.
+pub const REQUESTED_SUBJECT: &str = "caf.approval.requested.v1";
+/// Where they hear how it ended.
+pub const DECIDED_SUBJECT: &str = "caf.approval.decided.v1";
+
 /// Longest description in bytes: what somebody reads before deciding, and what fits in a notification.
 pub const MAX_DESCRIPTION_BYTES: usize = 8 * 1024;
 /// Longest type of an approval in bytes.
@@ -288,6 +293,90 @@ pub struct Approval {
     /// When its job's result was published, in milliseconds since the Unix epoch; absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_at: Option<u64>,
+}
+
+/// What notifiers hear when a question is asked. Published on [`REQUESTED_SUBJECT`], at least once; nothing stores it unless
+/// an operator has a stream for it, and then the message id keeps one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RequestedEvent {
+    /// Always `"1"`.
+    #[schemars(extend("const" = "1"))]
+    pub version: &'static str,
+    /// What is asked.
+    #[serde(flatten)]
+    pub request: ApprovalRequest,
+    /// Always `pending`.
+    #[schemars(extend("const" = "pending"))]
+    pub status: &'static str,
+}
+
+impl RequestedEvent {
+    /// That this is asked.
+    pub fn new(request: &ApprovalRequest) -> Self {
+        Self {
+            version: crate::VERSION,
+            request: request.clone(),
+            status: Standing::Pending.word(),
+        }
+    }
+}
+
+/// What notifiers hear when a question is settled, on [`DECIDED_SUBJECT`], under the same terms. What was asked and what was
+/// said to it is not repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct DecidedEvent {
+    /// Always `"1"`.
+    #[schemars(extend("const" = "1"))]
+    pub version: &'static str,
+    /// Which question.
+    pub approval_id: ApprovalId,
+    /// Whose job asked.
+    pub tenant_id: String,
+    /// Which assignment.
+    pub assignment_id: String,
+    /// The run that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// The flow that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_id: Option<String>,
+    /// The step that it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_id: Option<String>,
+    /// The trace that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// How it ended.
+    #[schemars(extend("enum" = ["approved", "rejected", "expired", "cancelled"]))]
+    pub status: &'static str,
+    /// Who decided, where somebody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    /// When it was settled, in milliseconds since the Unix epoch.
+    pub decided_at: u64,
+}
+
+impl DecidedEvent {
+    /// That this is settled; nothing while it is not.
+    pub fn new(request: &ApprovalRequest, standing: &Standing) -> Option<Self> {
+        let decided_by = match standing {
+            Standing::Decided(decision) => Some(decision.by.clone()),
+            _ => None,
+        };
+        Some(Self {
+            version: crate::VERSION,
+            approval_id: request.approval_id.clone(),
+            tenant_id: request.tenant_id.clone(),
+            assignment_id: request.assignment_id.clone(),
+            run_id: request.run_id.clone(),
+            flow_id: request.flow_id.clone(),
+            step_id: request.step_id.clone(),
+            trace_id: request.trace_id.clone(),
+            status: standing.word(),
+            decided_by,
+            decided_at: standing.settled_at()?,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 pub use tokio_util::sync::CancellationToken;
 
+use crate::approval::Question;
 use crate::endpoint::Endpoint;
 use crate::ids::Correlation;
 use crate::limit::{Operation, OperationLimit};
@@ -118,6 +119,12 @@ pub trait Task: Send + Sync + 'static {
     /// What its attempts talk to, if they leave the process. Of an HTTP address no more than scheme, host and port: the rest
     /// may hold secrets anywhere.
     fn endpoint(&self) -> Option<Endpoint> {
+        None
+    }
+
+    /// What it asks people, if that is all it does. It is set aside then until they have answered, and never run; where
+    /// questions cannot be kept, it is run, and says so.
+    fn question(&self) -> Option<&Question> {
         None
     }
 

@@ -7,6 +7,7 @@ use caf_protocol::approval::{
     Approval, ApprovalId, ApprovalRequest, Decision, MAX_DESCRIPTION_BYTES, Question, Standing,
 };
 use caf_protocol::assignment::Identity;
+use caf_protocol::block::Outputs;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::ids::{Correlation, RunFlowStep};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
@@ -72,7 +73,61 @@ pub enum Refused {
     NotAnApprover,
 }
 
+/// What is due of an approval. Times are in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing before that.
+    Nothing {
+        /// When something is.
+        until: u64,
+    },
+    /// Its job is to be cancelled.
+    Cancel,
+    /// Its time is over.
+    Expire,
+    /// Its result is to be published.
+    Answer,
+    /// It has been remembered for long enough.
+    Forget,
+}
+
 impl Entry {
+    /// What is due. `cancel`: somebody wants its job cancelled; `kept_ms`: how long what was answered is remembered.
+    pub fn due(&self, cancel: bool, now_ms: u64, kept_ms: u64) -> Due {
+        let wait = |until: u64, due: Due| {
+            if now_ms < until {
+                Due::Nothing { until }
+            } else {
+                due
+            }
+        };
+        match (&self.standing, &self.answered) {
+            (_, Some(answered)) => wait(answered.at.saturating_add(kept_ms), Due::Forget),
+            (Standing::Pending, None) if cancel => Due::Cancel,
+            (Standing::Pending, None) => wait(self.request.expires_at, Due::Expire),
+            (_, None) => Due::Answer,
+        }
+    }
+
+    /// How its job has ended, for log and metrics: what was said is not in it.
+    pub fn end(&self) -> Option<StepResult> {
+        let outcome = match &self.standing {
+            Standing::Pending => return None,
+            Standing::Decided(_) => Outcome::Success(Outputs::new()),
+            Standing::Expired { .. } => Outcome::from(over()),
+            Standing::Cancelled { by, .. } => Outcome::from(
+                Failure::new(ErrorCode::CancelledByUser, "cancelled by request")
+                    .with("requested_by", by.as_str().into()),
+            ),
+        };
+        let at = self.standing.settled_at().unwrap_or_default();
+        Some(StepResult {
+            outcome,
+            latency_ms: at.saturating_sub(self.first_start_ms),
+            retries_used: 0,
+        })
+    }
+
     /// A new one. `until_ms`: when its time is over, in milliseconds since the Unix epoch.
     pub fn new(
         identity: &Identity,
@@ -211,10 +266,7 @@ impl Entry {
     fn settled(&self, standing: Standing, answers: &Answers) -> Self {
         let outcome = match &standing {
             Standing::Decided(decision) => Outcome::Success(decision.outputs(&self.request.approval_id)),
-            _ => Outcome::from(
-                Failure::timeout("the time of the approval")
-                    .with("approval_id", self.request.approval_id.as_str().into()),
-            ),
+            _ => Outcome::from(over().with("approval_id", self.request.approval_id.as_str().into())),
         };
         self.with_result(standing, outcome, answers)
     }
@@ -236,12 +288,9 @@ impl Entry {
     }
 }
 
-/// Where approvals cannot be kept.
-pub fn not_kept_here() -> Failure {
-    Failure::new(
-        ErrorCode::ResourceUnavailable,
-        "approvals are not kept here: they need approvals.enabled, nats.mode jetstream and claims of the fleet",
-    )
+/// Nobody has decided in time.
+fn over() -> Failure {
+    Failure::timeout("the time of the approval")
 }
 
 impl From<&Identity> for AnswerTo {

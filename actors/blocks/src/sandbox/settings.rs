@@ -30,7 +30,7 @@ pub struct SandboxSettings {
 }
 
 /// Section `worker.sandbox.failures`: shares of attempts that fail, from 0 (default, none) to 1 (all). The contract's are
-/// 0.05 for http, 0.03 for put, 0.02 for get and 0.01 for sql.
+/// 0.05 for http, 0.03 for put, 0.02 for get, 0.01 for sql and 0.1 for human.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxFailures {
@@ -44,6 +44,8 @@ pub struct SandboxFailures {
     pub delete: f64,
     /// Of `sql.query`, with EXECUTION_FAILED.
     pub sql: f64,
+    /// Of `human.approval`: these are rejected, which is no failure.
+    pub human: f64,
 }
 
 impl SandboxFailures {
@@ -56,6 +58,7 @@ impl SandboxFailures {
             Play::Get => self.get,
             Play::Delete => self.delete,
             Play::Sql => self.sql,
+            Play::Human => self.human,
         }
     }
 }
@@ -72,6 +75,7 @@ impl SandboxSettings {
             ("failures.get", failures.get, 1.0, rate),
             ("failures.delete", failures.delete, 1.0, rate),
             ("failures.sql", failures.sql, 1.0, rate),
+            ("failures.human", failures.human, 1.0, rate),
         ];
         let beyond = all
             .into_iter()

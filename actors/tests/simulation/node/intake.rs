@@ -109,6 +109,7 @@ impl Node {
             ),
             quarantined: false,
             exhausted: false,
+            asks: false,
             draining: self.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
