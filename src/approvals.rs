@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use caf_actors::approvals::{Approvals, Cursor, MAX_PAGE, Page, WhyNot};
 use caf_actors::clock;
 use caf_actors::events::Log;
-use caf_actors::events::approval_audit::{Attempted, Made, Outcome, attempted, made};
+use caf_actors::events::approval_audit::{Attempted, Made, Outcome, attempted, forged, made};
 use caf_actors::settings::approval_links::{ApprovalLinkSettings, MIN_KEY_BYTES};
 use caf_protocol::approval::{Approval, ApprovalId, Decision, Standing, Way};
 use futures_util::future::BoxFuture;
@@ -301,6 +301,11 @@ impl Desk {
             expires_at: link.expires_at_ms,
             approver: link.decides_as(),
         })
+    }
+
+    /// Tells that somebody at this address has tried a link that nobody made.
+    pub fn tell_forged(&self, peer: &str) {
+        self.0.log.emit(forged(peer));
     }
 
     /// What the last part of a link's address opens. Looking changes nothing: programs that show previews look too.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use actix_web::web::ServiceConfig;
-use caf_actors::events::admin::certificate_in_force;
+use caf_actors::events::admin::{Watched, certificate_in_force};
 use caf_actors::events::{self, Event, Log};
 use caf_protocol::secret::Secret;
 use caf_protocol::timestamp::iso_micros;
@@ -84,6 +84,7 @@ impl Ports {
         let audit = Audit {
             peers: Peers::default(),
             log: log.clone(),
+            port: Watched::Admin,
         };
         tell_of_certificate(settings, tls.as_ref(), log);
         let guard = Guard::new(
@@ -101,6 +102,7 @@ impl Ports {
             let audit = Audit {
                 peers: Peers::default(),
                 log: log.clone(),
+                port: Watched::Approvals,
             };
             if let Some(tls) = &approval_tls {
                 log.emit(of_certificate(&tls.identity()));

@@ -221,6 +221,7 @@ fn name(text: &str) -> String {
 fn moment(at_ms: u64, now_ms: u64) -> String {
     let apart = length(Duration::from_millis(at_ms.abs_diff(now_ms)));
     let relative = match at_ms > now_ms {
+        _ if at_ms.abs_diff(now_ms) < 1_000 => "just now".to_owned(),
         true => format!("in {apart}"),
         false => format!("{apart} ago"),
     };

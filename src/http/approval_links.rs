@@ -108,10 +108,14 @@ impl Counter {
             Shut::Silent => shown(&Letter::Silent),
             Shut::Link(Closed::Expired) => shown(&Letter::Expired),
             Shut::Link(Closed::Forged) => {
-                let (peer, now) = (
-                    request.peer_addr().map(|peer| Peer::at(peer.ip())),
-                    Instant::now(),
-                );
+                let (address, now) = (request.peer_addr().map(|peer| peer.ip()), Instant::now());
+                let peer = address.map(Peer::at);
+                // A few in a minute: strangers do not fill the log.
+                if let Some((address, peer)) = address.zip(peer)
+                    && self.peers.tells_refusal(peer, now)
+                {
+                    self.desk.tell_forged(&address.to_string());
+                }
                 let wait = peer.and_then(|peer| self.peers.must_wait(peer, now));
                 if let Some(wait) = wait {
                     let mut response = shown(&Letter::TooMany);

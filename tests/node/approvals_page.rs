@@ -594,8 +594,18 @@ fn the_command_line_lists_shows_links_and_decides_in_the_name_of_the_certificate
     let [cert, key, authority] = paths.map(|path| path.display().to_string());
     let mut node = Node::start_with(|worker| {
         asking(worker, links)
-            .env("WORKER__HTTP__ADMIN_TLS__CERT_FILE", cert)
-            .env("WORKER__HTTP__ADMIN_TLS__KEY_FILE", key)
+            .env("WORKER__HTTP__ADMIN_TLS__CERT_FILE", &cert)
+            .env("WORKER__HTTP__ADMIN_TLS__KEY_FILE", &key)
+            .env("WORKER__HTTP__APPROVAL_TLS__CERT_FILE", &cert)
+            .env("WORKER__HTTP__APPROVAL_TLS__KEY_FILE", &key)
+            .env(
+                "WORKER__APPROVALS__LINKS__BASE_URL",
+                format!("https://localhost:{links}"),
+            )
+            .env(
+                "WORKER__APPROVALS__LINKS__KEY",
+                "a key of the settings, 32 bytes long",
+            )
             .env("WORKER__HTTP__ADMIN_TLS__CLIENT_CA_FILE", &authority)
     });
     let admin = format!(
@@ -685,10 +695,19 @@ fn the_command_line_lists_shows_links_and_decides_in_the_name_of_the_certificate
     let made = run(&["link", &bobs, "--expires-in-s", "600"]);
     assert_eq!(made.code(), Some(0), "{}", made.stderr());
     let url = made.stdout().lines().next().expect("has an address").to_owned();
-    let path = url
-        .strip_prefix(&format!("http://127.0.0.1:{links}"))
-        .expect("leads there");
-    assert_eq!(http::get(links, path).expect("answers").status, 200);
+    let port = format!("https://localhost:{links}");
+    assert!(url.starts_with(&format!("{port}/a/")), "{url}");
+    // That port is encrypted, asks nobody for a certificate, and has nothing but links.
+    assert!(http::get(links, "/a/x").is_err());
+    let elsewhere = program()
+        .args(["approvals", "list", "--admin", &port, "--ca-file", &authority])
+        .run(SOON)
+        .expect("runs");
+    assert!(
+        elsewhere.stderr().contains("status 404, not JSON"),
+        "{}",
+        elsewhere.stderr()
+    );
     let nobody = run(&["show", &"0".repeat(64)]);
     assert_eq!(nobody.code(), Some(1), "{}", nobody.stdout());
     let told = node
@@ -697,6 +716,31 @@ fn the_command_line_lists_shows_links_and_decides_in_the_name_of_the_certificate
         .expect("is told");
     assert_eq!(told["context"]["named_by"], "certificate", "{told}");
     assert_eq!(told["context"]["approver"], "caf client", "{told}");
+}
+
+#[test]
+fn a_page_that_needs_a_token_asks_for_it_before_it_shows_what_waits() {
+    let links = free_port();
+    let mut node =
+        Node::start_with(|worker| asking(worker, links).env("WORKER__HTTP__ADMIN_TOKEN", "t0ps3cret"));
+    let port = node.worker.admin_port().expect("is logged");
+    assert_eq!(call(port, "GET", "/v1/approvals", None).status, 401);
+    let decision = json!({"decision": "approved", "approver": "eve"});
+    let path = format!("/v1/approvals/{}/decision", "0".repeat(64));
+    assert_eq!(call(port, "POST", &path, Some(decision)).status, 401);
+    let mut browser = Browser::start(360, 740).expect("the browser starts");
+    browser
+        .open(&format!("http://localhost:{port}/approvals"))
+        .expect("answers");
+    let asks = "document.getElementById('login').getClientRects().length > 0";
+    browser.wait_for(asks).expect("it asks");
+    assert_nothing_overflows(&mut browser, 360);
+    let log_in = "document.getElementById('token').value = 't0ps3cret'; \
+                  document.getElementById('login-form').requestSubmit()";
+    browser.evaluate(log_in).expect("is evaluated");
+    browser
+        .wait_for(&format!("{TEXT}.includes('nobody waits')"))
+        .expect("it shows");
 }
 
 #[test]

@@ -104,8 +104,14 @@ impl Index {
         waiting.map(|known| known.requested_at).min()
     }
 
+    /// Some that wait, those first that are over first, and where the next begin.
+    #[cfg(test)]
+    pub(super) fn page(&self, from: Option<&Cursor>, limit: usize) -> (Vec<ApprovalId>, Option<Cursor>) {
+        self.page_of(None, from, limit)
+    }
+
     /// Some that wait, of one tenant where one is named, those first that are over first; and where the next begin.
-    pub(super) fn page(
+    pub(super) fn page_of(
         &self,
         tenant: Option<&str>,
         from: Option<&Cursor>,

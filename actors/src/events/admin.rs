@@ -72,9 +72,22 @@ pub fn called(caller: &Caller, call: &Call<'_>, loudness: Loudness) -> Event {
         )
 }
 
+/// A port that tells who was kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// For operators.
+    Admin,
+    /// Of links to approvals.
+    Approvals,
+}
+
 /// A connection was closed before anything could be asked.
-pub fn kept_out(caller: &Caller, why: &str, loudness: Loudness) -> Event {
-    of_caller(Event::new(loudness.level(), "Admin connection refused"), caller).with("reason", why)
+pub fn kept_out(port: Watched, caller: &Caller, why: &str, loudness: Loudness) -> Event {
+    let message = match port {
+        Watched::Admin => "Admin connection refused",
+        Watched::Approvals => "Approval connection refused",
+    };
+    of_caller(Event::new(loudness.level(), message), caller).with("reason", why)
 }
 
 fn of_caller(event: Event, caller: &Caller) -> Event {

@@ -98,6 +98,11 @@ pub fn attempted(attempt: &Attempted<'_>) -> Event {
     }
 }
 
+/// Somebody has tried a link that nobody made. Made up by a stranger: nothing of it is told.
+pub fn forged(peer: &str) -> Event {
+    Event::new(Level::Info, "Approval link refused").with("peer", peer)
+}
+
 /// Somebody has made a link.
 pub fn made(made: &Made<'_>) -> Event {
     Event::new(Level::Info, "Approval link made")

@@ -49,3 +49,59 @@ fn is_base(text: &str) -> bool {
     let bare = url.query().is_none() && url.fragment().is_none() && !text.contains(char::is_whitespace);
     matches!(url.scheme(), "http" | "https") && plain && bare && text.len() <= MAX_BASE_BYTES
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(settings: &ApprovalLinkSettings) -> Vec<String> {
+        let mut rules = Rules::default();
+        settings.validate(&mut rules);
+        let broken = rules.into_broken().into_iter();
+        broken.map(|broken| broken.key.join(".")).collect()
+    }
+
+    #[test]
+    fn links_begin_with_an_address_that_leads_somewhere() {
+        let base = |text: &str| {
+            broken(&ApprovalLinkSettings {
+                base_url: Some(text.to_owned()),
+                key: None,
+            })
+        };
+        for usable in [
+            "https://a.example",
+            "http://127.0.0.1:9094/",
+            "https://a.example/below/it",
+        ] {
+            assert_eq!(base(usable), Vec::<String>::new(), "{usable}");
+        }
+        let long = format!("https://a.example/{}", "x".repeat(MAX_BASE_BYTES));
+        for unusable in [
+            "",
+            "a.example",
+            "ftp://a.example",
+            "javascript:alert(1)",
+            "https://u:p@a.example",
+            "https://a.example/?x",
+            "https://a.example/#x",
+            "https://a.example/ x",
+            &long,
+        ] {
+            assert_eq!(base(unusable), ["base_url"], "{unusable}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_too_long_to_guess() {
+        let key = |bytes: usize| {
+            broken(&ApprovalLinkSettings {
+                base_url: None,
+                key: Some("k".repeat(bytes).into()),
+            })
+        };
+        assert_eq!(key(MIN_KEY_BYTES), Vec::<String>::new());
+        assert_eq!(key(MIN_KEY_BYTES - 1), ["key"]);
+        assert_eq!(key(MAX_KEY_BYTES + 1), ["key"]);
+    }
+}
