@@ -5,7 +5,6 @@
 //! pipeline: what it asks of stations is answered within 50 ms or left out. Tells ids, codes and numbers, and the masked
 //! text of failures; never payloads, inputs, outputs or secrets.
 
-pub mod approvals;
 pub mod cancel;
 pub mod explain;
 pub mod status;
@@ -40,6 +39,8 @@ pub struct Told {
     pub secrets: Secrets,
     /// How the admin port is encrypted, if it is: it was read before anything else.
     pub admin_tls: Option<AdminTls>,
+    /// The same of the port of links to approvals.
+    pub approval_tls: Option<AdminTls>,
 }
 
 /// Everything that is asked. Cheap to clone.

@@ -39,8 +39,8 @@ pub struct Live {
     pub vault: Vault,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
-    /// Certificate of the admin port, whose files may have been exchanged.
-    pub admin_tls: Option<AdminTls>,
+    /// Certificates of ports, whose files may have been exchanged.
+    pub certificates: Vec<AdminTls>,
 }
 
 impl Live {
@@ -62,8 +62,8 @@ impl Live {
     }
 }
 
-/// What the files of the certificate hold now.
-type Certificate = Result<Option<Identity>, Unusable>;
+/// What the files of each certificate hold now.
+type Certificates = Vec<Result<Option<Identity>, Unusable>>;
 
 /// Reads the settings again when it is told to.
 pub struct Reloader {
@@ -89,22 +89,22 @@ impl Reloader {
     pub async fn run(mut self, mut hangups: Signal) {
         while hangups.recv().await.is_some() {
             self.live.log.reopen();
-            if let Some((read, certificate)) = self.read().await {
+            if let Some((read, certificates)) = self.read().await {
                 self.take(read);
-                self.exchange(certificate);
+                self.exchange(certificates);
             }
         }
     }
 
     /// On a thread of its own: a disk that hangs keeps neither the node nor its end.
-    async fn read(&self) -> Option<(Result<Loaded, SettingsError>, Certificate)> {
+    async fn read(&self) -> Option<(Result<Loaded, SettingsError>, Certificates)> {
         let (done, is_done) = oneshot::channel();
-        let (sources, tls) = (self.sources.clone(), self.live.admin_tls.clone());
+        let (sources, tls) = (self.sources.clone(), self.live.certificates.clone());
         let thread = std::thread::Builder::new().name("reload".to_owned());
         thread
             .spawn(move || {
-                let certificate = tls.map_or(Ok(None), |tls| tls.read_again());
-                let _ = done.send((load(&sources), certificate));
+                let certificates = tls.iter().map(AdminTls::read_again).collect();
+                let _ = done.send((load(&sources), certificates));
             })
             .ok()?;
         is_done.await.ok()
@@ -136,14 +136,16 @@ impl Reloader {
     }
 
     /// Whoever connects from now on is shown the certificate that was read; one that cannot be used changes nothing.
-    fn exchange(&self, certificate: Certificate) {
-        match (&self.live.admin_tls, certificate) {
-            (Some(tls), Ok(Some(identity))) => {
-                self.log.emit(of_certificate(&identity));
-                tls.exchange(identity);
+    fn exchange(&self, certificates: Certificates) {
+        for (tls, certificate) in self.live.certificates.iter().zip(certificates) {
+            match certificate {
+                Ok(Some(identity)) => {
+                    self.log.emit(of_certificate(&identity));
+                    tls.exchange(identity);
+                }
+                Ok(None) => {}
+                Err(unusable) => self.log.emit(certificate_refused(&unusable.to_string())),
             }
-            (_, Err(unusable)) => self.log.emit(certificate_refused(&unusable.to_string())),
-            _ => {}
         }
     }
 

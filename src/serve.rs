@@ -14,6 +14,7 @@ use caf_actors::claims::fleet::Fleet;
 use caf_actors::counts::Counts;
 use caf_actors::events::{self, Log};
 use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
+use caf_actors::nats::approval_link_key::link_key;
 use caf_actors::nats::approval_store::NatsApprovalStore;
 use caf_actors::nats::buckets::{ensure_claims_bucket_when_possible, watch_claims_window};
 use caf_actors::nats::cancel::{CancelListener, CancelParts, ToPassOn, passing_on};
@@ -44,6 +45,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::admin::{Admin, Told};
+use crate::approvals::{Desk, SharedKey};
 use crate::exit::Exit;
 use crate::http::health::Health;
 use crate::policy_store::PolicyStore;
@@ -106,9 +108,10 @@ pub async fn run(
     let secrets = told.secrets.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
-    let tls = told.admin_tls.clone();
+    let tls = [told.admin_tls.clone(), told.approval_tls.clone()];
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
-    let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
+    let desk = Desk::new(settings.approvals.enabled, &settings.approvals.links, log);
+    let ports = match Ports::open(&settings.http, &health, metrics, (admin, desk.clone()), tls, log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };
@@ -171,6 +174,8 @@ pub async fn run(
             log: log.clone(),
         })
     });
+    let link_key = shared_key(&connection, settings);
+    desk.open(approvals.clone().map(|approvals| (approvals, link_key)));
     let is_open = sink.is_open();
     let spills = mode == NatsMode::Jetstream && settings.outputs.spill == Spill::Objects;
     let outputs = spills
@@ -219,6 +224,16 @@ pub async fn run(
     }
     ports.close(log).await;
     Ok(exit)
+}
+
+/// Where the key of links comes from that all workers share.
+fn shared_key(connection: &Connection, settings: &Settings) -> SharedKey {
+    let (connection, nats) = (connection.clone(), settings.nats.clone());
+    let bucket = settings.approvals.bucket.clone();
+    Arc::new(move |fresh| {
+        let (connection, nats, bucket) = (connection.clone(), nats.clone(), bucket.clone());
+        async move { link_key(&connection, &nats, &bucket, &fresh).await }.boxed()
+    })
 }
 
 /// What the pipeline reaches the broker by.

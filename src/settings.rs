@@ -48,7 +48,7 @@ use caf_actors::settings::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::admin_tls::{AdminClientSettings, AdminTlsSettings};
+use self::admin_tls::{AdminClientSettings, AdminTlsSettings, ApprovalTlsSettings};
 use self::cancellation::CancellationSettings;
 use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
@@ -233,6 +233,10 @@ pub struct HttpSettings {
     pub admin_hosts: Vec<String>,
     /// Certificate of that port, and authorities of its clients.
     pub admin_tls: AdminTlsSettings,
+    /// Where links to approvals lead that are handed out to people; nothing listens without it.
+    pub approval_addr: Option<String>,
+    /// Certificate of that port.
+    pub approval_tls: ApprovalTlsSettings,
     /// With what the commands that ask it trust it, and prove who they are.
     pub admin_client: AdminClientSettings,
 }
@@ -246,6 +250,8 @@ impl Default for HttpSettings {
             admin_token: None,
             admin_hosts: Vec::new(),
             admin_tls: AdminTlsSettings::default(),
+            approval_addr: None,
+            approval_tls: ApprovalTlsSettings::default(),
             admin_client: AdminClientSettings::default(),
         }
     }

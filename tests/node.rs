@@ -12,6 +12,8 @@ mod alerts;
 mod answering;
 #[path = "node/approvals.rs"]
 mod approvals;
+#[path = "node/approvals_page.rs"]
+mod approvals_page;
 #[path = "node/boards.rs"]
 mod boards;
 #[path = "node/breakers.rs"]

@@ -179,9 +179,22 @@ impl Approvals {
     /// # Errors
     /// When the store does not answer.
     pub async fn list(&self, from: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        self.list_of(None, from, limit).await
+    }
+
+    /// As [`Self::list`], of one tenant where one is named; all are counted.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn list_of(
+        &self,
+        tenant: Option<&str>,
+        from: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
         let (ids, next, pending) = {
             let index = self.index();
-            let (ids, next) = index.page(from, limit.min(MAX_PAGE));
+            let (ids, next) = index.page(tenant, from, limit.min(MAX_PAGE));
             (ids, next, index.pending())
         };
         let read = |id: ApprovalId| async move { self.0.parts.store.read(&id).await };

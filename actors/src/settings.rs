@@ -4,6 +4,7 @@
 //! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct. Rules that the types
 //! cannot express are in the `validate` functions (`validate.rs`), which report to [`rules`].
 
+pub mod approval_links;
 pub mod approvals;
 pub mod circuit_breaker;
 pub mod policies;

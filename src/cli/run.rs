@@ -56,7 +56,9 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             control.measure(Arc::clone(&metrics) as _);
             log.with_meter(metrics)
         });
-        let admin_tls = match AdminTls::new(&settings.http.admin_tls) {
+        let tls = AdminTls::new(&settings.http.admin_tls)
+            .and_then(|admin| Ok((admin, AdminTls::of_approvals(&settings.http.approval_tls)?)));
+        let (admin_tls, approval_tls) = match tls {
             Ok(tls) => tls,
             Err(unusable) => {
                 log.emit(events::fatal(&unusable.to_string()));
@@ -66,6 +68,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         let told = Told {
             journal: Journal::default(),
             admin_tls: admin_tls.clone(),
+            approval_tls: approval_tls.clone(),
             features: flags::for_log(loaded, &in_force),
             slots_keys: ResourceClass::ALL
                 .map(|class| (class.as_str(), in_force.slots_key(class).to_owned()))
@@ -90,7 +93,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             http_targets: extras.http_targets.clone(),
             vault: extras.vault.clone(),
             metrics: metrics.clone(),
-            admin_tls,
+            certificates: [admin_tls, approval_tls].into_iter().flatten().collect(),
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
             Ok(blocks) => on(&system, log, async {

@@ -104,10 +104,20 @@ impl Index {
         waiting.map(|known| known.requested_at).min()
     }
 
-    /// Some that wait, those first that are over first, and where the next begin.
-    pub(super) fn page(&self, from: Option<&Cursor>, limit: usize) -> (Vec<ApprovalId>, Option<Cursor>) {
+    /// Some that wait, of one tenant where one is named, those first that are over first; and where the next begin.
+    pub(super) fn page(
+        &self,
+        tenant: Option<&str>,
+        from: Option<&Cursor>,
+        limit: usize,
+    ) -> (Vec<ApprovalId>, Option<Cursor>) {
         let from = from.map_or(Bound::Unbounded, Bound::Included);
-        let mut rest = self.pending.range::<Cursor, _>((from, Bound::Unbounded));
+        let all = self.pending.range::<Cursor, _>((from, Bound::Unbounded));
+        let is_wanted = |cursor: &&Cursor| {
+            let known = self.known.get(&cursor.id);
+            tenant.is_none_or(|tenant| known.is_some_and(|known| *known.tenant == *tenant))
+        };
+        let mut rest = all.filter(is_wanted);
         let ids = rest
             .by_ref()
             .take(limit)

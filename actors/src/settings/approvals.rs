@@ -6,6 +6,7 @@ use caf_protocol::reference::is_bucket_name;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::approval_links::ApprovalLinkSettings;
 use super::rules::Rules;
 
 /// Section `approvals`.
@@ -27,6 +28,8 @@ pub struct ApprovalSettings {
     /// How long it is remembered what was answered, in seconds: pages and links tell it, and what arrives again is answered
     /// with it.
     pub kept_s: u64,
+    /// Links that are handed out to people.
+    pub links: ApprovalLinkSettings,
 }
 
 impl Default for ApprovalSettings {
@@ -38,6 +41,7 @@ impl Default for ApprovalSettings {
             max_pending: 20_000,
             max_pending_per_tenant: 10_000,
             kept_s: 24 * 3600,
+            links: ApprovalLinkSettings::default(),
         }
     }
 }
@@ -56,5 +60,6 @@ impl ApprovalSettings {
             1..=1_000_000,
         );
         rules.range("kept_s", self.kept_s, 60..=366 * 24 * 3600);
+        rules.section("links", |rules| self.links.validate(rules));
     }
 }

@@ -38,11 +38,11 @@ fn pages_begin_with_what_is_over_first_and_go_on_where_the_last_ended() {
         take(&mut index, entry, revision, entry.request.expires_at);
     }
     let id = |n: usize| entries[n].request.approval_id.clone();
-    let (first, next) = index.page(None, 2);
+    let (first, next) = index.page(None, None, 2);
     assert_eq!(first, [id(4), id(3)]);
     // What is settled meanwhile leaves no gap.
     index.forget(&id(2));
-    let (second, next) = index.page(next.as_ref(), 2);
+    let (second, next) = index.page(Some("t"), next.as_ref(), 2);
     assert_eq!((second, next), (vec![id(1), id(0)], None));
     assert_eq!((index.pending(), index.oldest()), (4, Some(0)));
 }
