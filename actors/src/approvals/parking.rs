@@ -150,7 +150,7 @@ impl Approvals {
         };
         let claim = parking.holdings.claim.take();
         if let Some(fleet) = claim.as_ref().and_then(Claim::fleet) {
-            // Should it not be known to be written, whoever gets the message again finds the question.
+            // Tried once: whoever gets the message, or a copy of it, finds the question.
             let _ = fleet.finish(nowhere).await;
         }
         if let Some(claim) = claim {

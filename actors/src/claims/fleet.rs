@@ -330,7 +330,7 @@ impl Fleet {
     pub async fn tell_outcome(&self, key: &AssignmentKey, outcome: &OutcomeRef) -> Result<(), StoreError> {
         let found = self.store.read(key).await?;
         match found.record {
-            Some(mut record) if record.state == ClaimState::Finished => {
+            Some(mut record) if record.is_set_aside() => {
                 record.outcome = Some(outcome.clone());
                 self.store.write(key, &record, found.revision).await.map(drop)
             }
