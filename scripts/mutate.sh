@@ -179,6 +179,21 @@ mutant tenants-run-one-more actors/src/pool/running.rs \
     'max.is_some_and(|max| count.running >= max)' \
     'max.is_some_and(|max| count.running > max)'
 
+# A question is settled once.
+mutant questions-are-settled-twice actors/src/approvals/record.rs \
+    'if self.standing != Standing::Pending {
+            return Err(Refused::Settled);' \
+    'if self.answered.is_some() {
+            return Err(Refused::Settled);'
+# What was settled is published by whoever finds it.
+mutant settled-questions-are-left actors/src/approvals/record.rs \
+    '(_, None) => Due::Answer,' \
+    '(_, None) => Due::Nothing { until: u64::MAX },'
+# What becomes of a question is settled where it is kept.
+mutant questions-run-out-of-attempts actors/src/intake/decision.rs \
+    'if facts.exhausted && !facts.asks {' \
+    'if facts.exhausted {'
+
 [[ "$count" -gt 0 ]] || die "no mutant has such a name"
 [[ ${#survivors[@]} -eq 0 ]] || die "the simulation does not notice: ${survivors[*]}"
 say "mutants: all $count were noticed, $SECONDS s"

@@ -39,6 +39,8 @@ pub struct Told {
     pub secrets: Secrets,
     /// How the admin port is encrypted, if it is: it was read before anything else.
     pub admin_tls: Option<AdminTls>,
+    /// The same of the port of links to approvals.
+    pub approval_tls: Option<AdminTls>,
 }
 
 /// Everything that is asked. Cheap to clone.

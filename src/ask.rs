@@ -1,8 +1,9 @@
-//! Asks a node's admin port, for people at a terminal: [`explain`], [`top`] and [`cancel`].
+//! Asks a node's admin port, for people at a terminal: [`explain`], [`top`], [`cancel`] and [`approvals`].
 //!
 //! Neighbours: the command line calls it; [`crate::http::admin`] answers. What comes back may hold whatever callers chose as
 //! ids: it is made harmless for a terminal before it is printed.
 
+pub mod approvals;
 pub mod cancel;
 pub mod explain;
 pub mod text;
@@ -167,7 +168,7 @@ impl Node {
             serde_json::from_slice(&body).map_err(|_| silent(&format!("status {status}, not JSON")))?;
         let refused = || text::clean(body["error"].as_str().unwrap_or("no reason given"));
         match status {
-            200 | 404 => Ok(Said { status, body }),
+            200 | 404 | 409 => Ok(Said { status, body }),
             401 => Err(Silence::Token(base)),
             400..=499 => Err(Silence::Refused(base, refused())),
             _ => Err(silent(&format!("status {status}"))),

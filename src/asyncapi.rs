@@ -28,6 +28,7 @@ pub fn document(settings: &Settings) -> Value {
         cancel: subjects.cancel.clone(),
         durable: nats.durable.clone(),
         claims_bucket: settings.idempotency.bucket.clone(),
+        approvals_bucket: settings.approvals.bucket.clone(),
         state_bucket: nats.state_bucket.clone(),
         objects_bucket: nats.objects_bucket.clone(),
     })

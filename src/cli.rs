@@ -3,6 +3,7 @@
 //! Neighbours: `main` calls [`run`]; [`settings`] turns options into settings; [`config`] answers `config …`. Nothing
 //! here leaves the process or looks at its environment: both are given by and returned to `main`.
 
+pub mod approvals;
 mod ask;
 pub mod check;
 pub mod config;
@@ -22,6 +23,7 @@ use clap_complete::Shell;
 use crate::assignments::Input;
 use crate::asyncapi;
 use crate::exit::Exit;
+use approvals::ApprovalsCommand;
 use check::CheckCommand;
 use dlq::DlqCommand;
 use settings::SettingsArgs;
@@ -57,6 +59,9 @@ pub enum Command {
     Explain(ask::ExplainArgs),
     /// Ask a running node, and by it all workers, to cancel an assignment, a run or a step
     Cancel(ask::CancelArgs),
+    /// List, show or decide what jobs ask people, or make links to hand out; by a running node
+    #[command(subcommand)]
+    Approvals(Box<ApprovalsCommand>),
     /// Watch a running node: pools, throughput, failures, running jobs
     Top(ask::TopArgs),
     /// Check, show or describe the settings and feature flags
@@ -173,6 +178,9 @@ fn dispatch(cli: Cli, environment: Environment) -> Exit {
         }),
         Command::Cancel(args) => settings::with_settings(&sources, cli.output, |loaded| {
             run::ask(|| ask::cancel(args, &loaded.settings.http, cli.output))
+        }),
+        Command::Approvals(command) => settings::with_settings(&sources, cli.output, |loaded| {
+            run::ask(|| approvals::run(*command, &loaded.settings.http, cli.output))
         }),
         Command::Top(args) => settings::with_settings(&sources, cli.output, |loaded| {
             run::ask(|| ask::top(args, &loaded.settings.http, cli.output))

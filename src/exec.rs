@@ -85,6 +85,7 @@ pub async fn run(
         printer: Arc::clone(&printer),
     });
     let edges = Edges {
+        approvals: None,
         sink,
         outputs: None,
         claims: Claims::new(&settings.idempotency, None),

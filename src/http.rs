@@ -24,7 +24,10 @@ use self::stream::Stream;
 use self::tls::AdminTls;
 
 pub mod admin;
+pub mod approval_links;
+pub mod approvals;
 pub mod audit;
+mod body;
 mod connection;
 pub mod guard;
 pub mod health;

@@ -5,6 +5,7 @@
 //! it ([`shutdown`]); [`exit`] says how it ended. Uses every other crate; nothing uses it but `main` and the tests.
 
 pub mod admin;
+pub mod approvals;
 pub mod ask;
 pub mod assignments;
 pub mod asyncapi;

@@ -8,19 +8,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use actix_web::web::ServiceConfig;
-use caf_actors::events::admin::certificate_in_force;
+use caf_actors::events::admin::{Watched, certificate_in_force};
 use caf_actors::events::{self, Event, Log};
 use caf_protocol::secret::Secret;
 use caf_protocol::timestamp::iso_micros;
 
 use crate::admin::Admin;
+use crate::approvals::Desk;
 use crate::exit::Exit;
 use crate::http::audit::Audit;
 use crate::http::guard::Guard;
 use crate::http::health::Health;
 use crate::http::peers::Peers;
 use crate::http::tls::{AdminTls, Identity, SOON};
-use crate::http::{Entrance, Port, admin, health, metrics};
+use crate::http::{Entrance, Port, admin, approval_links, health, metrics};
 use crate::settings::HttpSettings;
 use crate::telemetry::metrics::Metrics;
 
@@ -54,6 +55,13 @@ const ADMIN: Kind = Kind {
     stopped: "Admin endpoint stopped",
 };
 
+const APPROVALS: Kind = Kind {
+    connections: approval_links::CONNECTIONS,
+    started: "Approval endpoint started",
+    failed: "Failed to bind approval socket",
+    stopped: "Approval endpoint stopped",
+};
+
 impl Ports {
     /// Opens them, or says in the log why not.
     ///
@@ -63,7 +71,8 @@ impl Ports {
         settings: &HttpSettings,
         health: &Health,
         metrics: Option<Arc<Metrics>>,
-        (admin, tls): (Admin, Option<AdminTls>),
+        (admin, desk): (Admin, Desk),
+        [tls, approval_tls]: [Option<AdminTls>; 2],
         log: &Log,
     ) -> Result<Self, Exit> {
         let mut ports = Self(Vec::new());
@@ -75,18 +84,36 @@ impl Ports {
         let audit = Audit {
             peers: Peers::default(),
             log: log.clone(),
+            port: Watched::Admin,
         };
         tell_of_certificate(settings, tls.as_ref(), log);
         let guard = Guard::new(
             settings.admin_token.as_ref().map(Secret::expose),
             &settings.admin_hosts,
         );
-        let pages = admin::pages(admin, guard.with_audit(audit.clone()));
+        let pages = admin::pages(admin, desk.clone(), guard.with_audit(audit.clone()));
         let entrance = Entrance {
             connections: ADMIN.connections,
             watched: Some((audit, tls)),
         };
         ports.add_watched(&ADMIN, &settings.admin_addr, entrance, pages, log)?;
+        if let Some(address) = &settings.approval_addr {
+            // Strangers reach this port: who they are and how many has nothing to do with who asks the admin port.
+            let audit = Audit {
+                peers: Peers::default(),
+                log: log.clone(),
+                port: Watched::Approvals,
+            };
+            if let Some(tls) = &approval_tls {
+                log.emit(of_certificate(&tls.identity()));
+            }
+            let pages = approval_links::pages(desk, audit.peers.clone());
+            let entrance = Entrance {
+                connections: APPROVALS.connections,
+                watched: Some((audit, approval_tls)),
+            };
+            ports.add_watched(&APPROVALS, address, entrance, pages, log)?;
+        }
         Ok(ports)
     }
 
@@ -140,6 +167,7 @@ pub fn of_certificate(identity: &Identity) -> Event {
     let now = SystemTime::now();
     let soon = identity.not_after < now + SOON;
     certificate_in_force(
+        identity.section,
         &identity.cert_file.display().to_string(),
         &iso_micros(identity.not_after),
         identity.days_left(now),

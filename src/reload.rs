@@ -42,8 +42,8 @@ pub struct Live {
     pub providers: Providers,
     /// Tenants that metrics name, where anything is measured.
     pub metrics: Option<Arc<Metrics>>,
-    /// Certificate of the admin port, whose files may have been exchanged.
-    pub admin_tls: Option<AdminTls>,
+    /// Certificates of ports, whose files may have been exchanged.
+    pub certificates: Vec<AdminTls>,
 }
 
 impl Live {
@@ -72,8 +72,8 @@ impl Live {
     }
 }
 
-/// What the files of the certificate hold now.
-type Certificate = Result<Option<Identity>, Unusable>;
+/// What the files of each certificate hold now.
+type Certificates = Vec<Result<Option<Identity>, Unusable>>;
 
 /// Reads the settings again when it is told to.
 pub struct Reloader {
@@ -99,40 +99,41 @@ impl Reloader {
     pub async fn run(mut self, mut hangups: Signal) {
         while hangups.recv().await.is_some() {
             self.live.log.reopen();
-            if let Some((read, certificate)) = self.read().await {
-                self.take_all(read, certificate);
+            if let Some((read, certificates)) = self.read().await {
+                self.take_all(read, certificates);
             }
         }
     }
 
     /// On a thread of its own: a disk that hangs keeps neither the node nor its end.
-    async fn read(&self) -> Option<(Result<Loaded, SettingsError>, Certificate)> {
+    async fn read(&self) -> Option<(Result<Loaded, SettingsError>, Certificates)> {
         let (done, is_done) = oneshot::channel();
-        let (sources, tls) = (self.sources.clone(), self.live.admin_tls.clone());
+        let (sources, tls) = (self.sources.clone(), self.live.certificates.clone());
         let thread = std::thread::Builder::new().name("reload".to_owned());
         thread
             .spawn(move || {
-                let certificate = tls.map_or(Ok(None), |tls| tls.read_again());
-                let _ = done.send((load(&sources), certificate));
+                let certificates = tls.iter().map(AdminTls::read_again).collect();
+                let _ = done.send((load(&sources), certificates));
             })
             .ok()?;
         is_done.await.ok()
     }
 
     /// Puts in force all that was read, or says of everything that is wrong why none of it is.
-    fn take_all(&mut self, read: Result<Loaded, SettingsError>, certificate: Certificate) {
-        if let Err(unusable) = &certificate {
+    fn take_all(&mut self, read: Result<Loaded, SettingsError>, certificates: Certificates) {
+        let identities: Result<Vec<_>, Unusable> = certificates.into_iter().collect();
+        if let Err(unusable) = &identities {
             self.log.emit(certificate_refused(&unusable.to_string()));
         }
-        match (read, certificate) {
+        match (read, identities) {
             (Err(error), _) => self.refuse(&error),
             (Ok(_), Err(Unusable { key, file, rule })) => {
                 let source = format!("file {}", file.display());
-                self.log.emit(settings_refused(&source, key, &rule, Vec::new()));
+                self.log.emit(settings_refused(&source, &key, &rule, Vec::new()));
             }
-            (Ok(loaded), Ok(identity)) => {
+            (Ok(loaded), Ok(identities)) => {
                 if self.take(&loaded) {
-                    self.exchange(identity);
+                    self.exchange(identities);
                 }
             }
         }
@@ -160,11 +161,13 @@ impl Reloader {
         true
     }
 
-    /// Whoever connects from now on is shown the certificate that was read.
-    fn exchange(&self, identity: Option<Identity>) {
-        if let (Some(tls), Some(identity)) = (&self.live.admin_tls, identity) {
-            self.log.emit(of_certificate(&identity));
-            tls.exchange(identity);
+    /// Whoever connects from now on is shown the certificates that were read.
+    fn exchange(&self, identities: Vec<Option<Identity>>) {
+        for (tls, identity) in self.live.certificates.iter().zip(identities) {
+            if let Some(identity) = identity {
+                self.log.emit(of_certificate(&identity));
+                tls.exchange(identity);
+            }
         }
     }
 

@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use caf_actors::abandoned::Gravedigger;
+use caf_actors::answers::Answers;
+use caf_actors::approvals::{ApprovalParts, Approvals};
 use caf_actors::claims::Claims;
 use caf_actors::claims::fleet::Fleet;
 use caf_actors::counts::Counts;
 use caf_actors::events::{self, Log};
 use caf_actors::nats::abandoned::{WatchParts, watch_abandoned};
+use caf_actors::nats::approval_link_key::link_key;
+use caf_actors::nats::approval_store::NatsApprovalStore;
 use caf_actors::nats::buckets::{ensure_claims_bucket_when_possible, watch_claims_window};
 use caf_actors::nats::cancel::{CancelListener, CancelParts, ToPassOn, passing_on};
 use caf_actors::nats::claim_store::NatsClaimStore;
@@ -41,6 +45,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::admin::{Admin, Told};
+use crate::approvals::{Desk, SharedKey};
 use crate::exit::Exit;
 use crate::http::health::Health;
 use crate::policy_store::PolicyStore;
@@ -103,9 +108,10 @@ pub async fn run(
     let secrets = told.secrets.clone();
     let cancellations = new_cancellations(settings, in_force, log);
     let (pass_on, to_pass_on) = passing_on();
-    let tls = told.admin_tls.clone();
+    let tls = [told.admin_tls.clone(), told.approval_tls.clone()];
     let admin = Admin::new(settings, health.clone(), told, (cancellations.clone(), pass_on));
-    let ports = match Ports::open(&settings.http, &health, metrics, (admin, tls), log) {
+    let desk = Desk::new(settings.approvals.enabled, &settings.approvals.links, log);
+    let ports = match Ports::open(&settings.http, &health, metrics, (admin, desk.clone()), tls, log) {
         Ok(ports) => ports,
         Err(exit) => return Ok(exit),
     };
@@ -142,7 +148,12 @@ pub async fn run(
             return Ok(Exit::Ok);
         }
     };
-    let (connection, sink, claims) = match connected {
+    let Connected {
+        connection,
+        sink,
+        claims,
+        approvals,
+    } = match connected {
         Ok(connected) => connected,
         Err(error) => {
             log.emit(events::fatal(&error.to_string()));
@@ -152,6 +163,19 @@ pub async fn run(
             });
         }
     };
+    let approvals = approvals.map(|store| {
+        Approvals::new(ApprovalParts {
+            store: Arc::new(store),
+            sink: Some(Arc::clone(&sink) as Arc<dyn Sink>),
+            answers: Answers::new(&settings.nats.subjects, log.worker_id()),
+            fleet: claims.fleet().cloned(),
+            cancellations: cancellations.clone(),
+            settings: settings.approvals.clone(),
+            log: log.clone(),
+        })
+    });
+    let link_key = shared_key(&connection, settings);
+    desk.open(approvals.clone().map(|approvals| (approvals, link_key)));
     let is_open = sink.is_open();
     let spills = mode == NatsMode::Jetstream && settings.outputs.spill == Spill::Objects;
     let outputs = spills
@@ -164,6 +188,7 @@ pub async fn run(
         marks: Some(state.marks.clone()),
         cancellations,
         tracer: tracer.clone(),
+        approvals,
     };
     let spiller = Spiller::new(outputs, log.clone());
     let replay =
@@ -201,14 +226,34 @@ pub async fn run(
     Ok(exit)
 }
 
+/// Where the key of links comes from that all workers share.
+fn shared_key(connection: &Connection, settings: &Settings) -> SharedKey {
+    let (connection, nats) = (connection.clone(), settings.nats.clone());
+    let bucket = settings.approvals.bucket.clone();
+    Arc::new(move |fresh| {
+        let (connection, nats, bucket) = (connection.clone(), nats.clone(), bucket.clone());
+        async move { link_key(&connection, &nats, &bucket, &fresh).await }.boxed()
+    })
+}
+
+/// What the pipeline reaches the broker by.
+struct Connected {
+    connection: Connection,
+    sink: Arc<NatsSink>,
+    claims: Claims,
+    /// Where questions to people are kept, if they are.
+    approvals: Option<NatsApprovalStore>,
+}
+
 /// Connects on the pipeline's event loop, where the socket is then served, and makes the sink there.
 async fn connect_pipeline(
     pipeline: &EventLoop,
     settings: &Settings,
     status: &NodeStatus,
     log: &Log,
-) -> Result<(Connection, Arc<NatsSink>, Claims), ConnectError> {
+) -> Result<Connected, ConnectError> {
     let idempotency = settings.idempotency.clone();
+    let approvals = settings.approvals.clone();
     let settings = &settings.nats;
     let (settings, status, log) = (settings.clone(), status.clone(), log.clone());
     let on = pipeline.handle();
@@ -233,8 +278,17 @@ async fn connect_pipeline(
                     log.worker_id(),
                 )
             });
-            let claims = Claims::new(&idempotency, fleet);
-            Ok((connection, Arc::new(sink), claims))
+            let approvals = if has_bucket && approvals.enabled {
+                NatsApprovalStore::open_when_possible(&connection, &settings, &approvals.bucket, &log).await
+            } else {
+                None
+            };
+            Ok(Connected {
+                claims: Claims::new(&idempotency, fleet),
+                sink: Arc::new(sink),
+                approvals,
+                connection,
+            })
         }
         .boxed_local()
     });

@@ -41,13 +41,14 @@ use caf_actors::mask;
 use caf_actors::settings::circuit_breaker::CircuitBreakerSettings;
 use caf_actors::settings::policies::{QueuePolicySettings, RetryPolicySettings, TimeoutPolicySettings};
 use caf_actors::settings::{
-    DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings, OutboxSettings,
-    OutputSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings, TenantSettings,
+    ApprovalSettings, DlqSettings, DrainSettings, IdempotencySettings, LimitSettings, NatsSettings,
+    OutboxSettings, OutputSettings, PayloadRefSettings, PoolsSettings, RetrySettings, SupervisionSettings,
+    TenantSettings,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::admin_tls::{AdminClientSettings, AdminTlsSettings};
+use self::admin_tls::{AdminClientSettings, AdminTlsSettings, ApprovalTlsSettings};
 use self::cancellation::CancellationSettings;
 use self::named_secrets::NamedSecretSettings;
 use self::tracing::TracingSettings;
@@ -90,6 +91,8 @@ pub struct Settings {
     pub outputs: OutputSettings,
     /// Where references to inputs may lead.
     pub payload_ref: PayloadRefSettings,
+    /// Questions that jobs ask people.
+    pub approvals: ApprovalSettings,
     /// Log.
     pub log: LogSettings,
     /// What is executed.
@@ -232,6 +235,10 @@ pub struct HttpSettings {
     pub admin_hosts: Vec<String>,
     /// Certificate of that port, and authorities of its clients.
     pub admin_tls: AdminTlsSettings,
+    /// Where links to approvals lead that are handed out to people; nothing listens without it.
+    pub approval_addr: Option<String>,
+    /// Certificate of that port.
+    pub approval_tls: ApprovalTlsSettings,
     /// With what the commands that ask it trust it, and prove who they are.
     pub admin_client: AdminClientSettings,
 }
@@ -245,6 +252,8 @@ impl Default for HttpSettings {
             admin_token: None,
             admin_hosts: Vec::new(),
             admin_tls: AdminTlsSettings::default(),
+            approval_addr: None,
+            approval_tls: ApprovalTlsSettings::default(),
             admin_client: AdminClientSettings::default(),
         }
     }

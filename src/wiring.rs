@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use actix::{Actor, Addr};
 use caf_actors::answers::Answers;
+use caf_actors::approvals::Approvals;
+use caf_actors::approvals::keeper::keep;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::block_worker::{BlockWorker, Run};
 use caf_actors::breakers::Breakers;
@@ -118,6 +120,8 @@ pub struct Edges {
     pub cancellations: Cancellations,
     /// Opens the spans of deliveries; the default one opens none.
     pub tracer: Tracer,
+    /// Where jobs are set aside that ask people; nothing where they cannot be.
+    pub approvals: Option<Approvals>,
 }
 
 /// A running pipeline.
@@ -146,6 +150,8 @@ pub struct Tree {
     pub cancel_all: CancellationToken,
     /// Who is cancelled by request.
     pub cancellations: Cancellations,
+    /// Questions to people, where they are kept.
+    pub approvals: Option<Approvals>,
     /// Watches the parts.
     pub supervisor: Addr<Supervisor>,
     /// Tells when the node must leave.
@@ -182,6 +188,7 @@ pub async fn build(
         marks,
         cancellations,
         tracer,
+        approvals,
     } = edges;
     let (escalate, escalations) = mpsc::unbounded_channel();
     let supervisor = Supervisor::new(&settings.worker.supervision, escalate.clone(), log.clone());
@@ -268,8 +275,12 @@ pub async fn build(
         cancel_all: cancel_all.clone(),
         cancellations: cancellations.clone(),
         tracer,
+        approvals: approvals.clone(),
         log: log.clone(),
     };
+    if let Some(approvals) = &approvals {
+        adopt(&supervisor, approvals_child(&loops, approvals)).await;
+    }
     adopt(&supervisor, auditor_child(&loops, &pools, log)).await;
     let intake = Route::default();
     adopt(&supervisor, intake_child(&loops, &intake, parts)).await;
@@ -291,6 +302,7 @@ pub async fn build(
         restarts,
         cancel_all,
         cancellations,
+        approvals,
         supervisor,
         escalations,
         escalate,
@@ -495,6 +507,18 @@ fn auditor_child(loops: &EventLoops, pools: &[PoolHandle], log: &Log) -> Child {
         start: Box::new(move |ended| {
             let (on, slots, log) = (on.clone(), slots.clone(), log.clone());
             async move { spawn_task(&on, move || audit(slots, log).boxed_local(), ended) }.boxed()
+        }),
+    }
+}
+
+fn approvals_child(loops: &EventLoops, approvals: &Approvals) -> Child {
+    let (on, approvals) = (loops.pipeline.handle(), approvals.clone());
+    Child {
+        name: "approvals".to_owned(),
+        may_finish: false,
+        start: Box::new(move |ended| {
+            let (on, approvals) = (on.clone(), approvals.clone());
+            async move { spawn_task(&on, move || keep(approvals).boxed_local(), ended) }.boxed()
         }),
     }
 }

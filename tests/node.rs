@@ -10,6 +10,10 @@ mod admin;
 mod alerts;
 #[path = "node/answering.rs"]
 mod answering;
+#[path = "node/approvals.rs"]
+mod approvals;
+#[path = "node/approvals_page.rs"]
+mod approvals_page;
 #[path = "node/boards.rs"]
 mod boards;
 #[path = "node/breakers.rs"]

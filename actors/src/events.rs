@@ -5,6 +5,8 @@
 //! level, the rest in `context`.
 
 pub mod admin;
+pub mod approval_audit;
+pub mod approvals;
 pub mod breakers;
 pub mod cancellation;
 pub mod course;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
 use caf_protocol::ack::{OverloadStatus, RejectReason};
+use caf_protocol::approval::Question;
 use caf_protocol::assignment::{Identity, Reading, Refusal};
 use caf_protocol::block::{CancellationToken, ResourceClass};
 use caf_protocol::error_code::ErrorCode;
@@ -26,13 +27,15 @@ use self::decision::{
 };
 use self::preparation::{Preparation, Runnable};
 use crate::answers::Answers;
+use crate::approvals::parking::Parking;
+use crate::approvals::{Approvals, Reservation};
 use crate::cancellation::{Cancellable, Cancellations};
 use crate::claims::fleet::Revision;
 use crate::claims::record::{ClaimRecord, QuarantineRule};
 use crate::claims::{Claims, Standing};
 use crate::clock;
 use crate::events::{self, Event, Log};
-use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, elapsed_ms};
+use crate::job::{Arrival, Delivery, Holdings, Job, PoolLoad, SentAck, Work, elapsed_ms};
 use crate::pool::policy::Terms;
 use crate::pool::{Admitted, Deferrable, Deferral, Enqueue, PoolDoors, Refused, TakenPlace};
 use crate::publisher::{AckState, Acknowledge, Answer, Conclude, Conclusion, PublisherRoutes, Settle};
@@ -76,6 +79,8 @@ pub struct IntakeParts {
     pub cancellations: Cancellations,
     /// Opens the span of each delivery.
     pub tracer: Tracer,
+    /// Where jobs are set aside that ask people; nothing where they cannot be.
+    pub approvals: Option<Approvals>,
     /// Log.
     pub log: Log,
 }
@@ -103,6 +108,8 @@ struct Case {
     sent_ack: Option<Arc<Outgoing>>,
     /// The one that was fixed now, with the claim.
     fixed_ack: Option<Arc<Outgoing>>,
+    /// Room for its question, if it asks one.
+    reservation: Option<Reservation>,
     holdings: Holdings,
 }
 
@@ -158,6 +165,7 @@ impl Intake {
             known: Known::default(),
             sent_ack: None,
             fixed_ack: None,
+            reservation: None,
             holdings,
         };
         self.look(&mut case);
@@ -213,6 +221,7 @@ impl Intake {
             ),
             quarantined: false,
             exhausted: case.holdings.given_up.is_some(),
+            asks: self.question_of(case).is_some(),
             draining: self.parts.status.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
@@ -226,8 +235,13 @@ impl Intake {
             pool: PoolFact::Room,
         };
         let facts = facts.with_record(case.known.record.as_ref(), &self.parts.quarantine);
+        let mut reservation = None;
         let ask_quotas = || {
             let ask = self.ask_of(case);
+            if let Some((approvals, _)) = self.question_of(case) {
+                let reserved = approvals.reserve(&case.identity.tenant_id, ask.taken_on_before)?;
+                reservation = Some(reserved);
+            }
             self.parts.tenants.admit(&case.identity.tenant_id, &ask, now)
         };
         let (row, admitted, share) = decide_with_place(facts, ask_quotas, || {
@@ -242,7 +256,17 @@ impl Intake {
             Some(self.parts.pools.get(job.class).places.admit(now, deferrable))
         });
         case.holdings.share = share;
+        case.reservation = reservation.filter(|_| row == Row::Park);
         (row, admitted)
+    }
+
+    /// What a job asks people, and where that is kept.
+    fn question_of<'a>(&'a self, case: &'a Case) -> Option<(&'a Approvals, &'a Question)> {
+        let approvals = self.parts.approvals.as_ref()?;
+        match &case.prepared.as_ref().ok()?.work {
+            Work::Ready(task) => Some((approvals, task.question()?)),
+            Work::Referenced(_) => None,
+        }
     }
 
     /// What a job asks of the quotas of its tenant. One whose acknowledgement is fixed was taken on before.
@@ -324,6 +348,7 @@ impl Intake {
     fn carry_out(&self, case: Case, row: Row, admitted: Option<Admitted>) {
         match (row, admitted) {
             (Row::Run, Some(Admitted::Taken(taken))) => self.accept(case, taken),
+            (Row::Park, _) => self.park(case),
             (row @ Row::Defer { .. }, Some(Admitted::Deferred(deferral))) => self.defer(case, &row, deferral),
             (
                 Row::Reject {
@@ -573,6 +598,33 @@ impl Intake {
             .get(job.class)
             .enqueue
             .tell(Enqueue(Box::new(job)));
+    }
+
+    /// Row 18. It takes no place in a pool; what it holds returns when its question is stored.
+    fn park(&self, mut case: Case) {
+        let asked = self.question_of(&case);
+        let Some((approvals, question)) = asked.map(|(approvals, asked)| (approvals.clone(), asked.clone()))
+        else {
+            return;
+        };
+        case.holdings.permit.placed();
+        case.holdings.share = std::mem::take(&mut case.holdings.share).kept();
+        case.holdings.share.end();
+        case.holdings.span.set("execution.outcome", Row::Park.name());
+        let line = events::approvals::parked(&case.identity);
+        self.parts
+            .log
+            .emit(events::delivery::left(line, Row::Park.number()));
+        let waited_ms = elapsed_ms(case.first_start, Instant::now());
+        let parking = Parking {
+            ack: self.ack(&case, None, None),
+            question,
+            first_start_ms: clock::epoch_ms().saturating_sub(waited_ms),
+            reservation: case.reservation.take(),
+            identity: case.identity,
+            holdings: case.holdings,
+        };
+        actix::spawn(approvals.park(parking, self.parts.publisher.clone()));
     }
 
     /// How often it may be called is known for each error; most may be called again as often as this one.

@@ -7,6 +7,7 @@
 
 pub mod abandoned;
 pub mod answers;
+pub mod approvals;
 pub mod block_worker;
 pub mod breakers;
 pub mod cancellation;

@@ -7,6 +7,8 @@
 //! up, for `dlq`.
 
 pub mod abandoned;
+pub mod approval_link_key;
+pub mod approval_store;
 pub mod buckets;
 pub mod cancel;
 pub mod claim_store;

@@ -4,6 +4,8 @@
 //! Every struct refuses unknown keys. A default stands in one place: the `Default` of its struct. Rules that the types
 //! cannot express are in the `validate` functions (`validate.rs`), which report to [`rules`].
 
+pub mod approval_links;
+pub mod approvals;
 pub mod circuit_breaker;
 pub mod policies;
 pub mod rules;
@@ -20,6 +22,7 @@ use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::approvals::ApprovalSettings;
 pub use self::tenants::{PolicyStoreSettings, TenantOverride, TenantPolicy, TenantSettings};
 use crate::mask;
 

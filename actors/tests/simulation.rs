@@ -45,7 +45,7 @@ const ENOUGH_SEEDS: u64 = 5_000;
 /// How often, at least.
 const LEAST: u64 = 100;
 /// What a simulation that works must come across.
-const SEEN: [&str; 41] = [
+const SEEN: [&str; 45] = [
     "row 1",
     "row 2",
     "row 3",
@@ -65,6 +65,10 @@ const SEEN: [&str; 41] = [
     "row 14",
     "row 16",
     "row 17",
+    "row 18",
+    "a question is decided",
+    "a question is over",
+    "a question is cancelled",
     "a job starts while another tenant waits",
     "a tenant is at its limit",
     "delivered again",

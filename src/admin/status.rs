@@ -67,6 +67,7 @@ impl Admin {
             "restarts": {"total": restarts.values().sum::<u64>(), "by_part": restarts},
             "stray_threads": take("stray_threads"),
             "cancellation": parts.cancellation(),
+            "approvals": parts.approvals(),
             "journal": parts.journal.memory(),
         })
     }
@@ -176,6 +177,12 @@ impl Parts {
     fn cancellation(&self) -> Option<Value> {
         let tombstones = self.cancellations.tombstones(Instant::now())?;
         Some(json!({ "tombstones": tombstones }))
+    }
+
+    /// Nothing where nobody is asked.
+    fn approvals(&self) -> Option<Value> {
+        let (pending, oldest_ms) = self.health.approvals()?.waiting();
+        Some(json!({ "pending": pending, "oldest_ms": oldest_ms }))
     }
 
     fn drain(&self, now_ms: u64) -> Value {

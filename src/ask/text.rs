@@ -19,7 +19,8 @@ pub fn clean(text: &str) -> String {
     clean
 }
 
-fn is_harmless(c: char) -> bool {
+/// Whether it neither steers a terminal nor is unseen nor turns others around.
+pub fn is_harmless(c: char) -> bool {
     let steers = c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

@@ -105,7 +105,7 @@ impl CancelArgs {
 ///
 /// # Errors
 /// That the command line makes no sense.
-fn node(args: &NodeArgs, settings: &HttpSettings) -> Result<Node, Exit> {
+pub(super) fn node(args: &NodeArgs, settings: &HttpSettings) -> Result<Node, Exit> {
     let address = ask::address(args.admin.as_deref(), settings).map_err(|problem| {
         print::error(&problem);
         Exit::Usage
@@ -209,7 +209,8 @@ pub(super) async fn top(args: TopArgs, settings: &HttpSettings, output: OutputFo
     Exit::Ok
 }
 
-fn complain(silence: &Silence) -> Exit {
+/// Says why there is no answer.
+pub(super) fn complain(silence: &Silence) -> Exit {
     print::error(&silence.to_string());
     match silence {
         Silence::NoAnswer(..) => Exit::Unavailable,

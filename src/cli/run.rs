@@ -56,7 +56,9 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             control.measure(Arc::clone(&metrics) as _);
             log.with_meter(metrics)
         });
-        let admin_tls = match AdminTls::new(&settings.http.admin_tls) {
+        let tls = AdminTls::new(&settings.http.admin_tls)
+            .and_then(|admin| Ok((admin, AdminTls::of_approvals(&settings.http.approval_tls)?)));
+        let (admin_tls, approval_tls) = match tls {
             Ok(tls) => tls,
             Err(unusable) => {
                 log.emit(events::fatal(&unusable.to_string()));
@@ -66,6 +68,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         let told = Told {
             journal: Journal::default(),
             admin_tls: admin_tls.clone(),
+            approval_tls: approval_tls.clone(),
             features: flags::for_log(loaded, &in_force),
             slots_keys: ResourceClass::ALL
                 .map(|class| (class.as_str(), in_force.slots_key(class).to_owned()))
@@ -80,6 +83,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
         }
         let extras = Extras {
             sandbox: settings.worker.sandbox.clone(),
+            approvals: settings.approvals.enabled,
             vault: vault(settings, log),
             providers: providers(settings),
             ..Extras::default()
@@ -91,7 +95,7 @@ pub(super) fn serve(loaded: &Loaded, sources: &Sources) -> Exit {
             vault: extras.vault.clone(),
             providers: extras.providers.clone(),
             metrics: metrics.clone(),
-            admin_tls,
+            certificates: [admin_tls, approval_tls].into_iter().flatten().collect(),
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {
             Ok(blocks) => on(&system, log, async {
@@ -166,6 +170,7 @@ pub(super) fn exec(loaded: &Loaded, args: ExecArgs) -> Exit {
             let extras = Extras {
                 health_target: Some((exec_command::HEALTH_HOST.to_owned(), health)),
                 sandbox: settings.worker.sandbox.clone(),
+                approvals: settings.approvals.enabled,
                 vault: vault(settings, log),
                 providers: providers(settings),
                 ..Extras::default()
@@ -193,6 +198,7 @@ fn dry_run(loaded: &Loaded, input: Input) -> Exit {
         let extras = Extras {
             sandbox: settings.worker.sandbox.clone(),
             providers: providers(settings),
+            approvals: settings.approvals.enabled,
             ..Extras::default()
         };
         match caf_blocks::build(&settings.blocks, operation_limits(&in_force), extras) {

@@ -1,4 +1,5 @@
-//! The pages of the admin port: `/` for people, `/status`, `/explain/{assignment_id}` and `POST /v1/cancel` for programs.
+//! The pages of the admin port: `/` for people, `/status`, `/explain/{assignment_id}` and `POST /v1/cancel` for programs;
+//! [`super::approvals`] has its own.
 //!
 //! Neighbours: `serve` opens the port, [`super::guard`] stands before the pages, [`crate::admin`] has the answers. The page
 //! at `/` is one file that asks the other two; what it may do is said by its policy.
@@ -9,14 +10,14 @@ use actix_web::middleware::from_fn;
 use actix_web::{HttpRequest, HttpResponse, web};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
-use tokio::time::timeout;
 use url::form_urlencoded;
 
-use super::REQUEST_LIMIT;
-use super::connection::BODY_LIMIT;
+use super::approvals;
+use super::body::read_body;
 use super::guard::Guard;
 use crate::admin::Admin;
 use crate::admin::cancel::NotCancelled;
+use crate::approvals::Desk;
 
 /// The page. Each answer puts a number that is used once in place of [`NONCE`].
 const PAGE: &str = include_str!("page.html");
@@ -31,22 +32,31 @@ const MAX_ASKED_BYTES: usize = 1_024;
 pub const CONNECTIONS: usize = 64;
 
 /// Puts the pages where they belong.
-pub fn pages(admin: Admin, guard: Guard) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
-    let admin = web::Data::new(admin);
+pub fn pages(
+    admin: Admin,
+    desk: Desk,
+    guard: Guard,
+) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
+    let (admin, desk) = (web::Data::new(admin), web::Data::new(desk));
     move |config| {
         let guard = guard.clone();
         let guarded = web::scope("")
             .wrap(from_fn(move |request, next| guard.clone().pass(request, next)))
-            .route("/", web::route().to(page))
+            .route("/", web::route().to(|| async { page_of(PAGE) }))
             .route("/status", web::route().to(status))
             .route("/explain/{assignment_id:.*}", web::route().to(explain))
             .route("/v1/cancel", web::route().to(cancel))
+            .configure(approvals::routes)
             .default_service(web::to(nothing_here));
-        config.app_data(admin.clone()).service(guarded);
+        config
+            .app_data(admin.clone())
+            .app_data(desk.clone())
+            .service(guarded);
     }
 }
 
-async fn page() -> HttpResponse {
+/// One of the port's pages, with what it may do.
+pub(super) fn page_of(page: &str) -> HttpResponse {
     let nonce = uuid::Uuid::new_v4().simple().to_string();
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
@@ -54,7 +64,7 @@ async fn page() -> HttpResponse {
     );
     let mut response = HttpResponse::Ok()
         .content_type("text/html; charset=utf-8")
-        .body(PAGE.replace(NONCE, &nonce));
+        .body(page.replace(NONCE, &nonce));
     if let Ok(policy) = HeaderValue::try_from(policy) {
         response
             .headers_mut()
@@ -95,21 +105,9 @@ async fn explain(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse 
 
 async fn cancel(request: HttpRequest, payload: web::Payload, admin: web::Data<Admin>) -> HttpResponse {
     let said = |status: StatusCode, error: &str| HttpResponse::build(status).json(json!({ "error": error }));
-    // Without a length nothing of it is passed on: see the connection.
-    let length = request.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    match length {
-        None => return said(StatusCode::LENGTH_REQUIRED, "the request needs a Content-Length"),
-        Some(length) if length > BODY_LIMIT => {
-            let error = format!("a request has at most {BODY_LIMIT} bytes");
-            return said(StatusCode::PAYLOAD_TOO_LARGE, &error);
-        }
-        Some(_) => {}
-    }
-    let body = match timeout(REQUEST_LIMIT, payload.to_bytes_limited(BODY_LIMIT)).await {
-        Ok(Ok(Ok(body))) => body,
-        Ok(_) => return said(StatusCode::BAD_REQUEST, "the request broke off"),
-        Err(_) => return said(StatusCode::REQUEST_TIMEOUT, "the request did not come in time"),
+    let body = match read_body(&request, payload).await {
+        Ok(body) => body,
+        Err((status, error)) => return said(status, &error),
     };
     match admin.cancel(&body).await {
         Ok(answer) => HttpResponse::Ok().json(answer),
@@ -123,6 +121,6 @@ async fn cancel(request: HttpRequest, payload: web::Payload, admin: web::Data<Ad
 
 async fn nothing_here() -> HttpResponse {
     HttpResponse::NotFound().json(json!({
-        "error": "there is nothing here: see /, /status, /explain/<assignment id> and POST /v1/cancel"
+        "error": "there is nothing here: see /, /status, /explain/<assignment id>, /approvals, /v1/approvals and POST /v1/cancel"
     }))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use actix_web::dev::ServiceRequest;
 use actix_web::http::{Method, StatusCode};
 use caf_actors::events::Log;
-use caf_actors::events::admin::{Call, Caller, Loudness, called, kept_out};
+use caf_actors::events::admin::{Call, Caller, Loudness, Watched, called, kept_out};
 use tokio::time::Instant;
 
 use super::peers::{Peer, Peers};
@@ -22,6 +22,8 @@ pub struct Audit {
     pub peers: Peers,
     /// Where lines go.
     pub log: Log,
+    /// Whose they are.
+    pub port: Watched,
 }
 
 /// Who asks.
@@ -95,7 +97,8 @@ impl Audit {
             true => Loudness::Aloud,
             false => Loudness::Softly,
         };
-        self.log.emit(kept_out(&asker.caller(false), why, loudness));
+        self.log
+            .emit(kept_out(self.port, &asker.caller(false), why, loudness));
     }
 
     fn loudness(&self, peer: Peer, method: &Method, status: StatusCode) -> Loudness {

@@ -1,5 +1,6 @@
 //! Who may ask the admin port: the right host name, the token where one is set, and a method that suits the page. What
-//! changes something is asked for with POST, by programs only: never by a browser, whatever page it shows.
+//! changes something is asked for with POST and JSON, by programs; by a browser only what the port's own page offers, and
+//! only from that page.
 //!
 //! Neighbours: [`super::admin`] puts it before its pages. A page of another site that a browser was led to cannot read
 //! answers (no CORS), nor pretend to be of this site: a name that was bound to this address (DNS rebinding) is not one of
@@ -18,13 +19,14 @@ use caf_protocol::ids::sha256;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::approvals;
 use super::audit::{Asker, Audit};
 
-/// The page that needs no token: it holds nothing, and asks for the token.
-const OPEN_PATH: &str = "/";
+/// The pages that need no token: they hold nothing, and ask for the token.
+const OPEN_PATHS: [&str; 2] = ["/", approvals::PAGE_PATH];
 
-/// Pages that change something. They are asked with POST, all others with GET or HEAD.
-pub const CHANGING: [&str; 1] = ["/v1/cancel"];
+/// Where something is changed by programs only: no page offers it.
+const BY_PROGRAMS: [&str; 1] = ["/v1/cancel"];
 
 /// What every answer of the port says to browsers.
 const ALWAYS: [(HeaderName, &str); 6] = [
@@ -90,28 +92,26 @@ impl Guard {
     /// # Errors
     /// Why it is refused.
     pub fn judge(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
-        let changes = CHANGING.contains(&path);
+        let by_programs = BY_PROGRAMS.contains(&path);
+        let changes = by_programs || approvals::changes(path);
         if changes && method != Method::POST {
             return Err(Refused::NotPost);
         }
         if !changes && method != Method::GET && method != Method::HEAD {
             return Err(Refused::Method);
         }
-        let mut hosts = headers.get_all(header::HOST);
-        let is_ours = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => host.to_str().is_ok_and(|host| self.is_ours(host)),
-            _ => false,
-        };
-        if !is_ours {
-            return Err(Refused::Host);
-        }
-        if path != OPEN_PATH && !self.has_token(headers) {
+        let host = only(headers, &header::HOST).filter(|host| self.is_ours(host));
+        let host = host.ok_or(Refused::Host)?;
+        if !OPEN_PATHS.contains(&path) && !self.has_token(headers) {
             return Err(Refused::Token);
         }
-        match changes {
-            true => judge_change(headers),
-            false => Ok(()),
+        if !changes {
+            return Ok(());
         }
+        if is_of_browser(headers) && (by_programs || !is_from_own_page(headers, host)) {
+            return Err(Refused::Browser);
+        }
+        judge_change(headers)
     }
 
     /// Whether a `Host` header names this port: an address, `localhost`, or a configured name.
@@ -196,12 +196,35 @@ impl Guard {
     }
 }
 
-/// A browser says with each POST where it comes from; and no page can make one send JSON elsewhere without asking first, with
-/// a method that is refused here.
-fn judge_change(headers: &HeaderMap) -> Result<(), Refused> {
-    if headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site") {
-        return Err(Refused::Browser);
+/// The value of a header that is there once, as text.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut all = headers.get_all(name);
+    match (all.next(), all.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
     }
+}
+
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// A browser says with each POST where it comes from.
+fn is_of_browser(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN) || headers.contains_key(FETCH_SITE)
+}
+
+/// Whether a browser says that a page of this very host and port has sent it. A name that is not ours (DNS rebinding) was
+/// refused before. Whether `http` or `https` is the proxy's affair.
+fn is_from_own_page(headers: &HeaderMap, host: &str) -> bool {
+    let same_site = !headers.contains_key(FETCH_SITE) || only(headers, &FETCH_SITE) == Some("same-origin");
+    let origin = only(headers, &header::ORIGIN).and_then(|origin| origin.split_once("://"));
+    same_site
+        && origin.is_some_and(|(scheme, authority)| {
+            matches!(scheme, "http" | "https") && authority.eq_ignore_ascii_case(host)
+        })
+}
+
+/// No page can make a browser send JSON elsewhere without asking first, with a method that is refused here.
+fn judge_change(headers: &HeaderMap) -> Result<(), Refused> {
     let mut kinds = headers.get_all(header::CONTENT_TYPE);
     let is_json = |kind: &HeaderValue| {
         let kind = kind.to_str().unwrap_or_default();
@@ -235,7 +258,7 @@ impl Refused {
             ),
             Self::Browser => (
                 StatusCode::FORBIDDEN,
-                "a request of a browser (it has an Origin) changes nothing here",
+                "a request of a browser (it has an Origin) changes nothing here, but for approvals from their own page",
             ),
             Self::NotJson => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -378,6 +401,75 @@ mod tests {
             assert_eq!(guard.judge(&method, "/", &host), Err(Refused::Method), "{method}");
         }
         assert_eq!(guard.judge(&Method::HEAD, "/", &host), Ok(()));
+    }
+
+    #[test]
+    fn a_browser_decides_from_the_page_of_this_port_only() {
+        let guard = Guard::new(None, &["worker".to_owned()]);
+        let judge = |path: &str, host: &str, said: &[(HeaderName, &str)]| {
+            let json = (header::CONTENT_TYPE, "application/json");
+            let all = [&[(header::HOST, host), json], said].concat();
+            guard.judge(&Method::POST, path, &headers(&all))
+        };
+        let origin = |of: &'static str| (header::ORIGIN, of);
+        let site = |of: &'static str| (FETCH_SITE, of);
+        let path = "/v1/approvals/x/decision";
+        for (host, said) in [
+            ("127.0.0.1:9093", vec![]),
+            ("127.0.0.1:9093", vec![origin("http://127.0.0.1:9093")]),
+            (
+                "[::1]:9093",
+                vec![origin("http://[::1]:9093"), site("same-origin")],
+            ),
+            ("Worker", vec![origin("https://worker"), site("same-origin")]),
+        ] {
+            assert_eq!(judge(path, host, &said), Ok(()), "{said:?}");
+        }
+        for said in [
+            vec![origin("http://127.0.0.1:9094")],
+            vec![origin("http://127.0.0.1")],
+            vec![origin("http://localhost:9093")],
+            vec![origin("null")],
+            vec![origin("")],
+            vec![origin("http://evil.example")],
+            vec![origin("http://evil.example/127.0.0.1:9093")],
+            vec![origin("ftp://127.0.0.1:9093")],
+            vec![origin("http://127.0.0.1:9093"), origin("http://127.0.0.1:9093")],
+            vec![origin("http://127.0.0.1:9093"), site("same-site")],
+            vec![origin("http://127.0.0.1:9093"), site("cross-site")],
+            vec![origin("http://127.0.0.1:9093"), site("none")],
+            vec![
+                origin("http://127.0.0.1:9093"),
+                site("same-origin"),
+                site("same-origin"),
+            ],
+            vec![site("same-origin")],
+            vec![site("none")],
+        ] {
+            assert_eq!(
+                judge(path, "127.0.0.1:9093", &said),
+                Err(Refused::Browser),
+                "{said:?}"
+            );
+        }
+        // A name that was bound to this address, from its own page.
+        let rebound = [origin("http://evil.example"), site("same-origin")];
+        assert_eq!(judge(path, "evil.example", &rebound), Err(Refused::Host));
+        // What no page offers.
+        let own = [origin("http://127.0.0.1:9093"), site("same-origin")];
+        assert_eq!(judge("/v1/cancel", "127.0.0.1:9093", &own), Err(Refused::Browser));
+        let host = headers(&[(header::HOST, "127.0.0.1")]);
+        assert_eq!(guard.judge(&Method::POST, path, &host), Err(Refused::NotJson));
+        assert_eq!(guard.judge(&Method::GET, path, &host), Err(Refused::NotPost));
+        let closed = Guard::new(Some("t"), &[]);
+        assert_eq!(closed.judge(&Method::GET, "/approvals", &host), Ok(()));
+        for wants_token in ["/v1/approvals", "/v1/approvals/x", "/approvals/", "/approvalsx"] {
+            assert_eq!(
+                closed.judge(&Method::GET, wants_token, &host),
+                Err(Refused::Token),
+                "{wants_token}"
+            );
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpResponse, web};
+use caf_actors::approvals::Approvals;
 use caf_actors::breakers::Breakers;
 use caf_actors::claims::Claims;
 use caf_actors::event_loop::LoopClock;
@@ -160,6 +161,11 @@ impl Health {
     /// What is left alone because it keeps failing; nothing before the tree is built.
     pub fn breakers(&self) -> Option<&Breakers> {
         self.parts.get().map(|parts| &parts.breakers)
+    }
+
+    /// Questions to people; nothing before the tree is built, or where they are not kept.
+    pub fn approvals(&self) -> Option<&Approvals> {
+        self.parts.get()?.approvals.as_ref()
     }
 
     /// What is held from the broker; nothing before the tree is built.

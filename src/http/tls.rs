@@ -1,4 +1,5 @@
-//! Certificates of the admin port: read from the files of `http.admin_tls`, and exchanged while the port is open.
+//! Certificates of the admin port and of the port of links to approvals: read from the files of `http.admin_tls` and
+//! `http.approval_tls`, and exchanged while the port is open.
 //!
 //! Neighbours: `Port` accepts connections with [`AdminTls::acceptor`]; [`crate::reload`] has the files read again at every
 //! SIGHUP. Clients without a certificate are refused where authorities of clients are set. TLS 1.2 and 1.3, nothing below.
@@ -18,9 +19,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_cert::Certificate;
-use x509_cert::der::Decode as _;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::{Decode as _, Tag, Tagged as _};
+use x509_cert::name::Name;
 
-use crate::settings::admin_tls::{AdminClientSettings, AdminTlsSettings};
+use crate::settings::admin_tls::{AdminClientSettings, AdminTlsSettings, ApprovalTlsSettings};
 
 /// Largest file in bytes; all public authorities together have a quarter of it.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -30,6 +33,8 @@ pub const SOON: Duration = Duration::from_secs(30 * 24 * 3_600);
 const MAX_SUBJECT_CHARS: usize = 128;
 /// What is said of a certificate that has ended.
 pub const OVER: &str = "the certificate is over: clients refuse it";
+/// Common name (RFC 5280, A.1).
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 /// Seconds of a day.
 const DAY_SECS: i64 = 24 * 3_600;
 
@@ -38,7 +43,7 @@ const DAY_SECS: i64 = 24 * 3_600;
 #[error("{key} ({}): {rule}", file.display())]
 pub struct Unusable {
     /// The setting that names it.
-    pub key: &'static str,
+    pub key: String,
     /// The file.
     pub file: PathBuf,
     /// What it must be.
@@ -49,6 +54,8 @@ pub struct Unusable {
 #[derive(Debug, Clone)]
 pub struct Identity {
     config: Arc<ServerConfig>,
+    /// Section of the settings that names its files.
+    pub section: &'static str,
     /// End of the certificate.
     pub not_after: SystemTime,
     /// Its file.
@@ -60,29 +67,30 @@ impl Identity {
     ///
     /// # Errors
     /// The first file that cannot be used.
-    pub fn read(settings: &AdminTlsSettings) -> Result<Option<Self>, Unusable> {
+    pub fn read(section: &'static str, settings: &AdminTlsSettings) -> Result<Option<Self>, Unusable> {
         let (Some(cert_file), Some(key_file)) = (&settings.cert_file, &settings.key_file) else {
             return Ok(None);
         };
-        let (cert_key, key_key) = ("http.admin_tls.cert_file", "http.admin_tls.key_file");
-        let chain = certificates(cert_key, cert_file)?;
+        let (cert_key, key_key) = (format!("{section}.cert_file"), format!("{section}.key_file"));
+        let chain = certificates(&cert_key, cert_file)?;
         let not_after = not_after(&chain[0]).ok_or_else(|| Unusable {
             key: cert_key,
             file: cert_file.clone(),
             rule: "must hold a certificate that can be read".to_owned(),
         })?;
-        let key = private_key(key_key, key_file)?;
+        let key = private_key(&key_key, key_file)?;
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("ring implements the default protocol versions");
         let builder = match &settings.client_ca_file {
             None => builder.with_no_client_auth(),
             Some(file) => {
-                let roots = Arc::new(authorities("http.admin_tls.client_ca_file", file)?);
+                let ca_key = format!("{section}.client_ca_file");
+                let roots = Arc::new(authorities(&ca_key, file)?);
                 let provider = Arc::new(ring::default_provider());
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
                 builder.with_client_cert_verifier(verifier.map_err(|error| Unusable {
-                    key: "http.admin_tls.client_ca_file",
+                    key: ca_key,
                     file: file.clone(),
                     rule: error.to_string(),
                 })?)
@@ -98,6 +106,7 @@ impl Identity {
         })?;
         Ok(Some(Self {
             config: Arc::new(config),
+            section,
             not_after,
             cert_file: cert_file.clone(),
         }))
@@ -117,18 +126,37 @@ impl Identity {
 /// What is in force. Clones share it.
 #[derive(Clone)]
 pub struct AdminTls {
+    section: &'static str,
     settings: AdminTlsSettings,
     identity: Live<Identity>,
 }
 
 impl AdminTls {
-    /// The port of these settings; nothing where it is not encrypted.
+    /// The admin port of these settings; nothing where it is not encrypted.
     ///
     /// # Errors
     /// The first file that cannot be used.
     pub fn new(settings: &AdminTlsSettings) -> Result<Option<Self>, Unusable> {
-        let identity = Identity::read(settings)?;
+        Self::of("http.admin_tls", settings)
+    }
+
+    /// The port of links to approvals; nothing where it is not encrypted.
+    ///
+    /// # Errors
+    /// The first file that cannot be used.
+    pub fn of_approvals(settings: &ApprovalTlsSettings) -> Result<Option<Self>, Unusable> {
+        let settings = AdminTlsSettings {
+            cert_file: settings.cert_file.clone(),
+            key_file: settings.key_file.clone(),
+            client_ca_file: None,
+        };
+        Self::of("http.approval_tls", &settings)
+    }
+
+    fn of(section: &'static str, settings: &AdminTlsSettings) -> Result<Option<Self>, Unusable> {
+        let identity = Identity::read(section, settings)?;
         Ok(identity.map(|identity| Self {
+            section,
             settings: settings.clone(),
             identity: Live::new(identity),
         }))
@@ -149,9 +177,9 @@ impl AdminTls {
     /// # Errors
     /// The first file that cannot be used, or that its certificate is over.
     pub fn read_again(&self) -> Result<Option<Identity>, Unusable> {
-        match Identity::read(&self.settings)? {
+        match Identity::read(self.section, &self.settings)? {
             Some(read) if read.not_after <= SystemTime::now() => Err(Unusable {
-                key: "http.admin_tls.cert_file",
+                key: format!("{}.cert_file", self.section),
                 file: read.cert_file,
                 rule: OVER.to_owned(),
             }),
@@ -170,6 +198,8 @@ impl AdminTls {
 pub struct Certified {
     /// Who it is, as the certificate says.
     pub subject: String,
+    /// The name of that: its one common name, or without one the whole subject.
+    pub name: String,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
 }
@@ -177,17 +207,35 @@ pub struct Certified {
 impl Certified {
     /// Of a certificate that the handshake has verified.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        let subject = Certificate::from_der(certificate).map(|read| read.tbs_certificate.subject.to_string());
+        let read = Certificate::from_der(certificate).map(|read| read.tbs_certificate.subject);
+        let shown = |text: &str| {
+            let seen = text.chars().filter(|c| !c.is_control());
+            seen.take(MAX_SUBJECT_CHARS).collect::<String>()
+        };
+        let subject = shown(&read.as_ref().map(ToString::to_string).unwrap_or_default());
+        let name = read.ok().and_then(|read| common_name(&read));
         Self {
-            subject: subject
-                .unwrap_or_default()
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(MAX_SUBJECT_CHARS)
-                .collect(),
+            name: name.map_or_else(|| subject.clone(), |name| shown(&name)),
+            subject,
             fingerprint: sha256(certificate),
         }
     }
+}
+
+/// The common name of a subject that has just one.
+fn common_name(subject: &Name) -> Option<String> {
+    let parts = subject.0.iter().flat_map(|part| part.0.iter());
+    let mut names = parts.filter(|part| part.oid == COMMON_NAME);
+    let (name, None) = (names.next()?, names.next()) else {
+        return None;
+    };
+    let is_text = matches!(
+        name.value.tag(),
+        Tag::Utf8String | Tag::PrintableString | Tag::Ia5String
+    );
+    let text = str::from_utf8(name.value.value()).ok().filter(|_| is_text)?;
+    // One that would have to be changed to be shown is nobody's name.
+    (!text.chars().any(char::is_control)).then(|| text.to_owned())
 }
 
 /// What a command needs to ask an encrypted port: the authorities of the settings, or the public ones.
@@ -211,7 +259,7 @@ pub fn client_config(settings: &AdminClientSettings) -> Result<ClientConfig, Unu
     builder
         .with_client_auth_cert(chain, key)
         .map_err(|error| Unusable {
-            key: "http.admin_client.key_file",
+            key: "http.admin_client.key_file".to_owned(),
             file: key_file.clone(),
             rule: format!("must be the key of the certificate: {error}"),
         })
@@ -222,11 +270,11 @@ fn not_after(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
     Some(read.tbs_certificate.validity.not_after.to_system_time())
 }
 
-fn authorities(key: &'static str, file: &Path) -> Result<RootCertStore, Unusable> {
+fn authorities(key: &str, file: &Path) -> Result<RootCertStore, Unusable> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(key, file)? {
         roots.add(certificate).map_err(|_| Unusable {
-            key,
+            key: key.to_owned(),
             file: file.to_owned(),
             rule: "must hold usable certificates of authorities only, as PEM".to_owned(),
         })?;
@@ -235,30 +283,30 @@ fn authorities(key: &'static str, file: &Path) -> Result<RootCertStore, Unusable
 }
 
 /// At least one.
-fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     let pem = pem(key, file)?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match read {
         Ok(read) if !read.is_empty() => Ok(read),
         _ => Err(Unusable {
-            key,
+            key: key.to_owned(),
             file: file.to_owned(),
             rule: "must hold a certificate, as PEM".to_owned(),
         }),
     }
 }
 
-fn private_key(key: &'static str, file: &Path) -> Result<PrivateKeyDer<'static>, Unusable> {
+fn private_key(key: &str, file: &Path) -> Result<PrivateKeyDer<'static>, Unusable> {
     PrivateKeyDer::from_pem_slice(&pem(key, file)?).map_err(|_| Unusable {
-        key,
+        key: key.to_owned(),
         file: file.to_owned(),
         rule: "must hold a private key, as PEM".to_owned(),
     })
 }
 
-fn pem(key: &'static str, file: &Path) -> Result<Vec<u8>, Unusable> {
+fn pem(key: &str, file: &Path) -> Result<Vec<u8>, Unusable> {
     let unusable = |rule: String| Unusable {
-        key,
+        key: key.to_owned(),
         file: file.to_owned(),
         rule,
     };

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use caf_actors::approvals::Approvals;
 use caf_actors::block_worker::threads::Threads;
 use caf_actors::breakers::{Breakers, BreakersView};
 use caf_actors::cancellation::Cancellations;
@@ -120,6 +121,7 @@ pub(super) struct Parts {
     publisher: Route<LookAtPublisher>,
     threads: Threads,
     pub(super) breakers: Breakers,
+    pub(super) approvals: Option<Approvals>,
     pub(super) claims: Claims,
     outbox: Option<Outbox>,
     pub(super) leases: LeaseTable,
@@ -142,6 +144,7 @@ impl Parts {
             publisher: tree.publisher.clone(),
             threads: tree.threads.clone(),
             breakers: tree.breakers.clone(),
+            approvals: tree.approvals.clone(),
             claims: tree.claims.clone(),
             outbox: tree.outbox.clone(),
             leases: tree.leases.clone(),

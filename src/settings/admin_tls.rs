@@ -1,4 +1,5 @@
-//! Encryption of the admin port, on both sides: the node that listens there, and the commands that ask it.
+//! Encryption of the admin port, on both sides: the node that listens there, and the commands that ask it; and of the port of
+//! links to approvals.
 //!
 //! Neighbours: [`crate::http::tls`] reads the files for the port, [`crate::ask`] for the commands. Never looks at a file.
 
@@ -36,6 +37,31 @@ impl AdminTlsSettings {
             "must be set when http.admin_tls.client_ca_file is",
         );
         named("client_ca_file", self.client_ca_file.as_ref(), rules);
+    }
+}
+
+/// Section `http.approval_tls`: how the port of links to approvals proves who it is. PEM files, read at the start and again at
+/// every SIGHUP.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApprovalTlsSettings {
+    /// Certificate of the port, followed by those between it and its authority.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+}
+
+impl ApprovalTlsSettings {
+    /// Checks that what belongs together is there.
+    pub fn validate(&self, rules: &mut Rules) {
+        let missing = match self.cert_file {
+            None => "cert_file",
+            Some(_) => "key_file",
+        };
+        let pair = self.cert_file.is_some() == self.key_file.is_some();
+        rules.require(missing, pair, "must be set: certificate and key belong together");
+        named("cert_file", self.cert_file.as_ref(), rules);
+        named("key_file", self.key_file.as_ref(), rules);
     }
 }
 

@@ -16,10 +16,11 @@ use url::Url;
 pub type KeyPath = Vec<String>;
 
 /// Keys whose values are never shown; `*` stands for any name.
-pub const SECRET_KEYS: [&str; 7] = [
+pub const SECRET_KEYS: [&str; 8] = [
     "nats.password",
     "nats.token",
     "http.admin_token",
+    "approvals.links.key",
     "blocks.sql.connections.*.password",
     "worker.tracing.secret_headers",
     "secrets.*.value",

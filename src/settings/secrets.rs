@@ -14,6 +14,7 @@ impl Settings {
             &self.nats.password,
             &self.nats.token,
             &self.http.admin_token,
+            &self.approvals.links.key,
             &self.tenants.policy_store.token,
         ]
         .into_iter()
@@ -79,6 +80,7 @@ mod tests {
         settings.nats.token = Some("nats-token".into());
         settings.tenants.policy_store.token = Some("store-token".into());
         settings.http.admin_token = Some("admin-token".into());
+        settings.approvals.links.key = Some("link-key".into());
         settings.worker.tracing.secret_headers = Some("authorization=Bearer%20otel".into());
         let mut connection = SqlConnectionSettings::new("postgres://u:in-url@h/d?password=queried");
         connection.password = Some("sql-password".into());
@@ -91,6 +93,7 @@ mod tests {
             "admin-token",
             "in-url",
             "in-url",
+            "link-key",
             "nats-password",
             "nats-token",
             "otel",

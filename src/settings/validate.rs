@@ -25,6 +25,7 @@ impl Settings {
         rules.section("limits", |rules| self.limits.validate(rules));
         rules.section("pools", |rules| self.pools.validate(rules));
         rules.section("idempotency", |rules| self.idempotency.validate(rules));
+        rules.section("approvals", |rules| self.approvals.validate(rules));
         rules.section("retry", |rules| self.retry.validate(rules));
         rules.section("tenants", |rules| self.tenants.validate(rules));
         rules.section("queue", |rules| {
@@ -82,10 +83,12 @@ fn check_worker(worker: &WorkerSettings, rules: &mut Rules) {
 
 fn check_http(http: &HttpSettings, rules: &mut Rules) {
     let all = [
-        ("health_addr", &http.health_addr),
-        ("metrics_addr", &http.metrics_addr),
-        ("admin_addr", &http.admin_addr),
+        ("health_addr", Some(&http.health_addr)),
+        ("metrics_addr", Some(&http.metrics_addr)),
+        ("admin_addr", Some(&http.admin_addr)),
+        ("approval_addr", http.approval_addr.as_ref()),
     ];
+    let all = all.into_iter().filter_map(|(key, text)| Some((key, text?)));
     let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
     for (key, text) in all {
         let Ok(address) = text.parse::<SocketAddr>() else {

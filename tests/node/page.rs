@@ -12,9 +12,10 @@ use crate::status::HOSTILE;
 use crate::support::{Node, SOON, wait_answered};
 
 /// What the page says, without what is hidden.
-const TEXT: &str = "document.body.innerText";
+pub(crate) const TEXT: &str = "document.body.innerText";
 
-fn keep(browser: &mut Browser, name: &str) {
+/// Keeps a picture, where that is wanted.
+pub(crate) fn keep(browser: &mut Browser, name: &str) {
     if let Some(directory) = std::env::var_os("PAGE_SCREENSHOTS") {
         let path = PathBuf::from(directory).join(name);
         browser.screenshot(&path).expect("can be kept");
@@ -23,7 +24,7 @@ fn keep(browser: &mut Browser, name: &str) {
 
 /// Nothing is wider than the page.
 #[track_caller]
-fn assert_nothing_overflows(browser: &mut Browser, width: u32) {
+pub(crate) fn assert_nothing_overflows(browser: &mut Browser, width: u32) {
     let wide = "[...document.querySelectorAll('body *')].filter(e => e.getClientRects().length && \
                 e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName + '#' + e.id + '.' + e.className)";
     let wide = browser.evaluate(wide).expect("is evaluated");

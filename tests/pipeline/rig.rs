@@ -361,6 +361,7 @@ impl Rig {
             &in_force,
             blocks,
             Edges {
+                approvals: None,
                 sink: Arc::clone(&sink) as Arc<dyn Sink>,
                 outputs: None,
                 claims,

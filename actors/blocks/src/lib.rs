@@ -1,4 +1,5 @@
-//! What the worker executes: `echo`, `sleep`, `fail`, `http.request`, `fs.blob_put`, `fs.blob_get`, `fs.blob_delete`, `sql.query`.
+//! What the worker executes: `echo`, `sleep`, `fail`, `http.request`, `fs.blob_put`, `fs.blob_get`, `fs.blob_delete`, `sql.query`,
+//! and `human.approval` where it is switched on.
 //!
 //! Neighbours: `caf-protocol` says what a block is; the node builds all of them with [`build`] from its settings
 //! and gives them to the pipeline. This crate knows neither actors nor the broker, never retries (the block worker does),
@@ -12,6 +13,7 @@ mod echo;
 mod fail;
 mod fs;
 mod http;
+mod human;
 mod inputs;
 mod limits;
 mod models;
@@ -53,6 +55,8 @@ pub struct Extras {
     pub vault: Vault,
     /// Who runs models: who holds a clone may replace them while jobs run.
     pub providers: Providers,
+    /// Whether jobs may ask people.
+    pub approvals: bool,
 }
 
 /// Why the blocks cannot be built. All causes are settings: fix them, a retry does not help.
@@ -104,7 +108,7 @@ pub fn build(
 ) -> Result<Blocks, SetupError> {
     settings.validate()?;
     let stage = Stage::new(&extras.sandbox)?;
-    let vault = extras.vault.clone();
+    let (vault, approvals) = (extras.vault.clone(), extras.approvals);
     let providers = extras.providers.clone();
     let http = http::HttpRequest::new(&settings.http, limits, extras);
     let (http, sql) = match (http, sql::SqlQuery::new(&settings.sql, vault.clone())) {
@@ -122,7 +126,7 @@ pub fn build(
         .with(Arc::new(fs::FileFetch::new(&files)));
     let models = models::Shared::new(providers, http.direct(), vault);
     // Whoever adds a block says what it does in the sandbox.
-    let blocks: [(Arc<dyn Block>, Play); 11] = [
+    let mut blocks: Vec<(Arc<dyn Block>, Play)> = vec![
         (Arc::new(echo::Echo::new()), Play::AsItIs),
         (Arc::new(sleep::Sleep::new()), Play::AsItIs),
         (Arc::new(fail::Fail::new()), Play::AsItIs),
@@ -135,6 +139,9 @@ pub fn build(
         (Arc::new(models::Model::text(&models)), Play::Text),
         (Arc::new(models::Model::embedding(&models)), Play::Embedding),
     ];
+    if approvals {
+        blocks.push((Arc::new(human::HumanApproval::new()), Play::Human));
+    }
     let sandbox = stage.rehearsal(&blocks);
     let registry = blocks
         .into_iter()

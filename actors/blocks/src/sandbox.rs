@@ -63,6 +63,8 @@ pub(crate) enum Play {
     Text,
     /// Embeddings of a model.
     Embedding,
+    /// An answer of people.
+    Human,
 }
 
 /// What all stand-ins share.
@@ -244,6 +246,11 @@ impl Rehearsed {
         }
         let what = format!("failure {}", context.attempt);
         let rate = self.stage.settings.failures.rate(self.play);
+        if self.play == Play::Human {
+            // A rejection is an answer, and no failure.
+            let rejected = self.chance(context, &what).happens(rate);
+            return Ok(made::approval(rejected, &mut self.chance(context, "outputs")));
+        }
         if self.chance(context, &what).happens(rate) {
             return Err(made::failure(self.play));
         }

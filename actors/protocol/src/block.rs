@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 pub use tokio_util::sync::CancellationToken;
 
+use crate::approval::Question;
 use crate::endpoint::Endpoint;
 use crate::ids::Correlation;
 use crate::limit::{Operation, OperationLimit};
@@ -151,6 +152,12 @@ pub trait Task: Send + Sync + 'static {
     /// The model that its attempts call, if they do: each is then one span and one count of its own, by what the attempt
     /// writes into [`BlockContext::model_call`].
     fn model(&self) -> Option<ModelTarget> {
+        None
+    }
+
+    /// What it asks people, if that is all it does. It is set aside then until they have answered, and never run; where
+    /// questions cannot be kept, it is run, and says so.
+    fn question(&self) -> Option<&Question> {
         None
     }
 

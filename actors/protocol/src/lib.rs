@@ -11,6 +11,7 @@
 //! [`secret`] is what nobody may read; [`sqlite_heap`] says when jobs must make room; [`trace_context`] is who called and what is passed on.
 
 pub mod ack;
+pub mod approval;
 pub mod assignment;
 pub mod block;
 pub mod cancel;

@@ -322,6 +322,22 @@ impl Fleet {
         noted.map(|_| Some(record))
     }
 
+    /// Notes where the result is of an assignment that nobody works on any more: it was set aside, and is answered now.
+    /// Nothing when nobody remembers it.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing was noted.
+    pub async fn tell_outcome(&self, key: &AssignmentKey, outcome: &OutcomeRef) -> Result<(), StoreError> {
+        let found = self.store.read(key).await?;
+        match found.record {
+            Some(mut record) if record.is_set_aside() => {
+                record.outcome = Some(outcome.clone());
+                self.store.write(key, &record, found.revision).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes over the claim behind a result that a process stored before it ended. Nothing when the result must not be
     /// published any more.
     ///

@@ -197,6 +197,12 @@ impl ClaimRecord {
         ack.is_some_and(|ack| ack["message"] == RejectReason::QuotaExceeded.as_str())
     }
 
+    /// Whether nobody works on it any more although it is not answered: its question waits for people.
+    pub fn is_set_aside(&self) -> bool {
+        let nowhere = |outcome: &OutcomeRef| outcome.hash.is_empty() && outcome.position.is_none();
+        self.state == ClaimState::Finished && self.outcome.as_ref().is_some_and(nowhere)
+    }
+
     /// What `claimant` may do about an assignment that is claimed like this.
     pub fn judge(&self, claimant: &Claimant, word: OwnerWord) -> Judgement {
         match (self.state, word) {

@@ -72,9 +72,22 @@ pub fn called(caller: &Caller, call: &Call<'_>, loudness: Loudness) -> Event {
         )
 }
 
+/// A port that tells who was kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// For operators.
+    Admin,
+    /// Of links to approvals.
+    Approvals,
+}
+
 /// A connection was closed before anything could be asked.
-pub fn kept_out(caller: &Caller, why: &str, loudness: Loudness) -> Event {
-    of_caller(Event::new(loudness.level(), "Admin connection refused"), caller).with("reason", why)
+pub fn kept_out(port: Watched, caller: &Caller, why: &str, loudness: Loudness) -> Event {
+    let message = match port {
+        Watched::Admin => "Admin connection refused",
+        Watched::Approvals => "Approval connection refused",
+    };
+    of_caller(Event::new(loudness.level(), message), caller).with("reason", why)
 }
 
 fn of_caller(event: Event, caller: &Caller) -> Event {
@@ -89,18 +102,26 @@ fn of_caller(event: Event, caller: &Caller) -> Event {
     }
 }
 
-/// The port's certificate was read, and is in force. `soon`: it ends within a month.
-pub fn certificate_in_force(file: &str, not_after: &str, days_left: i64, soon: bool) -> Event {
-    let (level, message) = match (days_left < 0, soon) {
-        (true, _) => (
+/// The certificate of a port was read, and is in force. `section`: of the settings, that names it; `soon`: it ends within a
+/// month.
+pub fn certificate_in_force(section: &str, file: &str, not_after: &str, days_left: i64, soon: bool) -> Event {
+    let of_admin = section == "http.admin_tls";
+    let (level, message) = match (days_left < 0, soon, of_admin) {
+        (true, _, true) => (
             Level::Error,
             "The admin port's certificate is over: clients refuse it",
         ),
-        (false, true) => (Level::Warn, "The admin port's certificate ends soon"),
-        (false, false) => (Level::Info, "Admin certificate in force"),
+        (true, _, false) => (
+            Level::Error,
+            "The approval port's certificate is over: browsers refuse it",
+        ),
+        (false, true, true) => (Level::Warn, "The admin port's certificate ends soon"),
+        (false, true, false) => (Level::Warn, "The approval port's certificate ends soon"),
+        (false, false, true) => (Level::Info, "Admin certificate in force"),
+        (false, false, false) => (Level::Info, "Approval certificate in force"),
     };
     Event::new(level, message)
-        .with("key", "http.admin_tls.cert_file")
+        .with("key", format!("{section}.cert_file"))
         .with("file", file)
         .with("not_after", not_after)
         .with("days_left", days_left)

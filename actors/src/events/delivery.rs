@@ -17,7 +17,7 @@ const CONFIRM_BUCKETS_MS: &[u64] = &[
 /// Every row of the table in ARCHITECTURE.md.
 pub const ROWS: &[&str] = &[
     "1", "2", "3", "4", "4b", "5", "6", "7", "8", "8b", "9", "10", "10b", "10c", "11", "12", "13", "14",
-    "15", "16", "17",
+    "15", "16", "17", "18",
 ];
 /// Kinds of duplicates.
 pub const DUPLICATE_KINDS: &[&str] = &["held", "copy", "elsewhere", "uncertain", "finished"];

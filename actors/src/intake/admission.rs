@@ -50,6 +50,7 @@ impl Intake {
             // What is learnt may take a while: place and share are for others meanwhile.
             drop(admitted.take());
             case.holdings.share = Share::default();
+            case.reservation = None;
             let learnt = match found {
                 Ok(found) => self.learn(&fleet, &claimant, found, &mut case).await,
                 Err(error) => Err(error),
@@ -143,7 +144,7 @@ impl Intake {
         if row == Row::Run && case.holdings.cancel.asked().is_some() {
             return self.carry_out(case, Row::Cancelled, None);
         }
-        let too_late = self.parts.status.is_draining() && row == Row::Run;
+        let too_late = self.parts.status.is_draining() && matches!(row, Row::Run | Row::Park);
         if too_late {
             let verdict = Verdict::Nak {
                 delay_ms: HAND_BACK_DELAY_MS,

@@ -26,6 +26,9 @@ pub struct Facts<'a> {
     pub quarantined: bool,
     /// Row 17: too many attempts at it ended without a result.
     pub exhausted: bool,
+    /// Row 18: it asks people, and questions can be kept. How its question ends, by a cancellation or by its time too, is
+    /// then settled where the question is kept, and nowhere else: it may be there already.
+    pub asks: bool,
     /// Whether the node shuts down.
     pub draining: bool,
     /// Whether a broker will deliver it again if it is handed back.
@@ -94,6 +97,7 @@ impl<'a> Facts<'a> {
             standing: StandingFact::Free,
             quarantined: false,
             exhausted: false,
+            asks: false,
             draining: false,
             redeliverable: true,
             refusal,
@@ -185,6 +189,8 @@ pub enum Row {
     Cancelled,
     /// 8b: accepted and timed out at once.
     Expired,
+    /// 18: accepted and set aside until people have answered.
+    Park,
     /// The job runs; 6, 7, 8 or 9 follow.
     Run,
 }
@@ -222,6 +228,7 @@ impl Row {
             Self::Defer { .. } => "5",
             Self::Cancelled => "9",
             Self::Expired => "8b",
+            Self::Park => "18",
             Self::Run => "6",
         }
     }
@@ -249,6 +256,7 @@ impl Row {
                 | Self::Defer { .. }
                 | Self::Cancelled
                 | Self::Expired
+                | Self::Park
                 | Self::Run
         )
     }
@@ -267,6 +275,7 @@ impl Row {
             Self::Defer { .. } => "deferred",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
+            Self::Park => "parked",
             Self::Run => "run",
         }
     }
@@ -304,7 +313,7 @@ pub fn decide_with_place(
     ask_pool: impl FnOnce() -> Option<Admitted>,
 ) -> (Row, Option<Admitted>, Share) {
     match decide(&facts) {
-        Row::Run => {
+        row @ (Row::Run | Row::Park) => {
             let share = match ask_quotas() {
                 Ok(share) => share,
                 Err(exceeded) => {
@@ -312,6 +321,9 @@ pub fn decide_with_place(
                     return (decide(&facts), None, Share::default());
                 }
             };
+            if row == Row::Park {
+                return (row, None, share);
+            }
             let admitted = ask_pool();
             facts.pool = match &admitted {
                 Some(Admitted::Taken(_)) => PoolFact::Room,
@@ -341,13 +353,13 @@ pub fn decide(facts: &Facts<'_>) -> Row {
         StandingFact::ElsewhereSameMessage => return Row::ComeBack,
         StandingFact::Free => {}
     }
-    if facts.quarantined {
+    if facts.quarantined && !facts.asks {
         return give_up(
             RejectReason::Quarantined,
             "the assignment ended the process of every worker that ran it, the last time with nothing beside it",
         );
     }
-    if facts.exhausted {
+    if facts.exhausted && !facts.asks {
         return give_up(
             RejectReason::AttemptsExhausted,
             "every attempt ended without a result, and no attempt is left (nats.max_deliver)",
@@ -374,6 +386,10 @@ pub fn decide(facts: &Facts<'_>) -> Row {
             failure,
             dead_letter: true,
         };
+    }
+    // What was refused before stays refused: the acknowledgement may be out.
+    if facts.asks && facts.pool == PoolFact::Room && over_quota(&facts.quota).is_none() {
+        return Row::Park;
     }
     // Before time is looked at: who has asked for it is told that it was done.
     if facts.cancelled {
@@ -426,6 +442,7 @@ mod tests {
             standing: StandingFact::Finished,
             quarantined: true,
             exhausted: true,
+            asks: false,
             draining: true,
             redeliverable: true,
             refusal: Some(refusal),
@@ -503,6 +520,45 @@ mod tests {
         assert_eq!(decide(&facts), Row::Defer { delay_ms: 7 });
         facts.pool = PoolFact::Room;
         assert_eq!(decide(&facts), Row::Run);
+    }
+
+    #[test]
+    fn what_asks_people_is_set_aside_whatever_became_of_earlier_attempts_and_asks_no_pool() {
+        let fresh = || Facts {
+            asks: true,
+            ..Facts::of_new(None, true)
+        };
+        let late = Facts {
+            quarantined: true,
+            exhausted: true,
+            cancelled: true,
+            expired: true,
+            ..fresh()
+        };
+        assert_eq!(decide(&late), Row::Park);
+        let (row, admitted, _) =
+            decide_with_place(fresh(), || Ok(Share::default()), || panic!("no place is taken"));
+        assert_eq!((row.number(), admitted.is_none()), ("18", true));
+        let draining = Facts {
+            draining: true,
+            ..fresh()
+        };
+        assert_eq!(decide(&draining), Row::HandBack);
+        let strange = Facts {
+            tenant_allowed: false,
+            ..fresh()
+        };
+        assert_eq!(decide(&strange).number(), "3");
+        let refused = Facts {
+            quota: QuotaFact::RefusedBefore,
+            ..fresh()
+        };
+        assert_eq!(decide(&refused).number(), "4b");
+        let refused = Facts {
+            pool: PoolFact::Full,
+            ..fresh()
+        };
+        assert_eq!(decide(&refused).number(), "4");
     }
 
     #[test]

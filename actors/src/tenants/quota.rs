@@ -28,11 +28,13 @@ pub enum Quota {
     BytesIn,
     /// Bytes of results per second.
     BytesOut,
+    /// Questions to people that wait for an answer.
+    Approvals,
 }
 
 impl Quota {
     /// All, in the order in which they are looked at.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Queued,
         Self::HeldBytes,
         Self::Memory,
@@ -40,6 +42,7 @@ impl Quota {
         Self::BytesOut,
         Self::BytesIn,
         Self::Rate,
+        Self::Approvals,
     ];
 
     /// In results, lines and labels.
@@ -52,6 +55,7 @@ impl Quota {
             Self::Rate => "rate",
             Self::BytesIn => "bytes_in",
             Self::BytesOut => "bytes_out",
+            Self::Approvals => "approvals",
         }
     }
 
@@ -65,6 +69,8 @@ impl Quota {
             Self::Rate => "rate_per_s",
             Self::BytesIn => "max_bytes_in_per_s",
             Self::BytesOut => "max_bytes_out_per_s",
+            // Of section `approvals`: it is the same for all tenants.
+            Self::Approvals => "max_pending_per_tenant",
         }
     }
 }

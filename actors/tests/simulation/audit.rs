@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use caf_actors::approvals::record::Entry;
 use caf_actors::claims::record::{ClaimRecord, ClaimState};
 use caf_actors::pool::policy::Policy;
 use caf_actors::pool::room::Admission;
 use caf_actors::settings::SubjectSettings;
 use caf_actors::sink::Outgoing;
+use caf_protocol::approval::Standing;
 use caf_protocol::assignment::{MAX_DEADLINE_MS, Reading};
 use caf_protocol::cancel::CancelOutcome;
 use caf_protocol::headers::MESSAGE_ID;
@@ -155,10 +157,74 @@ impl World {
         }
     }
 
+    /// A question is written. It is settled once, and what is said to its assignment never changes.
+    pub(crate) fn check_approval(&mut self, key: &str, before: Option<&Entry>, after: &Entry) {
+        let spec = self.audit.by_key[key];
+        let settled = before.filter(|before| before.standing != Standing::Pending);
+        if settled.is_some_and(|before| before.standing != after.standing || before.result != after.result) {
+            return self.fail(format!("the question of assignment {spec} is settled twice"));
+        }
+        if before.is_some_and(|before| before.answered.is_some()) {
+            return self.fail(format!("the answered question of assignment {spec} is changed"));
+        }
+        if before.is_some_and(|before| before.ack != after.ack) {
+            return self.fail(format!("the acknowledgement of question {spec} is changed"));
+        }
+        if settled.is_none()
+            && let Some(result) = &after.result
+        {
+            let (what, is_due) = match after.standing {
+                Standing::Pending => ("", false),
+                Standing::Decided(_) => (
+                    "a question is decided",
+                    self.scenario.specs[spec].decided.is_some(),
+                ),
+                Standing::Expired { .. } => ("a question is over", true),
+                Standing::Cancelled { .. } => ("a question is cancelled", self.scenario.is_cancelled(spec)),
+            };
+            if !is_due {
+                return self.fail(format!("the question of assignment {spec} is settled by nobody"));
+            }
+            self.audit.count(what);
+            let ledger = &mut self.audit.ledgers[spec];
+            ledger.written.insert(result.payload.clone().into(), "row 18");
+        }
+    }
+
+    /// Somebody tries to decide a question, at any worker, until it is settled.
+    pub(crate) fn request_decision(&mut self, spec: usize) {
+        let key = self.scenario.specs[spec]
+            .key
+            .as_ref()
+            .expect("it asks")
+            .as_str()
+            .to_owned();
+        let entry = self.broker.approvals.get(&key);
+        if entry.is_some_and(|(_, entry)| entry.standing != Standing::Pending) {
+            return;
+        }
+        let is_asked = entry.is_some();
+        self.kernel
+            .after(SECOND, Box::new(move |_, world| world.request_decision(spec)));
+        let alive = self.processes.iter().filter(|process| process.alive);
+        let nodes: Vec<_> = alive.filter_map(|process| process.node.clone()).collect();
+        if !is_asked || nodes.is_empty() || !self.broker.up {
+            return;
+        }
+        let node = nodes[self.kernel.dice.index(nodes.len())].clone();
+        let id = node.id;
+        self.deliver(
+            id,
+            Box::new(move |_, world| drop(world.kernel.spawn(Some(id), node.decide(key)))),
+        );
+    }
+
     /// A message has left the queue: its assignment must be answered, or carried by another message.
     pub(crate) fn check_not_lost(&mut self, spec: usize) {
         let is_carried = self.broker.messages.values().any(|message| message.spec == spec);
-        if !is_carried && !self.audit.ledgers[spec].answered {
+        let key = self.scenario.specs[spec].key.as_ref();
+        let is_kept = key.is_some_and(|key| self.broker.approvals.contains_key(key.as_str()));
+        if !is_carried && !is_kept && !self.audit.ledgers[spec].answered {
             self.fail(format!(
                 "assignment {spec} is lost: its last message was acknowledged, and it has no answer"
             ));
@@ -236,6 +302,9 @@ impl World {
             ledger.results.push(message.payload.clone());
             if ledger.results.len() == 1 {
                 return;
+            }
+            if self.scenario.specs[spec].kind == Kind::Asks {
+                return self.fail(format!("the question of assignment {spec} has two results"));
             }
             let term = ledger.decided.get(&message.payload).copied().flatten();
             let same_term =
@@ -512,6 +581,7 @@ impl World {
             && self.wounds == 0
             && self.audit.to_submit == 0
             && self.broker.messages.is_empty()
+            && self.broker.approvals.values().all(|(_, entry)| entry.answered.is_some())
             // What a process left that has no successor in its slot waits for the next that starts; it is not missing.
             && self.hosts.iter().flatten().all(|disk| disk.locked_by.is_none() || disk.outbox.is_empty() && disk.marks.is_empty())
             && self
@@ -572,6 +642,8 @@ impl World {
         let record = self.broker.claims.get(key.as_str()).map(|(_, record)| record);
         let never_told = match record {
             Some(record) if record.state == ClaimState::Finished => false,
+            // What the question says counts: whoever gets the assignment again asks it first.
+            Some(_) if self.broker.approvals.contains_key(key.as_str()) => false,
             Some(record) if self.is_deceived(Some(record.sequence)) => true,
             Some(_) if ledger.stopped => true,
             _ => return Err(format!("answered, but its claim says {record:?}")),
@@ -602,6 +674,7 @@ impl World {
             "row 9" => {
                 !spec.repeatable && !self.scenario.faults.is_empty() || self.scenario.is_cancelled(number)
             }
+            "row 18" => spec.kind == Kind::Asks,
             "row 14" => ledger.deaths >= self.scenario.rule.max_deaths && ledger.deaths_alone > 0,
             "row 17" => !self.scenario.is_calm || self.has_poison(),
             _ => false,

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use caf_actors::approvals::record::Entry;
+use caf_actors::approvals::store::StoreError as ApprovalError;
 use caf_actors::claims::fleet::{Found, Revision, StoreError};
 use caf_actors::claims::record::{ClaimRecord, OutcomeRef};
 use caf_actors::sink::{Outgoing, Published, Verdict};
@@ -27,6 +29,8 @@ pub(crate) struct Broker {
     pub next_sequence: u64,
     pulls: Vec<Pull>,
     pub claims: BTreeMap<String, (Revision, ClaimRecord)>,
+    /// Questions to people, by the key of their assignment.
+    pub approvals: BTreeMap<String, (Revision, Entry)>,
     revision: Revision,
     /// Answers by message id: position in `stored`.
     ids: BTreeMap<String, usize>,
@@ -76,6 +80,7 @@ impl Broker {
             next_sequence: 1,
             pulls: Vec::new(),
             claims: BTreeMap::new(),
+            approvals: BTreeMap::new(),
             revision: 0,
             ids: BTreeMap::new(),
             stored: Vec::new(),
@@ -284,6 +289,33 @@ impl World {
         });
         self.check_claim(from, key, before.record.as_ref(), &record);
         self.broker.claims.insert(key.to_owned(), (revision, record));
+        Ok(revision)
+    }
+
+    /// Compare-and-set of a question.
+    pub(crate) fn write_approval(
+        &mut self,
+        from: usize,
+        entry: Entry,
+        expected: Revision,
+    ) -> Result<Revision, ApprovalError> {
+        let key = entry.request.approval_id.as_str().to_owned();
+        let before = self.broker.approvals.get(&key).cloned();
+        if before.as_ref().map_or(0, |(revision, _)| *revision) != expected {
+            return Err(ApprovalError::Conflict);
+        }
+        self.broker.revision += 1;
+        let revision = self.broker.revision;
+        self.note(|| {
+            format!(
+                "process {from} writes approval {}: {}, answered {}",
+                &key[..6],
+                entry.standing.word(),
+                entry.answered.is_some()
+            )
+        });
+        self.check_approval(&key, before.map(|(_, before)| before).as_ref(), &entry);
+        self.broker.approvals.insert(key, (revision, entry));
         Ok(revision)
     }
 

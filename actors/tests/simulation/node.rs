@@ -8,6 +8,8 @@
 mod answering;
 #[path = "node/intake.rs"]
 mod intake;
+#[path = "node/parking.rs"]
+mod parking;
 #[path = "node/running.rs"]
 mod running;
 #[path = "node/starting.rs"]
@@ -155,6 +157,11 @@ impl Node {
             main.pull().await;
         });
         world.kernel.spawn(Some(self.id), keeper.keep_leases());
+        if self.scenario.asks() {
+            world
+                .kernel
+                .spawn(Some(self.id), Arc::clone(self).keep_approvals());
+        }
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

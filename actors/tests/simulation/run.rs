@@ -127,6 +127,12 @@ impl World {
                     .at(*at, Box::new(move |_, world| world.submit(number)));
             }
         }
+        for (number, spec) in scenario.specs.iter().enumerate() {
+            if let Some(at) = spec.decided {
+                self.kernel
+                    .at(at, Box::new(move |_, world| world.request_decision(number)));
+            }
+        }
         for (at, fault) in &scenario.faults {
             let fault = *fault;
             self.kernel

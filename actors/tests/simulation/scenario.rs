@@ -35,6 +35,8 @@ pub(crate) enum Kind {
     Fails,
     /// Kills its process.
     Poison,
+    /// Asks people.
+    Asks,
     /// Cannot be run.
     Invalid,
     /// Of a tenant that is not served.
@@ -55,6 +57,8 @@ pub(crate) struct Spec {
     pub deadline_ms: u64,
     /// When it, and its copies, are sent.
     pub sent: Vec<Micros>,
+    /// When somebody begins to try to decide, of those that ask; nobody does in some.
+    pub decided: Option<Micros>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,6 +222,11 @@ impl Scenario {
         (at, number)
     }
 
+    /// Whether anything asks people.
+    pub(crate) fn asks(&self) -> bool {
+        self.specs.iter().any(|spec| spec.kind == Kind::Asks)
+    }
+
     /// Whether anybody asks to cancel an assignment.
     pub(crate) fn is_cancelled(&self, spec: usize) -> bool {
         self.cancels.iter().any(|(_, cancelled)| *cancelled == spec)
@@ -346,6 +355,7 @@ impl Spec {
             1 => Kind::Foreign,
             2 => Kind::Junk,
             3..=4 => Kind::Fails,
+            9..=10 => Kind::Asks,
             5..=6 if with_poison => Kind::Poison,
             5..=8 => Kind::Works {
                 failures: 1 + u32::try_from(dice.index(3)).expect("small"),
@@ -359,6 +369,8 @@ impl Spec {
         };
         let has_short_deadline = kind != Kind::Poison && dice.percent(12);
         let deadline_ms = match () {
+            // How long the question waits.
+            () if kind == Kind::Asks => dice.range(1, 40_000),
             () if has_short_deadline => dice.range(1, 4_000),
             () if kind == Kind::Poison || dice.percent(50) => MAX_DEADLINE_MS,
             () => 30_000,
@@ -394,7 +406,9 @@ impl Spec {
             };
             sent.push(first + later * MS);
         }
+        let decided = (kind == Kind::Asks && dice.percent(70)).then(|| first + dice.range(0, 20_000) * MS);
         Self {
+            decided,
             kind,
             duration,
             repeatable: dice.percent(50),

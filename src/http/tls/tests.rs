@@ -22,16 +22,22 @@ fn a_file_that_cannot_be_used_is_named_with_its_setting() {
     let (missing, empty) = (dir.path().join("missing.pem"), dir.path().join("empty.pem"));
     std::fs::write(&empty, "nothing").expect("writes");
     let good = settings(&ours);
-    assert!(Identity::read(&good).expect("is read").is_some());
     assert!(
-        Identity::read(&AdminTlsSettings::default())
+        Identity::read("http.admin_tls", &good)
+            .expect("is read")
+            .is_some()
+    );
+    assert!(
+        Identity::read("http.admin_tls", &AdminTlsSettings::default())
             .expect("nothing to read")
             .is_none()
     );
     let with = |change: &dyn Fn(&mut AdminTlsSettings)| {
         let mut settings = good.clone();
         change(&mut settings);
-        Identity::read(&settings).expect_err("cannot be used").to_string()
+        Identity::read("http.admin_tls", &settings)
+            .expect_err("cannot be used")
+            .to_string()
     };
     for (said, key, file, rule) in [
         (
@@ -107,6 +113,7 @@ fn a_client_is_told_by_subject_and_fingerprint() {
         "{}",
         certified.subject
     );
+    assert_eq!(certified.name, "caf client");
     assert_eq!(certified.fingerprint, sha256(&certificate));
     let nonsense = Certified::of(&CertificateDer::from(vec![1, 2, 3]));
     assert_eq!(nonsense.subject, "");

@@ -21,6 +21,7 @@ pub(super) fn check(http: &HttpSettings, rules: &mut Rules) {
         "must be set when http.admin_addr is not a loopback address, unless http.admin_tls.client_ca_file is",
     );
     rules.section("admin_tls", |rules| http.admin_tls.validate(rules));
+    rules.section("approval_tls", |rules| http.approval_tls.validate(rules));
     rules.section("admin_client", |rules| http.admin_client.validate(rules));
     let fits = |token: &Secret| {
         let token = token.expose();

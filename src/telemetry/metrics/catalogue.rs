@@ -8,8 +8,8 @@ use caf_actors::breakers::machine::Phase;
 use caf_actors::cancellation::Asker;
 use caf_actors::events::tracing::{SPANS, SpanOutcome};
 use caf_actors::events::{
-    breakers, cancellation, delivery, logging, models, queue, retry, running, secrets, steps, tenants,
-    timeouts,
+    approvals, breakers, cancellation, delivery, logging, models, queue, retry, running, secrets, steps,
+    tenants, timeouts,
 };
 use caf_actors::metrics::{CORRELATION, Metric};
 use caf_protocol::block::ResourceClass;
@@ -22,6 +22,7 @@ use super::{DROPPED, LIMITED, state};
 /// Parts that the supervisor re-creates, as the label `actor` names them.
 const ACTORS: &[&str] = &[
     "abandoned",
+    "approvals",
     "block_worker.cpu",
     "block_worker.gpu",
     "block_worker.io",
@@ -100,6 +101,8 @@ fn measured() -> Vec<Listed> {
         each(&delivery::PUBLISH, delivery::ANSWER_KINDS),
         one(&delivery::PUBLISH_TO_RESULT),
         each(&running::RESTARTS, ACTORS),
+        one(&approvals::REQUESTED),
+        each(&approvals::DECIDED, approvals::DECISIONS),
         each(&secrets::USES, secrets::OUTCOMES),
         Listed {
             metric: &queue::REJECTIONS,
@@ -124,6 +127,8 @@ fn measured() -> Vec<Listed> {
         each(&tenants::POLICY_FETCHES, tenants::POLICY_OUTCOMES),
     ];
     let others = [
+        &approvals::PENDING,
+        &approvals::OLDEST,
         &steps::TASKS,
         &steps::TASK_LATENCY,
         &steps::EXECUTIONS,

@@ -34,9 +34,14 @@ pub(super) fn of(play: Play, inputs: &Inputs) -> Option<Failure> {
             let word = word.to_ascii_uppercase();
             denied("query", &format!("{word} is not allowed in the sandbox"))
         }
-        Play::AsItIs | Play::Put | Play::Get | Play::Delete | Play::Chat | Play::Text | Play::Embedding => {
-            None
-        }
+        Play::AsItIs
+        | Play::Put
+        | Play::Get
+        | Play::Delete
+        | Play::Chat
+        | Play::Text
+        | Play::Embedding
+        | Play::Human => None,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
+use caf_protocol::approval::{Answer, ApprovalId, Decision, Way};
 use caf_protocol::block::{Inputs, Outputs};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
@@ -28,6 +29,7 @@ pub(super) fn delay_ms(play: Play) -> Option<RangeInclusive<u64>> {
         Play::Http => Some(100..=500),
         Play::Put | Play::Get | Play::Delete => Some(20..=200),
         Play::Sql => Some(30..=300),
+        Play::Human => Some(1_000..=5_000),
     }
 }
 
@@ -36,7 +38,7 @@ pub(super) fn failure(play: Play) -> Failure {
     let code = match play {
         Play::Http | Play::Chat | Play::Text | Play::Embedding => ErrorCode::NetworkError,
         Play::Get => ErrorCode::ResourceUnavailable,
-        Play::AsItIs | Play::Put | Play::Delete | Play::Sql => ErrorCode::ExecutionFailed,
+        Play::AsItIs | Play::Put | Play::Delete | Play::Sql | Play::Human => ErrorCode::ExecutionFailed,
     };
     Failure::new(code, "the sandbox was told to fail this attempt").with("sandbox", true.into())
 }
@@ -45,6 +47,7 @@ pub(super) fn failure(play: Play) -> Failure {
 pub(super) fn outputs(play: Play, inputs: &Inputs, chance: &mut Chance) -> Outputs {
     let outputs = match play {
         Play::AsItIs => json!({}),
+        Play::Human => return approval(false, chance),
         Play::Http => http(inputs, chance),
         Play::Put => put(inputs, chance),
         Play::Get => get(inputs, chance),
@@ -56,6 +59,24 @@ pub(super) fn outputs(play: Play, inputs: &Inputs, chance: &mut Chance) -> Outpu
         Value::Object(outputs) => outputs,
         _ => Outputs::new(),
     }
+}
+
+/// What people who do not exist have decided.
+pub(super) fn approval(rejected: bool, chance: &mut Chance) -> Outputs {
+    let words = [word(chance), word(chance), word(chance), word(chance)].concat();
+    let id = ApprovalId::parse(&words).expect("four words of 16 hexadecimal digits are an id");
+    let decision = Decision {
+        decision: if rejected {
+            Answer::Rejected
+        } else {
+            Answer::Approved
+        },
+        by: "sandbox".to_owned(),
+        comment: Some("nobody was asked: the job was only rehearsed".to_owned()),
+        at: (BEGINNING_S + chance.below(DAY_S)) * 1_000,
+        via: Way::Api,
+    };
+    decision.outputs(&id)
 }
 
 fn word(chance: &mut Chance) -> String {

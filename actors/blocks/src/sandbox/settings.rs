@@ -30,7 +30,7 @@ pub struct SandboxSettings {
 }
 
 /// Section `worker.sandbox.failures`: shares of attempts that fail, from 0 (default, none) to 1 (all). The contract's are
-/// 0.05 for http, 0.03 for put, 0.02 for get and 0.01 for sql.
+/// 0.05 for http, 0.03 for put, 0.02 for get, 0.01 for sql and 0.1 for human.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxFailures {
@@ -46,6 +46,8 @@ pub struct SandboxFailures {
     pub sql: f64,
     /// Of calls of models, with NETWORK_ERROR.
     pub model: f64,
+    /// Of `human.approval`: these are rejected, which is no failure.
+    pub human: f64,
 }
 
 impl SandboxFailures {
@@ -59,6 +61,7 @@ impl SandboxFailures {
             Play::Delete => self.delete,
             Play::Sql => self.sql,
             Play::Chat | Play::Text | Play::Embedding => self.model,
+            Play::Human => self.human,
         }
     }
 }
@@ -76,6 +79,7 @@ impl SandboxSettings {
             ("failures.delete", failures.delete, 1.0, rate),
             ("failures.sql", failures.sql, 1.0, rate),
             ("failures.model", failures.model, 1.0, rate),
+            ("failures.human", failures.human, 1.0, rate),
         ];
         let beyond = all
             .into_iter()

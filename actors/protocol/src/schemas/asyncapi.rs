@@ -9,6 +9,7 @@ mod messages;
 
 use serde_json::{Map, Value, json};
 
+use crate::approval::{DECIDED_SUBJECT, REQUESTED_SUBJECT};
 use crate::discovery::{SERVICE, Verb};
 
 /// Names that a worker's settings decide.
@@ -38,6 +39,8 @@ pub struct Names {
     pub durable: String,
     /// Bucket of claims.
     pub claims_bucket: String,
+    /// Bucket of questions to people.
+    pub approvals_bucket: String,
     /// Bucket of what the fleet must know of its streams.
     pub state_bucket: String,
     /// Bucket of outputs that are too large for a result.
@@ -150,6 +153,26 @@ fn channels(names: &Names) -> Value {
         "consumer": { "description": "nats.durable." },
     });
     channels["advisories"] = advisories;
+    channels["approvals"] = channel_of_each(
+        &format!("$KV.{}", names.approvals_bucket),
+        (
+            "key",
+            "SHA-256 of tenant and assignment id, in hexadecimal: the id of the approval.",
+        ),
+        "Questions to people, while approvals.enabled is on: a key-value bucket for workers only. Its records are no contract.",
+        &["ApprovalRecord"],
+    );
+    let stored = "Nothing stores it unless an operator has a stream for it, which then keeps one of each by its message id.";
+    channels["approvalRequested"] = channel(
+        REQUESTED_SUBJECT,
+        &format!("For notifiers: somebody is asked, while approvals.enabled is on. At least once. {stored}"),
+        &["ApprovalRequested"],
+    );
+    channels["approvalDecided"] = channel(
+        DECIDED_SUBJECT,
+        &format!("For notifiers: how it ended. At least once, before the result. {stored}"),
+        &["ApprovalDecided"],
+    );
     channels["cancel"] = channel_of_each(
         &names.cancel,
         (
@@ -241,6 +264,9 @@ fn operations(names: &Names) -> Value {
         "answerOwner": with_reply(operation("receive", "owner", "Say whether an assignment is worked on here."), "OwnerAnswer"),
         "hearCancel": hear_cancel,
         "passCancelOn": operation("send", "cancel", "Pass on to all workers what one was asked on its admin port."),
+        "keepApproval": operation("send", "approvals", "Keep what a job asks people, and what they answered."),
+        "tellRequested": operation("send", "approvalRequested", "Tell notifiers that somebody is asked."),
+        "tellDecided": operation("send", "approvalDecided", "Tell notifiers how it ended."),
         "claim": operation("send", "claims", "Write down who works on an assignment."),
         "keepOutput": operation("send", "outputChunks", "Keep an output that is too large for a result."),
         "nameOutput": operation("send", "outputMeta", "Say what an output is called; the result refers to it."),

@@ -67,7 +67,7 @@ async fn called(
     let calling = Calling::open(&Model, &step, &mut context).expect("calls a model");
     let told = context.correlation.span.clone().expect("is told");
     write(&context).await;
-    calling.close(&attempt, &Identity::default(), &log);
+    calling.close(&attempt, &Arc::new(Identity::default()), &log);
     let spans: Vec<_> = kept
         .all()
         .into_iter()

@@ -87,7 +87,7 @@ impl Node {
     }
 
     /// Tries once, and waits when it was not confirmed.
-    async fn try_to_send(&self, message: &Message, attempt: u32) -> Option<Published> {
+    pub(super) async fn try_to_send(&self, message: &Message, attempt: u32) -> Option<Published> {
         let limit = self.scenario.request_limit;
         if self.sim.limit(limit, self.sim.until_up()).await.is_some() {
             let (id, message) = (self.id, Arc::clone(message));

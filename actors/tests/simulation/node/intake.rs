@@ -24,11 +24,12 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answering::Written;
+use super::parking::Parking;
 use super::running::Job;
 use super::{MAX_MESSAGE_BYTES, Message, Node};
 use crate::broker::STREAM;
 use crate::kernel::MS;
-use crate::scenario::TENANTS;
+use crate::scenario::{Kind, TENANTS};
 
 /// Pause before the claims are asked again after they did not answer.
 const STORE_RETRY: u64 = 200 * MS;
@@ -109,6 +110,7 @@ impl Node {
             ),
             quarantined: false,
             exhausted: false,
+            asks: case.prepared.is_ok() && self.spec(case.spec).kind == Kind::Asks,
             draining: self.is_draining(),
             redeliverable: case.holdings.lease.is_some(),
             refusal: case.prepared.as_ref().err(),
@@ -232,7 +234,7 @@ impl Node {
         if row == Row::Run && case.holdings.cancel.asked().is_some() {
             row = Row::Cancelled;
         }
-        if self.is_draining() && row == Row::Run {
+        if self.is_draining() && matches!(row, Row::Run | Row::Park) {
             self.row("row 12", case.spec);
             let verdict = Verdict::Nak {
                 delay_ms: HAND_BACK_DELAY_MS,
@@ -241,6 +243,7 @@ impl Node {
         }
         match (row, admitted) {
             (Row::Run, Some(Admitted::Taken(taken))) => self.accept(case, taken),
+            (Row::Park, _) => self.set_aside(case),
             (row @ Row::Defer { .. }, Some(Admitted::Deferred(deferral))) => self.defer(case, &row, deferral),
             (
                 Row::Reject {
@@ -282,6 +285,22 @@ impl Node {
             }
             (row, _) => self.settle_without_answer(&row, case.standing, case.spec, case.holdings),
         }
+    }
+
+    fn set_aside(self: Arc<Self>, mut case: Case) {
+        case.holdings.permit.placed();
+        case.holdings.share = std::mem::take(&mut case.holdings.share).kept();
+        case.holdings.share.end();
+        let waited_ms = elapsed_ms(case.first_start, self.now());
+        let parking = Parking {
+            spec: case.spec,
+            first_start_ms: self.epoch_ms().saturating_sub(waited_ms),
+            ack: self.ack(&case, None, None),
+            identity: case.identity,
+            holdings: case.holdings,
+        };
+        let node = Arc::clone(&self);
+        self.spawn(async move { node.park(parking).await });
     }
 
     fn defer(self: Arc<Self>, mut case: Case, row: &Row, deferral: Deferral) {

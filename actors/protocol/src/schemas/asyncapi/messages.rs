@@ -11,7 +11,7 @@ use super::examples;
 use crate::headers::{MESSAGE_ID, REPLAY};
 use crate::schemas::exec_assignment::AssignmentMessage;
 use crate::schemas::forbid_null;
-use crate::{ack, cancel, dead_letter, discovery, heartbeat, result};
+use crate::{ack, approval, cancel, dead_letter, discovery, heartbeat, result};
 
 /// Where schemas stand in the document.
 const DEFINITIONS: &str = "/components/schemas";
@@ -38,6 +38,8 @@ pub(super) fn schemas() -> (Map<String, Value>, BTreeMap<&'static str, Value>) {
     add("Stats", of::<discovery::Stats>(&mut written));
     add("CancelAnswer", of::<cancel::CancelAnswer>(&mut written));
     add("CancelRefusal", of::<cancel::CancelRefusal>(&mut written));
+    add("ApprovalRequested", of::<approval::RequestedEvent>(&mut written));
+    add("ApprovalDecided", of::<approval::DecidedEvent>(&mut written));
     let mut read = settings().into_generator();
     add("ExecAssignment", of::<AssignmentMessage>(&mut read));
     add("CancelRequest", of::<cancel::CancelMessage>(&mut read));
@@ -113,10 +115,13 @@ pub(super) fn all(payloads: &BTreeMap<&'static str, Value>) -> Value {
         "CancelRequest": json("CancelRequest", "What is to be cancelled: exactly one of assignment, run and step.", None),
         "CancelAnswer": json("CancelAnswer", "What one worker has done about a request to cancel.", None),
         "CancelRefusal": json("CancelRefusal", "Why something is no request to cancel.", None),
+        "ApprovalRequested": json("ApprovalRequested", "Somebody is asked. The description was written by a caller: hostile text.", Some(event_headers())),
+        "ApprovalDecided": json("ApprovalDecided", "How a question to people ended.", Some(event_headers())),
         "Question": text("Question", "A question to services.", empty),
         "OwnerQuestion": text("OwnerQuestion", "Asks for one assignment.", key),
         "OwnerAnswer": text("OwnerAnswer", "Whether it is worked on here.", word),
         "ClaimRecord": message("ClaimRecord", "A claim, as workers keep it.", record.clone(), Some(record_headers())),
+        "ApprovalRecord": message("ApprovalRecord", "A question, as workers keep it.", record.clone(), Some(record_headers())),
         "StateRecord": message("StateRecord", "A note, as workers keep it.", record, Some(record_headers())),
     })
 }
@@ -164,6 +169,15 @@ fn answer_headers(traced: bool) -> Value {
         properties["traceparent"] = header("W3C trace context of the job, while worker.tracing is on.");
     }
     json!({ "type": "object", "required": [MESSAGE_ID, "version"], "properties": properties })
+}
+
+/// Headers of what notifiers hear.
+fn event_headers() -> Value {
+    json!({
+        "type": "object",
+        "required": [MESSAGE_ID],
+        "properties": { MESSAGE_ID: header("Id of the approval, and which of the two events it is.") },
+    })
 }
 
 fn record_headers() -> Value {
