@@ -17,6 +17,7 @@ use caf_bench::assignment::{Job, Shape, Template};
 use caf_protocol::assignment::{Assignment, Reading, read};
 use caf_protocol::block::ResourceClass;
 use caf_protocol::headers::Headers;
+use caf_protocol::model::Cost;
 use caf_protocol::outcome::{Outcome, StepResult};
 use caf_protocol::result::ExecResult;
 use caf_worker::settings::{LogLevel, MetricsSettings};
@@ -87,6 +88,7 @@ fn encode() -> impl FnMut() {
         outcome: Outcome::Success(Map::from_iter([("text".to_owned(), "x".repeat(PAYLOAD).into())])),
         latency_ms: 12,
         retries_used: 0,
+        cost: Cost::default(),
     };
     move || {
         let result = ExecResult::new(&assignment.identity, step(), "worker", 1_700_000_000_000);
@@ -137,11 +139,12 @@ fn log_line() -> impl FnMut() {
 fn metric() -> impl FnMut() {
     let metrics = Arc::new(Metrics::new(&MetricsSettings::default()));
     let log = Log::discard().with_meter(metrics as Arc<dyn Meter>);
-    let identity = assignment().identity;
+    let identity = Arc::new(assignment().identity);
     let step = StepResult {
         outcome: Outcome::Success(Map::new()),
         latency_ms: 12,
         retries_used: 0,
+        cost: Cost::default(),
     };
     move || log.emit(steps::ended(&identity, &step, Some(Duration::from_millis(12))))
 }
