@@ -48,6 +48,8 @@ mod logging;
 mod metrics;
 #[path = "node/metrics_cost.rs"]
 mod metrics_cost;
+#[path = "node/models.rs"]
+mod models;
 #[path = "node/observability_scripts.rs"]
 mod observability_scripts;
 #[path = "node/page.rs"]

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use caf_testkit::faulty_http::{Fault, FaultyHttp};
+use caf_testkit::openai::OpenAi;
 use caf_testkit::promql::{Scrape, named};
 use caf_testkit::wait::poll;
 use caf_testkit::worker::WorkerBuilder;
@@ -250,8 +251,12 @@ fn filled(expression: &str, variables: &[(&str, &str)]) -> String {
     expression
 }
 
-/// Everything that CP2 has, with queues so short that something is refused.
-fn everything(worker: WorkerBuilder) -> WorkerBuilder {
+/// Everything that CP2 has, with queues so short that something is refused, and a model that costs something.
+fn everything(worker: WorkerBuilder, models: &OpenAi) -> WorkerBuilder {
+    let provider = format!(
+        "[providers.\"openai:*\"]\nbase_url = \"{}\"\noutput_price_per_million = 10\n",
+        models.base_url()
+    );
     let pool = |slots: usize, queue: usize| json!({"max_concurrency": slots, "max_queue_size": queue});
     worker
         .env("CP2_ADVANCED_RETRY_ENABLED", "true")
@@ -269,6 +274,7 @@ fn everything(worker: WorkerBuilder) -> WorkerBuilder {
             &json!({"resource_pools": {"cpu": pool(4, 50), "gpu": pool(1, 1), "io": pool(8, 50)}}),
         )
         .file("data/note.txt", "hello")
+        .file("config/worker.toml", provider)
 }
 
 /// One round of the load: of everything that can become of a job, some.
@@ -288,6 +294,10 @@ fn round(server: &FaultyHttp) -> Vec<AssignmentBuilder> {
         AssignmentBuilder::sleep(2_000).deadline_ms(200),
         AssignmentBuilder::new("echo", json!([])),
         AssignmentBuilder::new("nobody.knows", json!({})),
+        AssignmentBuilder::new("chat", json!({"text": "hello"})).set(
+            "executor",
+            json!({"provider_id": "openai:small", "channel": "nats"}),
+        ),
     ];
     // More than a slot and a place in the queue.
     let gpu = || AssignmentBuilder::sleep(100).set("resources", json!({"class": "gpu"}));
@@ -381,9 +391,11 @@ fn has_data(prometheus: &Prometheus, query: &Query) -> bool {
 #[test]
 fn under_a_mixed_load_every_panel_shows_data_and_every_alert_can_be_evaluated() {
     let server = unreliable();
-    let mut node = Node::start_with(everything);
+    let models = OpenAi::start(None, &[]).expect("starts");
+    let mut node = Node::start_with(|worker| everything(worker, &models));
     // A second one whose labels name a tenant.
-    let mut second = node.another(|worker| everything(worker).env("METRICS_TENANT_LABEL_ALLOWLIST", "acme"));
+    let mut second =
+        node.another(|worker| everything(worker, &models).env("METRICS_TENANT_LABEL_ALLOWLIST", "acme"));
     let ports = [&mut node.worker, &mut second].map(|worker| worker.metrics_port().expect("is logged"));
     let prometheus = Prometheus::start(&ports, &[&shipped(RULES)]).expect("Prometheus starts");
 
