@@ -32,7 +32,7 @@ const TURNS: u32 = 4;
 /// A job that is to be set aside.
 pub(super) struct Parking {
     pub(super) spec: usize,
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     pub(super) first_start_ms: u64,
     pub(super) ack: Message,
     pub(super) holdings: Holdings,
