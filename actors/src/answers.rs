@@ -321,8 +321,10 @@ pub(crate) fn too_large(outputs: &[u8], limit: usize) -> Failure {
 }
 
 fn outgoing(subject: &str, headers: Headers, body: &impl Serialize) -> Outgoing {
-    let payload =
+    let mut payload =
         serde_json::to_vec(body).expect("messages hold only strings, numbers and maps with string keys");
+    // It is kept for as long as the assignment is remembered.
+    payload.shrink_to_fit();
     Outgoing {
         subject: subject.to_owned(),
         headers,

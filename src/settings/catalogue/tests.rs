@@ -55,7 +55,7 @@ fn keys_that_sound_secret_are_secret() {
         let last = key.rsplit('.').next().unwrap();
         let is_listed = SECRET_KEYS.contains(&key.as_str());
         // The name of a secret, and the value of one in a section that says so.
-        if last == "password_secret" || key == "secrets.*.value" {
+        if last == "password_secret" || ["secrets.*.value", "approvals.links.key"].contains(&key.as_str()) {
             continue;
         }
         // The name of a secret, and tokens of models: hidden where they are shown, as the rule hides too much.
