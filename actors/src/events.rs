@@ -12,6 +12,7 @@ pub mod delivery;
 pub mod discovery;
 mod fields;
 pub mod logging;
+pub mod outbox;
 pub mod queue;
 pub mod retry;
 pub mod running;

@@ -9,26 +9,26 @@ use super::origin::Origin;
 
 /// Every file and folder of the sources of the worker, and its crates.
 const MODULES: &str = "\
-    abandoned accounts ack actors address admin admin_tls admission advice answers ask assignment \
-    assignments asyncapi attacks attention audit auditor background backoff bench block block_worker blocks \
-    body book bounded bounds breakers bucket buckets budget cancel cancellation catalogue cgroup chance \
-    changes check circuit_breaker claim_store claims classification cli clients clock config connection \
-    consumption contract cost counts course database dead_letter dead_letters decision decode deferrals \
-    delete delivery dependencies destination dial discovery dlq dry_run echo endpoint endpoints ends entry \
-    environment error_code errors event_loop events examples exec exec_assignment exit explain fail family \
-    feature fetch fields flags fleet floor flow fold forbidden forms fs functions get guard happenings \
-    headers health heartbeat held hostile http ids in_force inputs intake job journal json kept kind labels \
-    lane layers lease lease_keeper leftovers levels limit limits line live load log logging login lookup \
-    machine made marks mask messages metrics model modules named_secrets nats not_yet numbers objects origin \
-    otel otlp outage outbox outcome output params path payload peers places plan policies policy policy_file \
-    policy_store pool ports postgres preparation preview print process_stats properties protocol publisher \
-    pull put queue quota record recordings redirects reference reload reloadable replay replays request \
-    reserve result retry retry_after room roots router_side rows rules run running runtime sampler sandbox \
-    schemas scrub secret secret_files secrets select sending serve settings show shrinking shutdown signals \
-    sink sleep slots source sources span spans spill sql sqlite sqlite_heap state state_dir statement status \
-    steps stream streams submit supervisor sync_plan telemetry tenants text threads timeouts timestamp tls \
-    tokens told tombstones top trace trace_context traces tracing trust unescape unused usage validate vault \
-    view vitals watch watchdog window wire wiring wording words worker worker_id writer writing";
+    abandoned accounts ack actors address admin admin_tls admission advice answers ask assignment assignments \
+    asyncapi attacks attention audit auditor background backoff bench block block_worker blocks body book \
+    bounded bounds breakers bucket buckets budget cancel cancellation catalogue cgroup chance changes check \
+    circuit_breaker claim_store claims classification cli clients clock config connection consumption contract \
+    cost counts course dead_letter dead_letters decision decode deferrals delete delivery dependencies \
+    destination dial discovery dlq dry_run earlier echo endpoint endpoints ends entry environment error_code \
+    errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields flags \
+    fleet floor flow fold forbidden forms fs functions get guard happenings headers health heartbeat held \
+    hostile http ids in_force inputs intake job journal json kept kind labels lane layers lease lease_keeper \
+    leftovers levels limit limits line live load log logging login lookup machine made marks mask messages \
+    metrics model modules named_secrets nats not_yet numbers objects origin otel otlp outage outbox outcome \
+    output params path payload peers places plan policies policy policy_file policy_store pool ports postgres \
+    preparation preview print process_stats properties protocol publisher pull put queue quota record \
+    recordings redirects reference reload reloadable replay replays request reserve result retry retry_after \
+    room roots router_side rows rules run running runtime sampler sandbox schemas scrub secret secret_files \
+    secrets segments select sending serve settings show shrinking shutdown signals sink sleep slots source \
+    sources span spans spill sql sqlite state state_dir statement status steps stream streams submit \
+    supervisor sync_plan telemetry tenants text threads timeouts timestamp tls tokens told tombstones top \
+    trace trace_context traces tracing trust unescape unused usage validate vault view vitals watch watchdog \
+    window wire wiring wording words worker worker_id writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");
 /// A variable that speaks to other programs too.
