@@ -15,6 +15,7 @@ pub mod discovery;
 mod fields;
 pub mod logging;
 pub mod models;
+pub mod outbox;
 pub mod queue;
 pub mod retry;
 pub mod running;

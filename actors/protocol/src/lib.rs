@@ -8,7 +8,7 @@
 //! [`endpoint`] what it talks to, [`model_call`] what it tells of a call of a model, [`outcome`] is how it ended, [`ack`] and [`result`]
 //! are the strict answers, [`dead_letter`] is what is kept of an assignment that cannot be helped, [`heartbeat`] tells
 //! that the worker lives, [`cancel`] asks for jobs to be stopped, [`discovery`] where it is and how loaded;
-//! [`secret`] is what nobody may read; [`sqlite_heap`] says when jobs must make room; [`trace_context`] is who called and what is passed on.
+//! [`secret`] is what nobody may read; [`trace_context`] is who called and what is passed on.
 
 pub mod ack;
 pub mod approval;
@@ -32,7 +32,6 @@ pub mod reference;
 pub mod result;
 pub mod schemas;
 pub mod secret;
-pub mod sqlite_heap;
 pub mod timestamp;
 pub mod trace_context;
 

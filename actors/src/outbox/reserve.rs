@@ -1,7 +1,7 @@
-//! Room on the disk that is ours: without it a disk that our own entries filled would stay full, because removing them
-//! is written too, first to the log and then to the database.
+//! Room on the disk that is ours: without it a disk that our own entries filled could stay full, because what still lives
+//! in a segment is copied before the segment can go.
 //!
-//! Neighbours: the writer gives the room up while it removes and compacts, and takes it again before it calls the disk
+//! Neighbours: the writer gives the room up while it removes and copies, and takes it again before it calls the disk
 //! usable. The content is zeros and never read.
 
 use std::fs::{File, OpenOptions};
@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// Name of the file in the slot's directory.
 const FILE: &str = "reserve";
-/// Its size: as long as the log gets before it is emptied, and one batch more, so that emptying it always finds room.
+/// Its size: as long as a segment of the log gets, so that what lives in one can be copied.
 pub(super) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 /// Written at once.
 const CHUNK: usize = 64 * 1024;

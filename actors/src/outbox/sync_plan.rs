@@ -1,6 +1,6 @@
-//! When a commit forces to disk: pure arithmetic on `outbox.sync` and the clock.
+//! When what was written is forced to disk: pure arithmetic on `outbox.sync` and the clock.
 //!
-//! Neighbours: the writer asks before each commit and reports what it did.
+//! Neighbours: the writer asks before and after each write and reports what it did.
 
 use std::time::Duration;
 
@@ -10,33 +10,21 @@ use crate::settings::OutboxSync;
 
 /// With `interval`: longest time that something is stored and not on disk.
 pub(super) const SYNC_INTERVAL: Duration = Duration::from_millis(100);
+/// Longest time that nothing but removals is not on disk: lost, they cost a second publication and no result.
+pub(super) const REMOVALS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was forced when.
+/// What is not forced yet.
 pub(super) struct SyncPlan {
     mode: OutboxSync,
-    /// When everything stored so far was last forced to disk.
-    synced_at: Option<Instant>,
-    /// Whether something was committed since, unforced.
-    is_behind: bool,
+    /// Since when something is written that is not on disk.
+    behind_since: Option<Instant>,
 }
 
 impl SyncPlan {
     pub(super) fn new(mode: OutboxSync) -> Self {
         Self {
             mode,
-            synced_at: None,
-            is_behind: false,
-        }
-    }
-
-    /// Whether a commit at `now` forces to disk, itself and all before it.
-    pub(super) fn forces(&self, now: Instant) -> bool {
-        match self.mode {
-            OutboxSync::None => false,
-            OutboxSync::Always => true,
-            OutboxSync::Interval => self
-                .synced_at
-                .is_none_or(|at| now.saturating_duration_since(at) >= SYNC_INTERVAL),
+            behind_since: None,
         }
     }
 
@@ -45,26 +33,32 @@ impl SyncPlan {
         self.mode != OutboxSync::None
     }
 
-    /// When a commit must be made just to force what was committed before; nothing when all of it is on disk.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.synced_at
-            .filter(|_| self.is_behind && self.mode == OutboxSync::Interval)
-            .map(|at| at + SYNC_INTERVAL)
+    /// Whether callers hear of stored entries only when these are on disk.
+    pub(super) fn forces_stores(&self) -> bool {
+        self.mode == OutboxSync::Always
     }
 
-    /// A commit was made.
-    pub(super) fn committed(&mut self, now: Instant, forced: bool) {
-        if forced {
-            self.synced_at = Some(now);
+    /// Something was written at `now`.
+    pub(super) fn written(&mut self, now: Instant) {
+        if self.ever_forces() {
+            self.behind_since.get_or_insert(now);
         }
-        self.is_behind = !forced && self.ever_forces();
     }
 
-    /// The log was emptied into the database. The next commit begins it anew and must be forced, whatever the time:
-    /// on disk its first pages could otherwise mix with old ones that still carry valid checksums.
-    pub(super) fn checkpointed(&mut self) {
-        self.synced_at = None;
-        self.is_behind = false;
+    /// All that was written is on disk.
+    pub(super) fn synced(&mut self) {
+        self.behind_since = None;
+    }
+
+    /// When to force; nothing when all is on disk that is to be. What was stored and is removed already need not be:
+    /// `holds_entries` tells whether there is more than that.
+    pub(super) fn due(&self, holds_entries: bool) -> Option<Instant> {
+        let interval = if holds_entries {
+            SYNC_INTERVAL
+        } else {
+            REMOVALS_INTERVAL
+        };
+        self.behind_since.map(|since| since + interval)
     }
 }
 
@@ -75,42 +69,28 @@ mod tests {
     const STEP: Duration = Duration::from_millis(1);
 
     #[test]
-    fn with_interval_nothing_stays_unforced_longer_than_it() {
+    fn with_interval_no_entry_stays_unforced_longer_than_it_and_removals_may() {
         let start = Instant::now();
         let mut plan = SyncPlan::new(OutboxSync::Interval);
-        assert!(plan.forces(start) && plan.due().is_none());
-        plan.committed(start, true);
-        assert!(plan.due().is_none());
-        let soon = start + STEP;
-        assert!(!plan.forces(soon));
-        plan.committed(soon, false);
-        assert_eq!(plan.due(), Some(start + SYNC_INTERVAL));
-        assert!(plan.forces(start + SYNC_INTERVAL) && !plan.forces(start + SYNC_INTERVAL - STEP));
-        plan.committed(start + SYNC_INTERVAL, true);
-        assert!(plan.due().is_none());
+        assert!(!plan.forces_stores() && plan.due(true).is_none());
+        plan.written(start);
+        plan.written(start + STEP);
+        assert_eq!(plan.due(true), Some(start + SYNC_INTERVAL));
+        assert_eq!(plan.due(false), Some(start + REMOVALS_INTERVAL));
+        plan.synced();
+        assert!(plan.due(true).is_none() && plan.due(false).is_none());
+        plan.written(start + STEP);
+        assert_eq!(plan.due(true), Some(start + STEP + SYNC_INTERVAL));
     }
 
     #[test]
-    fn with_interval_the_first_commit_after_a_checkpoint_is_forced() {
-        let start = Instant::now();
-        let mut plan = SyncPlan::new(OutboxSync::Interval);
-        plan.committed(start, true);
-        plan.committed(start, false);
-        plan.checkpointed();
-        assert!(plan.forces(start) && plan.due().is_none());
-    }
-
-    #[test]
-    fn none_never_forces_and_always_always_does() {
+    fn none_never_forces_and_always_forces_what_is_stored_before_anybody_hears() {
         let now = Instant::now();
         let mut none = SyncPlan::new(OutboxSync::None);
         let mut always = SyncPlan::new(OutboxSync::Always);
-        for _ in 0..3 {
-            assert!(!none.forces(now) && always.forces(now));
-            none.committed(now, false);
-            always.committed(now, true);
-            assert!(none.due().is_none() && always.due().is_none());
-        }
-        assert!(!none.ever_forces() && always.ever_forces());
+        none.written(now);
+        always.written(now);
+        assert!(none.due(true).is_none() && !none.ever_forces() && !none.forces_stores());
+        assert!(always.forces_stores() && always.ever_forces());
     }
 }

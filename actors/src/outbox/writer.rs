@@ -1,52 +1,56 @@
-//! The thread that owns the database: commits what waits together, tells each caller, keeps the file small.
+//! The thread that owns the log: writes what waits together, tells each caller, keeps the log short.
 //!
-//! Neighbours: [`super::Outbox`] sends orders; `sync_plan` says when to force to disk. It never waits for anybody but
-//! the disk. A write that fails is told to its callers, and while writes fail one is tried every second, so that the
-//! outbox recovers although nothing is pulled and nothing new comes.
+//! Neighbours: [`super::Outbox`] sends orders, and leaves removals for the next turn; `sync_plan` says when to force to
+//! disk. It never waits for anybody but the disk. A write that fails is told to its callers, and while writes fail one is
+//! tried every second, so that the outbox recovers although nothing is pulled and nothing new comes.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use caf_protocol::sqlite_heap;
 use tokio::time::Instant;
 
-use super::database::{self, Database, WriteError};
+use super::record;
 use super::reserve::{RESERVE_BYTES, Reserve};
+use super::segments::{SPARE_BYTES, Segments, WriteError};
 use super::sync_plan::SyncPlan;
-use super::{Entry, EntryId, NewEntry, Order, OutboxError, Reply, Shared};
+use super::{EntryId, NewEntry, Order, OutboxError, Reply, Shared};
 use crate::events::{self, Log};
 use crate::settings::OutboxSync;
 use crate::state_dir::StateDir;
 
-/// Most orders in one commit: nobody waits longer than for that many.
+/// Most entries in one write: nobody waits longer than for that many.
 const MAX_BATCH: usize = 1_024;
-/// Most bytes in one commit; one entry more may exceed it. Bounds what SQLite writes before anybody hears.
+/// Most bytes in one write; one entry more may exceed it. Bounds what is written before anybody hears.
 const MAX_BATCH_BYTES: u64 = 4 * 1024 * 1024;
-/// Bytes written to the log after which it is emptied into the database.
-const LONG_LOG_BYTES: u64 = 4 * 1024 * 1024;
-/// What an order writes to the log beside its payload, in bytes: a handful of pages.
-const LOG_BYTES_PER_ORDER: u64 = 16 * 1024;
-/// Quiet time after which the file is tidied.
+/// Longest time that a removal waits for company, while something is stored: nobody waits for it, and each turn costs a
+/// wake-up.
+const REMOVALS_WITHIN: Duration = Duration::from_millis(20);
+/// Quiet time after which the log is tidied.
 const TIDY_AFTER: Duration = Duration::from_secs(1);
+/// A log in which nothing lives may stay so long: it is written on soon.
+const KEPT_BYTES: u64 = 1024 * 1024;
 /// Time between tries while writes fail.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Time between two lines of the log that say so: what lasts is not news.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Least and most bytes of such a try; between them it is as large as the entry that failed.
 const PROBE_BYTES: (u64, u64) = (4 * 1024, 1024 * 1024);
+/// While writes fail, the log may be so much longer than twice what lives in it: then room is worth some copying.
+const SHORT_SPARE_BYTES: u64 = 1024 * 1024;
+/// Most segments copied in one try.
+const COPIES_PER_PROBE: usize = 16;
 
 /// What the writer needs.
 pub(super) struct Parts {
-    pub(super) database: Database,
+    pub(super) segments: Segments,
     pub(super) reserve: Reserve,
     pub(super) orders: Receiver<Order>,
     pub(super) shared: Arc<Shared>,
     pub(super) sync: OutboxSync,
     pub(super) log: Log,
-    /// Held until the database is closed.
+    /// Held until the log is closed.
     pub(super) dir: StateDir,
 }
 
@@ -78,18 +82,12 @@ pub(super) fn start(parts: Parts) -> std::io::Result<()> {
 type Store = (NewEntry, Reply<EntryId>);
 
 struct Writer {
-    database: Database,
+    segments: Segments,
     reserve: Reserve,
     orders: Receiver<Order>,
     shared: Arc<Shared>,
     plan: SyncPlan,
     log: Log,
-    /// The number of the next entry.
-    next: EntryId,
-    /// Removals that are not committed yet.
-    removals: VecDeque<EntryId>,
-    /// About what was written to the log since it was last emptied, in bytes.
-    log_bytes: u64,
     /// When to tidy up, unless something is written before.
     tidy_at: Option<Instant>,
     /// When to try again whether writing works; nothing while it does.
@@ -106,16 +104,13 @@ struct Writer {
 impl Writer {
     fn new(parts: Parts) -> Self {
         Self {
-            next: parts.shared.first_own,
-            database: parts.database,
+            segments: parts.segments,
             reserve: parts.reserve,
             orders: parts.orders,
             shared: parts.shared,
             plan: SyncPlan::new(parts.sync),
             log: parts.log,
-            removals: VecDeque::new(),
-            log_bytes: 0,
-            // What a killed process left in the log is forced to disk soon.
+            // What an earlier process left may be dead by now.
             tidy_at: Some(Instant::now()),
             probe_at: None,
             probe_bytes: 0,
@@ -136,7 +131,7 @@ impl Writer {
             };
             match received {
                 Ok(order) => self.serve(order),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.write_removals(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.do_chores(Instant::now());
@@ -146,165 +141,141 @@ impl Writer {
 
     // ---- Orders ----
 
-    /// Takes what waits up to a bound, commits it together, then does what cannot be part of a commit.
+    /// Takes what waits up to a bound, writes it together, then does what cannot be part of a write.
     fn serve(&mut self, first: Order) {
-        let (mut stores, mut removed, mut bytes) = (Vec::new(), 0, 0);
+        let (mut stores, mut bytes) = (Vec::new(), 0);
         let mut apart = None;
         let mut order = Some(first);
         while let Some(taken) = order {
             match taken {
                 Order::Store(entry, reply) => {
-                    bytes += database::size_of(&entry);
+                    bytes += record::size_of(&entry);
                     stores.push((entry, reply));
                 }
-                Order::Remove(id) => {
-                    self.removals.push_back(id);
-                    removed += 1;
-                }
+                Order::Remove => {}
                 other => {
                     apart = Some(other);
                     break;
                 }
             }
-            let is_full = stores.len() + removed >= MAX_BATCH || bytes >= MAX_BATCH_BYTES;
+            let is_full = stores.len() >= MAX_BATCH || bytes >= MAX_BATCH_BYTES;
             order = if is_full {
                 None
             } else {
                 self.orders.try_recv().ok()
             };
         }
-        self.commit_batch(stores);
+        self.take_removals();
+        self.write_batch(stores);
         match apart {
             Some(Order::LeftBehind { after, limit, reply }) => {
-                let _ = reply.send(self.left_behind(after, limit));
+                let _ = reply.send(self.segments.left(after, self.shared.first_own, limit));
             }
             Some(Order::Flush(reply)) => {
                 let _ = reply.send(self.flush());
             }
             #[cfg(test)]
             Some(Order::Meddle(meddle, reply)) => {
-                meddle(self.database.connection());
+                meddle(&mut self.segments);
                 let _ = reply.send(Ok(()));
             }
             _ => {}
         }
     }
 
-    /// Stores and removes. When room or memory is short, all of it one by one: what still fits shall not suffer from
-    /// what does not.
-    fn commit_batch(&mut self, stores: Vec<Store>) {
-        if stores.is_empty() && self.removals.is_empty() {
-            return;
-        }
-        let removals: Vec<EntryId> = self
-            .removals
-            .drain(..self.removals.len().min(MAX_BATCH))
-            .collect();
-        let is_one = stores.len() + usize::from(!removals.is_empty()) == 1;
-        let entries: Vec<&NewEntry> = stores.iter().map(|(entry, _)| entry).collect();
-        match self.write(&entries, &removals) {
-            Ok(first) => tell_stored(first, stores),
-            Err(error) if is_one || !error.is_shortage => {
-                self.keep_removals(&removals);
-                self.fails(error, stores);
-            }
-            Err(_) => self.one_by_one(stores, &removals),
+    /// Removes in memory what is to be removed: it makes room at once.
+    fn take_removals(&mut self) {
+        let removals = std::mem::take(&mut *self.shared.removals());
+        if !removals.is_empty() {
+            self.segments.remove(removals);
+            self.tell_state();
         }
     }
 
-    /// Removals first: they make room.
-    fn one_by_one(&mut self, stores: Vec<Store>, removals: &[EntryId]) {
-        if !removals.is_empty()
-            && let Err(error) = self.write(&[], removals)
+    fn write_removals(&mut self) {
+        self.take_removals();
+        if self.probe_at.is_none() {
+            self.write_batch(Vec::new());
+        }
+    }
+
+    /// Stores, and writes removals down. When room is short, all of it one by one: what still fits shall not suffer from
+    /// what does not.
+    fn write_batch(&mut self, stores: Vec<Store>) {
+        let parts = stores.len() + usize::from(self.segments.has_unwritten());
+        if parts == 0 {
+            return;
+        }
+        match self.write(&stores) {
+            Ok(first) => tell_stored(first, stores),
+            Err(error) if parts == 1 || !error.is_shortage => self.fails(error, stores),
+            Err(_) => self.one_by_one(stores),
+        }
+    }
+
+    /// Removals first: they may make room.
+    fn one_by_one(&mut self, stores: Vec<Store>) {
+        if self.segments.has_unwritten()
+            && let Err(error) = self.write(&[])
         {
-            self.keep_removals(removals);
             self.fails(error, Vec::new());
         }
         for store in stores {
-            match self.write(&[&store.0], &[]) {
-                Ok(id) => tell_stored(id, vec![store]),
-                Err(error) => self.fails(error, vec![store]),
+            let store = [store];
+            match self.write(&store) {
+                Ok(id) => tell_stored(id, store),
+                Err(error) => self.fails(error, store),
             }
         }
     }
 
-    /// One commit. Returns the number of the first entry stored.
-    fn write(&mut self, stores: &[&NewEntry], removals: &[EntryId]) -> Result<EntryId, WriteError> {
-        let first = self.next;
-        let bytes: u64 = stores.iter().map(|entry| database::size_of(entry)).sum();
-        let removed = self.commit(None, |transaction| {
-            database::insert(transaction, first, stores)?;
-            database::delete(transaction, removals)
-        })?;
-        self.next = EntryId(first.0 + stores.len() as i64);
-        self.shared
-            .entries
-            .fetch_add(stores.len() as u64, Ordering::Relaxed);
-        self.shared.entries.fetch_sub(removed.entries, Ordering::Relaxed);
-        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.shared.bytes.fetch_sub(removed.bytes, Ordering::Relaxed);
-        self.note_ages(first, stores, removals);
-        self.shared.update_room();
-        self.log_bytes += bytes + LOG_BYTES_PER_ORDER * (stores.len() + removals.len()) as u64;
-        Ok(first)
-    }
-
-    fn note_ages(&self, first: EntryId, stores: &[&NewEntry], removals: &[EntryId]) {
-        let mut stored = self.shared.stored_at_ms();
-        let numbers = (first.0..).map(EntryId);
-        stored.extend(numbers.zip(stores.iter().map(|entry| entry.stored_at_ms)));
-        for id in removals {
-            stored.remove(id);
-        }
-    }
-
-    /// Every commit goes through here; `force` overrides the plan.
-    fn commit<T>(
-        &mut self,
-        force: Option<bool>,
-        change: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T, WriteError> {
+    /// One write. Returns the number of the first entry stored.
+    fn write(&mut self, stores: &[Store]) -> Result<EntryId, WriteError> {
+        let first = self.segments.write(stores.iter().map(|(entry, _)| entry))?;
         let now = Instant::now();
-        let force = force.unwrap_or_else(|| self.plan.forces(now));
-        let made = self.database.commit(force, change).inspect_err(|error| {
-            if error.is_out_of_memory {
-                sqlite_heap::tell_shortage();
-            }
-        })?;
-        self.plan.committed(now, force);
-        if force {
-            self.shared.syncs.fetch_add(1, Ordering::Relaxed);
-        }
+        self.plan.written(now);
         self.tidy_at = Some(now + TIDY_AFTER);
-        Ok(made)
+        let mut synced = Ok(());
+        if self.plan.forces_stores() && !stores.is_empty() {
+            synced = self.sync();
+            if synced.is_err() {
+                // Nobody will remove what nobody knows to be stored.
+                self.segments.remove((first.0..).map(EntryId).take(stores.len()));
+            }
+        }
+        self.tell_state();
+        synced.map(|()| first)
     }
 
-    fn left_behind(&self, after: Option<EntryId>, limit: usize) -> Result<Vec<Entry>, OutboxError> {
-        self.database.entries(after, self.shared.first_own, limit)
+    /// Tells the handles what is in the log.
+    fn tell_state(&self) {
+        let (log, shared) = (&self.segments, &self.shared);
+        shared.entries.store(log.entries(), Relaxed);
+        shared.bytes.store(log.content_bytes(), Relaxed);
+        shared.syncs.store(log.syncs(), Relaxed);
+        let oldest = log.oldest_stored_at_ms();
+        shared.oldest_ms.store(oldest.unwrap_or(u64::MAX), Relaxed);
+        shared.update_room();
     }
 
     fn flush(&mut self) -> Result<(), OutboxError> {
         if self.probe_at.is_some() {
             self.probe();
         }
-        while !self.removals.is_empty() && self.probe_at.is_none() {
-            self.commit_batch(Vec::new());
+        while self.segments.has_unwritten() && self.probe_at.is_none() {
+            self.write_batch(Vec::new());
         }
-        if self.plan.due().is_some() {
-            self.sync();
+        if self.plan.due(true).is_some()
+            && let Err(error) = self.sync()
+        {
+            self.fails(error, Vec::new());
         }
         self.last_error.clone().map_or(Ok(()), Err)
     }
 
     // ---- Failing and recovering ----
 
-    fn keep_removals(&mut self, removals: &[EntryId]) {
-        for id in removals.iter().rev() {
-            self.removals.push_front(*id);
-        }
-    }
-
-    /// Writing works, the log can be emptied and the reserve is in place. A single entry that got through says less.
+    /// Writing works, the log is short and the reserve is in place. A single entry that got through says less.
     fn works(&mut self) {
         self.probe_at = None;
         self.probe_bytes = 0;
@@ -316,7 +287,7 @@ impl Writer {
     }
 
     /// The last write failed: from now on nothing is pulled, and those who wait for it are told.
-    fn fails(&mut self, error: WriteError, stores: Vec<Store>) {
+    fn fails(&mut self, error: WriteError, stores: impl IntoIterator<Item = Store>) {
         self.probe_at = Some(Instant::now() + PROBE_EVERY);
         let is_shortage = error.is_shortage;
         let error = OutboxError::NotWritten {
@@ -327,7 +298,7 @@ impl Writer {
         self.shared.set_failure(Some(text.clone()));
         self.last_error = Some(error.clone());
         for (entry, reply) in stores {
-            self.probe_bytes = self.probe_bytes.max(database::size_of(&entry));
+            self.probe_bytes = self.probe_bytes.max(record::size_of(&entry));
             let _ = reply.send(Err(error.clone()));
         }
         if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
@@ -349,22 +320,38 @@ impl Writer {
         }
     }
 
-    /// Removes and compacts with the room of the reserve, takes that room again, and then writes about as much as what
+    /// Shortens the log with the room of the reserve, takes that room again, and then writes about as much as what
     /// failed, and takes it away again.
     fn probe(&mut self) {
         self.reserve.release();
-        let removals: Vec<EntryId> = self
-            .removals
-            .drain(..self.removals.len().min(MAX_BATCH))
-            .collect();
-        if !removals.is_empty() && self.write(&[], &removals).is_err() {
-            self.keep_removals(&removals);
-        }
         let outcome = self
-            .compact()
+            .shorten()
             .and_then(|()| self.take_reserve())
-            .and_then(|()| self.write_and_take_away());
+            .and_then(|()| self.segments.probe(self.probe_size()))
+            .and_then(|()| {
+                if self.plan.due(true).is_some() {
+                    self.sync()
+                } else {
+                    Ok(())
+                }
+            });
+        self.tell_state();
         self.works_or_fails(outcome);
+    }
+
+    /// Makes the log as short as copying makes it.
+    fn shorten(&mut self) -> Result<(), WriteError> {
+        self.segments.end_empty(0)?;
+        for _ in 0..COPIES_PER_PROBE {
+            if !self.segments.is_wasteful(SHORT_SPARE_BYTES) {
+                break;
+            }
+            self.segments.copy_oldest()?;
+        }
+        if self.segments.has_unwritten() {
+            self.write(&[])?;
+        }
+        Ok(())
     }
 
     fn take_reserve(&mut self) -> Result<(), WriteError> {
@@ -379,23 +366,21 @@ impl Writer {
         })
     }
 
-    fn write_and_take_away(&mut self) -> Result<(), WriteError> {
-        let bytes = self.probe_size();
-        let force = Some(self.plan.ever_forces());
-        self.commit(force, |transaction| database::probe(transaction, bytes))?;
-        self.commit(force, |transaction| database::probe(transaction, 0))
-    }
-
     // ---- Chores ----
 
     fn wake_at(&self) -> Option<Instant> {
         if self.probe_at.is_some() {
             return self.probe_at;
         }
-        if !self.removals.is_empty() {
-            return Some(Instant::now());
-        }
-        [self.plan.due(), self.tidy_at].into_iter().flatten().min()
+        let now = Instant::now();
+        let removals = if self.segments.has_unwritten() {
+            Some(now)
+        } else {
+            // Whoever removes something does not say so.
+            (self.segments.entries() > 0).then(|| now + REMOVALS_WITHIN)
+        };
+        let sync = self.plan.due(self.segments.holds_unsynced());
+        [sync, self.tidy_at, removals].into_iter().flatten().min()
     }
 
     fn do_chores(&mut self, now: Instant) {
@@ -406,61 +391,48 @@ impl Writer {
             }
             return;
         }
-        if is_due(self.plan.due()) {
-            self.sync();
-        }
-        if self.log_bytes >= LONG_LOG_BYTES || is_due(self.tidy_at) {
-            self.tidy();
-        } else if !self.removals.is_empty() {
-            self.commit_batch(Vec::new());
-        }
-    }
-
-    /// Forces what was committed before, by a commit that changes next to nothing: one without change forces nothing.
-    fn sync(&mut self) {
-        if let Err(error) = self.commit(Some(true), |transaction| database::probe(transaction, 0)) {
+        if let Err(error) = self.keep_up(is_due(self.tidy_at), now) {
             self.fails(error, Vec::new());
         }
     }
 
-    /// Empties the log and gives free pages back, a bounded step at a time.
-    fn tidy(&mut self) {
-        self.tidy_at = None;
-        // A log that cannot be emptied would outgrow the reserve: nothing is pulled until it can.
-        if let Err(error) = self.compact() {
-            self.fails(error, Vec::new());
+    /// A bounded step of what nobody waits for. A log that cannot be shortened would outgrow the disk: nothing is pulled
+    /// until it can.
+    fn keep_up(&mut self, is_quiet: bool, now: Instant) -> Result<(), WriteError> {
+        if self
+            .plan
+            .due(self.segments.holds_unsynced())
+            .is_some_and(|at| at <= now)
+        {
+            self.sync()?;
+            self.tell_state();
         }
-    }
-
-    fn compact(&mut self) -> Result<(), WriteError> {
-        let spare = self.database.spare_pages();
-        if spare > 0 {
-            self.commit(None, |transaction| database::free_pages(transaction))?;
+        self.segments.drop_dead()?;
+        if self.segments.is_wasteful(SPARE_BYTES) {
+            self.segments.copy_oldest()?;
         }
-        self.checkpoint()?;
-        if self.database.has_long_log() {
-            // The commit after a checkpoint begins the log anew and cuts it.
-            self.commit(None, |transaction| database::probe(transaction, 0))?;
-            self.checkpoint()?;
+        if is_quiet {
+            self.tidy_at = None;
+            self.segments.end_empty(KEPT_BYTES)?;
         }
-        let left = self.database.spare_pages();
-        self.tidy_at = (left > 0 && left < spare).then(Instant::now);
         Ok(())
     }
 
-    fn checkpoint(&mut self) -> Result<(), WriteError> {
-        self.database.checkpoint()?;
-        self.plan.checkpointed();
-        self.log_bytes = 0;
+    fn sync(&mut self) -> Result<(), WriteError> {
+        self.segments.sync()?;
+        self.plan.synced();
         Ok(())
     }
 
     /// Nobody can ask for anything any more.
     fn end(mut self) {
-        let _ = self.flush();
-        // With everything forced: closing empties the log the way the last setting says.
-        let _ = self.checkpoint();
-        drop(self.database);
+        self.take_removals();
+        if self.segments.entries() > 0 {
+            let _ = self.flush();
+        }
+        // The next start has nothing to read then.
+        let _ = self.segments.end_empty(0);
+        drop(self.segments);
         // Nothing is written here before the next start.
         self.reserve.release();
         // Only now may another process have the slot.
@@ -468,7 +440,7 @@ impl Writer {
     }
 }
 
-fn tell_stored(first: EntryId, stores: Vec<Store>) {
+fn tell_stored(first: EntryId, stores: impl IntoIterator<Item = Store>) {
     for (id, (_, reply)) in (first.0..).zip(stores) {
         let _ = reply.send(Ok(EntryId(id)));
     }

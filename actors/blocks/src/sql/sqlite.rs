@@ -12,7 +12,6 @@ use caf_protocol::block::Outputs;
 use caf_protocol::endpoint::Sign;
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
-use caf_protocol::sqlite_heap;
 use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER;
@@ -75,22 +74,12 @@ const PRAGMAS: [&str; 20] = [
 /// Runs the query and collects its answer.
 pub(super) fn run(source: &Source, query: &Query, watch: &Watch) -> Result<Outputs, Failure> {
     watch.check()?;
-    let shortages = sqlite_heap::shortages();
     let connection = open(source, watch)?;
     let ended = match source.kind {
         Kind::Memory { .. } => run_batch(&connection, query, &source.limits),
         _ => run_one(&connection, query, &source.limits),
     };
-    ended.map_err(|stop| match stop {
-        Stop::Sqlite(error) if is_interrupted(&error) && sqlite_heap::shortages() != shortages => {
-            crowded_out()
-        }
-        stop => stop.into_failure(query, watch),
-    })
-}
-
-fn is_interrupted(error: &Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted)
+    ended.map_err(|stop| stop.into_failure(query, watch))
 }
 
 fn locked() -> Failure {
@@ -100,7 +89,7 @@ fn locked() -> Failure {
     )
 }
 
-/// Results of the worker could not be stored for want of memory: they go first, whoever has taken it.
+/// The memory that all jobs share is used up, whoever has taken it.
 fn crowded_out() -> Failure {
     Failure::new(
         ErrorCode::ResourceUnavailable,
@@ -192,9 +181,8 @@ fn harden(connection: &mut Connection, source: &Source, watch: &Watch) -> Result
     if source.read_only {
         connection.pragma_update(None, "query_only", true)?;
     }
-    let (looking, shortages) = (watch.clone(), sqlite_heap::shortages());
-    let must_end = move || looking.check().is_err() || sqlite_heap::shortages() != shortages;
-    connection.progress_handler(STEPS_PER_LOOK, Some(must_end))?;
+    let looking = watch.clone();
+    connection.progress_handler(STEPS_PER_LOOK, Some(move || looking.check().is_err()))?;
     let read_only = source.read_only;
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         authorize(read_only, &context)

@@ -626,23 +626,3 @@ fn temporary_tables_have_a_bound_and_functions_that_compare_everything_with_ever
     let failure = query(json!({"query": "SELECT json_patch('{}', '{}')"})).expect_err("is refused");
     assert_eq!(failure.code, ErrorCode::PermissionDenied, "{failure:?}");
 }
-
-#[test]
-fn a_job_ends_when_results_cannot_be_stored_for_want_of_memory() {
-    let (began, has_begun) = std::sync::mpsc::channel();
-    let job = std::thread::spawn(move || {
-        began.send(()).expect("is heard");
-        query(
-            json!({"query": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"}),
-        )
-    });
-    has_begun.recv().expect("begins");
-    // It may not have looked for the first time yet.
-    while !job.is_finished() {
-        sqlite_heap::tell_shortage();
-        std::thread::yield_now();
-    }
-    let failure = job.join().expect("ends").expect_err("cannot go on");
-    assert_eq!(failure.code, ErrorCode::ResourceUnavailable, "{failure:?}");
-    assert!(failure.message.contains("memory"), "{failure:?}");
-}
