@@ -40,7 +40,8 @@ directory="$(mktemp -d)"
 trap 'rm -rf "$directory"' EXIT
 
 if [[ -z "${CAF_INSTRUCTIONS_BIN:-}" ]]; then
-    cargo build --quiet --manifest-path "$root/Cargo.toml" --profile "$profile" --package caf-bench --example instructions
+    # All members, as tests are built: with other features of libraries everything would be built once more.
+    cargo build --quiet --manifest-path "$root/Cargo.toml" --profile "$profile" --workspace --examples
     target="$(cargo metadata --manifest-path "$root/Cargo.toml" --format-version 1 --no-deps | grep -oE '"target_directory":"[^"]*"' | cut -d '"' -f 4)"
     CAF_INSTRUCTIONS_BIN="$target/$folder/examples/instructions"
 fi

@@ -165,6 +165,22 @@ pub async fn run(load: Load) -> Result<Measured> {
     local.run_until(whole).await
 }
 
+/// Puts `count` assignments into the stream, tells when that is done, and measures how somebody drains it who begins
+/// then: within the load's patience.
+///
+/// # Errors
+/// When the broker is not there or one is not stored.
+pub async fn drain(load: Load, count: usize, filled: impl FnOnce()) -> Result<Measured> {
+    let local = LocalSet::new();
+    let whole = async {
+        let generator = Generator::start(load).await?;
+        generator.prefill(count).await?;
+        filled();
+        generator.drain(vec![]).await
+    };
+    local.run_until(whole).await
+}
+
 impl Generator {
     /// Listens for answers from now on. To be called within a [`LocalSet`].
     ///

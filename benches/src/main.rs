@@ -65,6 +65,10 @@ struct Generate {
     /// How many to send, in place of seconds.
     #[arg(long)]
     count: Option<usize>,
+    /// Puts so many into the stream first, says "filled" on standard error, and measures how they are drained by a worker
+    /// that begins then.
+    #[arg(long)]
+    prefill: Option<usize>,
     /// What is not measured at the beginning, in seconds.
     #[arg(long, default_value_t = 1.0)]
     warm_up: f64,
@@ -111,7 +115,11 @@ struct BareOptions {
 async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Generate(options) => {
-            let measured = generator::run(options.load()?).await?;
+            let load = options.load()?;
+            let measured = match options.prefill {
+                Some(count) => generator::drain(load, count, || eprintln!("filled")).await?,
+                None => generator::run(load).await?,
+            };
             println!("{}", serde_json::to_string_pretty(&measured)?);
             Ok(())
         }

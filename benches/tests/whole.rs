@@ -122,6 +122,25 @@ fn what_a_loop_drops_and_doubles_is_counted_and_what_it_does_right_too() {
 }
 
 #[test]
+fn what_waits_in_the_stream_before_anybody_works_is_drained_and_counted() {
+    let nats = NatsServer::start().expect("the broker starts");
+    let url = nats.url();
+    say(&["renew", "--url", &url]);
+    let words = ["generate", "--url", &url, "--prefill", "300", "--patience", "30"];
+    let generator = Worker::builder(bench()).args(words).start().expect("starts");
+    let is_filled = || generator.lines().iter().any(|line| line.text == "filled");
+    wait_until("the stream is filled", SOON, is_filled);
+    let _bare = Worker::builder(bench())
+        .args(["bare", "--url", &url])
+        .start()
+        .expect("starts");
+    let finished = generator.finish(SOON).expect("ends");
+    let drained: Value = serde_json::from_str(&finished.stdout()).expect("is JSON");
+    let counts = ["sent", "tasks", "missing", "duplicated"].map(|key| number(&drained, key));
+    assert_eq!(counts, [300, 300, 0, 0], "{drained}");
+}
+
+#[test]
 fn the_core_loop_answers_everything_and_its_faults_are_counted() {
     let nats = NatsServer::start().expect("the broker starts");
     let honest = counted(&nats, &["--core"]);

@@ -31,7 +31,7 @@ const CALLS: usize = 64;
 const WINDOW_BYTES: usize = 48 * 1024 * 1024;
 /// In core mode nobody holds what a worker has no room for: no more than it holds.
 const CORE_WINDOW: usize = 900;
-/// Assignments that wait while the peak of memory is looked at.
+/// Assignments that wait while the peak of memory is looked at, at most four times a backlog.
 const CROWD: usize = 100_000;
 
 /// Runs the rows that the plan names, and prints the table.

@@ -178,7 +178,6 @@ impl Stage {
             ("http.metrics_addr", "127.0.0.1:0".to_owned()),
             ("http.admin_addr", "127.0.0.1:0".to_owned()),
             ("worker.tracing.enabled", "false".to_owned()),
-            ("worker.id", "bench".to_owned()),
             ("queue.admission", "wait".to_owned()),
             ("idempotency.scope", "worker".to_owned()),
             ("log.level", "info".to_owned()),

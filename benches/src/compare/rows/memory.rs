@@ -23,6 +23,7 @@ const IDLE: Duration = Duration::from_secs(2);
 pub(super) async fn run(plan: &Plan, stage: &Stage) -> Result<Vec<Line>> {
     let broker = stage.broker().await?;
     let (mut idle, mut peak) = (Vec::new(), Vec::new());
+    let crowd = CROWD.min(plan.backlog.saturating_mul(4));
     let load = plan.load(&broker, Job::Echo { bytes: plan.payload });
     // Memory drifts less than time.
     for _ in 0..plan.rounds.min(3) {
@@ -31,14 +32,13 @@ pub(super) async fn run(plan: &Plan, stage: &Stage) -> Result<Vec<Line>> {
         sleep(IDLE).await;
         idle.push(mib(usage(process.pid)?.resident_kib));
         process.end().await?;
-        let crowd = CROWD.min(plan.backlog.saturating_mul(4));
         let measured = drained(plan, stage, &broker, &worker(&[]), &load, crowd).await?;
         peak.push(mib(of(&measured, "worker").1.peak_kib));
     }
     let mut lines = vec![
         Line::alone("memory: idle, MiB", &idle, Goal::AtMost(20.0)),
         Line::alone(
-            "memory: peak while 100,000 wait in the stream, MiB",
+            format!("memory: peak while {crowd} wait in the stream, MiB"),
             &peak,
             Goal::AtMost(48.0),
         ),
