@@ -194,7 +194,7 @@ impl Approvals {
     ) -> Result<Page, StoreError> {
         let (ids, next, pending) = {
             let index = self.index();
-            let (ids, next) = index.page_of(tenant, from, limit.min(MAX_PAGE));
+            let (ids, next) = index.page(tenant, from, limit.min(MAX_PAGE));
             (ids, next, index.pending())
         };
         let read = |id: ApprovalId| async move { self.0.parts.store.read(&id).await };
