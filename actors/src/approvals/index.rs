@@ -185,9 +185,14 @@ impl Index {
         drop(self.remove(id));
     }
 
-    /// The store begins to tell everything from the beginning.
+    /// The store begins to tell everything from the beginning. Whoever was at something is gone.
     pub(super) fn begin_round(&mut self) {
         self.round += 1;
+        for (id, known) in self.known.iter_mut().filter(|(_, known)| known.busy) {
+            known.busy = false;
+            known.due = 0;
+            self.due.insert((0, id.clone()));
+        }
     }
 
     /// It has told everything: what it did not tell of is gone.
@@ -226,7 +231,7 @@ impl Index {
         }
     }
 
-    /// Something is due of it now, or as soon as nobody is at it any more.
+    /// Something is due of it then, if not earlier; or as soon as nobody is at it any more.
     pub(super) fn hurry(&mut self, id: &ApprovalId, now: u64) {
         if let Some(known) = self.known.get_mut(id)
             && known.due > now
