@@ -13,8 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 use caf_actors::approvals::{Approvals, Cursor, MAX_PAGE, Page, WhyNot};
 use caf_actors::clock;
-use caf_actors::events::Log;
 use caf_actors::events::approval_audit::{Attempted, Made, Outcome, attempted, forged, made};
+use caf_actors::events::{Log, warning};
 use caf_actors::settings::approval_links::{ApprovalLinkSettings, MIN_KEY_BYTES};
 use caf_protocol::approval::{Approval, ApprovalId, Decision, Standing, Way};
 use futures_util::future::BoxFuture;
@@ -142,6 +142,11 @@ pub enum Shut {
 impl Desk {
     /// That knows no approvals yet; never will where they are not enabled.
     pub fn new(enabled: bool, settings: &ApprovalLinkSettings, log: &Log) -> Self {
+        if enabled && settings.can_be_overheard() {
+            log.emit(warning(
+                "approvals.links.base_url is not encrypted: who listens on the way reads links, and decides with them",
+            ));
+        }
         let key = settings
             .key
             .as_ref()

@@ -194,7 +194,7 @@ impl Approvals {
     ) -> Result<Page, StoreError> {
         let (ids, next, pending) = {
             let index = self.index();
-            let (ids, next) = index.page_of(tenant, from, limit.min(MAX_PAGE));
+            let (ids, next) = index.page(tenant, from, limit.min(MAX_PAGE));
             (ids, next, index.pending())
         };
         let read = |id: ApprovalId| async move { self.0.parts.store.read(&id).await };
@@ -337,7 +337,13 @@ impl Approvals {
                 .cancellations
                 .enter(&entry.identity(), CancellationToken::new(), arrived)
         };
-        self.index().take(entry, revision, due, enter);
+        let mut index = self.index();
+        index.take(entry, revision, due, enter);
+        if own {
+            // The store may have told of it before it answered.
+            index.hurry(&entry.request.approval_id, due);
+        }
+        drop(index);
         if due <= now.saturating_add(SPREAD_MS) {
             self.0.woken.notify_one();
         }

@@ -478,6 +478,7 @@ fn waiting(found: &Found, line: Option<InLine>, now_ms: u64) -> Option<Waiting> 
         Phase::Waiting => "slot",
         Phase::WaitingForRetry => "retry",
         Phase::Answering => "confirmation",
+        Phase::Asking => "people",
         Phase::Deferred | Phase::Returned => "broker",
         Phase::Running | Phase::Elsewhere | Phase::Finished => return None,
     };
@@ -559,6 +560,10 @@ fn summary(scene: &Scene<'_>, life: &Life) -> (String, Option<String>) {
                     "If this lasts, look at publisher, outbox and checks.streams in /status: a stream of answers may be away.",
                 ),
             },
+        ),
+        Phase::Asking => (
+            "Asks people; any worker answers when somebody has decided.".to_owned(),
+            advice("See /approvals on the admin port, or caf-worker approvals list."),
         ),
         Phase::Deferred => (
             format!(

@@ -83,7 +83,7 @@ fn result_of(client: &Client, job: &AssignmentBuilder) -> Value {
 
 #[test]
 fn a_question_holds_nothing_and_is_answered_when_somebody_decides() {
-    let mut node = Node::start_with(|worker| asking(worker).env("WORKER__POOLS__CPU__SLOTS", 1));
+    let mut node = Node::start_with(|worker| asking(worker).env("WORKER__POOLS__CPU__MAX_CONCURRENCY", 1));
     let heard = node
         .client
         .collect(&["caf.approval.requested.v1", "caf.approval.decided.v1"])
@@ -354,7 +354,7 @@ mod many {
         let within = if long { Duration::from_secs(600) } else { 2 * SOON };
         let settings = |worker: WorkerBuilder| {
             asking(worker)
-                .env("WORKER__POOLS__CPU__SLOTS", 1)
+                .env("WORKER__POOLS__CPU__MAX_CONCURRENCY", 1)
                 .env("WORKER__LIMITS__MAX_HELD", 64)
         };
         let mut node = Node::start_with(settings);

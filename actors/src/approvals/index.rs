@@ -104,14 +104,8 @@ impl Index {
         waiting.map(|known| known.requested_at).min()
     }
 
-    /// Some that wait, those first that are over first, and where the next begin.
-    #[cfg(test)]
-    pub(super) fn page(&self, from: Option<&Cursor>, limit: usize) -> (Vec<ApprovalId>, Option<Cursor>) {
-        self.page_of(None, from, limit)
-    }
-
     /// Some that wait, of one tenant where one is named, those first that are over first; and where the next begin.
-    pub(super) fn page_of(
+    pub(super) fn page(
         &self,
         tenant: Option<&str>,
         from: Option<&Cursor>,
@@ -191,9 +185,14 @@ impl Index {
         drop(self.remove(id));
     }
 
-    /// The store begins to tell everything from the beginning.
+    /// The store begins to tell everything from the beginning. Whoever was at something is gone.
     pub(super) fn begin_round(&mut self) {
         self.round += 1;
+        for (id, known) in self.known.iter_mut().filter(|(_, known)| known.busy) {
+            known.busy = false;
+            known.due = 0;
+            self.due.insert((0, id.clone()));
+        }
     }
 
     /// It has told everything: what it did not tell of is gone.
@@ -232,7 +231,7 @@ impl Index {
         }
     }
 
-    /// Something is due of it now, or as soon as nobody is at it any more.
+    /// Something is due of it then, if not earlier; or as soon as nobody is at it any more.
     pub(super) fn hurry(&mut self, id: &ApprovalId, now: u64) {
         if let Some(known) = self.known.get_mut(id)
             && known.due > now

@@ -28,7 +28,7 @@ use crate::sink::{Outgoing, PublishError, Published};
 const AT_ONCE: usize = 32;
 /// Pause before something is tried again that the store or the broker did not do, in milliseconds.
 const RETRY_MS: u64 = 2_000;
-/// Longest time between two looks at who is to be cancelled.
+/// Time between two looks at who is to be cancelled.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Time between two figures for monitoring.
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -71,9 +71,14 @@ impl Approvals {
         self.index().begin_round();
         let resync = Instant::now() + RESYNC + Duration::from_millis(self.0.spread_ms * 60);
         let mut at_it = FuturesUnordered::new();
-        let mut told = Instant::now();
+        let (mut told, mut looked) = (Instant::now(), Instant::now());
         loop {
-            let due = self.start_due(AT_ONCE - at_it.len());
+            // Whatever comes, all are looked through so often only.
+            let is_time = looked <= Instant::now();
+            if is_time {
+                looked = Instant::now() + LOOK_EVERY;
+            }
+            let due = self.start_due(is_time, AT_ONCE - at_it.len());
             at_it.extend(due.into_iter().map(|id| self.attend(id)));
             if told <= Instant::now() {
                 told = Instant::now() + TELL_EVERY;
@@ -98,11 +103,12 @@ impl Approvals {
         }
     }
 
-    /// What is due now, and who is to be cancelled.
-    fn start_due(&self, room: usize) -> Vec<ApprovalId> {
+    /// What is due now, and where all are looked through, who is to be cancelled.
+    fn start_due(&self, look: bool, room: usize) -> Vec<ApprovalId> {
         let now = clock::epoch_ms();
         let mut index = self.index();
-        for id in index.to_cancel() {
+        let to_cancel = if look { index.to_cancel() } else { Vec::new() };
+        for id in to_cancel {
             index.hurry(&id, now);
         }
         index.take_due(now, room)

@@ -304,7 +304,9 @@ impl Rank {
             Phase::Deciding | Phase::Answering => Self::InHand,
             Phase::Waiting => Self::Waiting,
             Phase::Running | Phase::WaitingForRetry => Self::Running,
-            Phase::Deferred | Phase::Returned | Phase::Elsewhere | Phase::Finished => Self::Over,
+            Phase::Deferred | Phase::Returned | Phase::Asking | Phase::Elsewhere | Phase::Finished => {
+                Self::Over
+            }
         }
     }
 }

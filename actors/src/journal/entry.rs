@@ -95,6 +95,8 @@ pub enum Phase {
     Deferred,
     /// Given back to the broker for whoever is next.
     Returned,
+    /// It has asked people, and waits for their answer; no worker has it in hand.
+    Asking,
     /// Another worker has it.
     Elsewhere,
     /// Everything is said.
@@ -133,8 +135,9 @@ impl Phase {
                 Self::Answering
             }
             "Step execution completed" | "Step execution failed" | "Step canceled" => Self::Answering,
-            "Assignment concluded" => Self::Finished,
+            "Assignment concluded" | "Approval answered" => Self::Finished,
             "Assignment deferred" => Self::Deferred,
+            "Assignment set aside for approval" => Self::Asking,
             "Result suppressed" => Self::Elsewhere,
             "Assignment answered again" => unless_taken_on(Self::Finished),
             "Step cut off by shutdown" if is_true(event, "handed_back") => Self::Returned,

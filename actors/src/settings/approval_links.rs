@@ -5,7 +5,7 @@
 use caf_protocol::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use url::Url;
+use url::{Host, Url};
 
 use super::rules::Rules;
 
@@ -27,6 +27,12 @@ pub struct ApprovalLinkSettings {
 }
 
 impl ApprovalLinkSettings {
+    /// Whether links travel where others can read them: unencrypted, and beyond this host.
+    pub fn can_be_overheard(&self) -> bool {
+        let url = self.base_url.as_deref().and_then(|text| Url::parse(text).ok());
+        url.is_some_and(|url| url.scheme() == "http" && !is_own_host(&url))
+    }
+
     /// Checks that links lead somewhere and are hard to forge.
     pub fn validate(&self, rules: &mut Rules) {
         rules.require(
@@ -40,6 +46,15 @@ impl ApprovalLinkSettings {
             self.key.as_ref().is_none_or(fits),
             "must have 32 to 1024 bytes",
         );
+    }
+}
+
+fn is_own_host(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
     }
 }
 
@@ -89,6 +104,25 @@ mod tests {
             &long,
         ] {
             assert_eq!(base(unusable), ["base_url"], "{unusable}");
+        }
+    }
+
+    #[test]
+    fn links_that_travel_unencrypted_beyond_this_host_can_be_overheard() {
+        for (base, can) in [
+            (None, false),
+            (Some("https://a.example"), false),
+            (Some("http://127.0.0.1:9094"), false),
+            (Some("http://[::1]"), false),
+            (Some("http://localhost/x"), false),
+            (Some("http://a.example"), true),
+            (Some("http://10.0.0.1"), true),
+        ] {
+            let settings = ApprovalLinkSettings {
+                base_url: base.map(str::to_owned),
+                key: None,
+            };
+            assert_eq!(settings.can_be_overheard(), can, "{base:?}");
         }
     }
 

@@ -215,7 +215,9 @@ impl World {
         let id = node.id;
         self.deliver(
             id,
-            Box::new(move |_, world| drop(world.kernel.spawn(Some(id), node.decide(key)))),
+            Box::new(move |_, world| {
+                world.kernel.spawn(Some(id), node.decide(key));
+            }),
         );
     }
 
