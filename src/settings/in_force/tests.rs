@@ -359,8 +359,8 @@ fn a_block_policy_of_a_family_that_no_block_has_is_said() {
     };
     let of = |name: &str| {
         format!(
-            "worker.retries.v2.block_policies.{name} has no effect: no block is of that family; the families are ai, chat, \
-             completion, echo, embedding, fail, fs, http, sleep, sql, text (the job type up to its first dot)"
+            "worker.retries.v2.block_policies.{name} has no effect: no block is of that family; the families are ai, \
+             chat, completion, echo, embedding, fail, fs, http, sleep, sql, text (the job type up to its first dot)"
         )
     };
     assert_eq!(warned("1"), [of("HTTP"), of("htp"), of("\"http.request\"")]);

@@ -386,3 +386,84 @@ fn a_file_that_is_no_settings_at_all_is_refused_as_soon_as_any_other() {
     let with_nearest = many.lines().filter(|line| line.contains("nearest"));
     assert_eq!(with_nearest.count(), 16);
 }
+
+#[test]
+fn providers_of_models_keep_their_names_and_variables_name_them_by_id() {
+    let dir = Dir::new();
+    let file = dir.file(
+        "own.toml",
+        "[providers.\"OpenAI:GPT-4o.x/y*\"]\nbase_url = \"https://api.example/v1\"\noutput_price_per_million = 10\n",
+    );
+    let variables = [
+        ("WORKER__PROVIDERS__MAIN__ID", "openai:*"),
+        ("WORKER__PROVIDERS__MAIN__BASE_URL", "http://127.0.0.1:1/v1"),
+        ("WORKER__PROVIDERS__MAIN__INPUT_PRICE_PER_MILLION", "0.15"),
+        ("WORKER__PROVIDERS__MAIN__POOL", "gpu"),
+    ];
+    let loaded = load(&sources(&dir, &[file], &variables, &[])).unwrap();
+    let ids: Vec<_> = loaded
+        .settings
+        .providers
+        .iter()
+        .map(|(name, own)| own.id(name))
+        .collect();
+    assert_eq!(ids, ["OpenAI:GPT-4o.x/y*", "openai:*"]);
+    let prices = |name: &str| {
+        let own = &loaded.settings.providers[name];
+        (own.input_price_per_million, own.output_price_per_million)
+    };
+    assert_eq!(
+        (prices("OpenAI:GPT-4o.x/y*"), prices("main")),
+        ((0.0, 10.0), (0.15, 0.0))
+    );
+}
+
+#[test]
+fn each_rule_of_a_provider_is_told_with_its_key_and_no_address_is_repeated() {
+    for (text, told) in [
+        (
+            "base_url = \"ftp://u:hunter2@h\"\nmodel = \"m\"",
+            "providers.p.base_url: must be an http or https address",
+        ),
+        (
+            "base_url = \"http://u:hunter2@h\"\nmodel = \"m\"",
+            "providers.p.base_url: must be an http or https address",
+        ),
+        ("base_url = \"http://h\"", "providers.p.model: must be given"),
+        (
+            "base_url = \"http://h\"\nid = \"a*b\"\nmodel = \"m\"",
+            "providers.p.id: must be an id",
+        ),
+        (
+            "base_url = \"http://h\"\nid = \"q:x\"\n[providers.\"q:x\"]\nbase_url = \"http://h\"",
+            "must not be for the same id",
+        ),
+        (
+            "base_url = \"http://h\"\nmodel = \"m\"\npool = \"cpu\"",
+            "providers.p.pool: must be io or gpu",
+        ),
+        (
+            "base_url = \"http://h\"\nmodel = \"m\"\nsecret = \"x\"",
+            "providers.p.secret: must be the name of a secret",
+        ),
+        (
+            "base_url = \"http://h\"\nmodel = \"m\"\ninput_price_per_million = -1",
+            "providers.p.input_price_per_million: must be a price",
+        ),
+        (
+            "base_url = \"http://h\"\nmodel = \"m\"\nmax_concurrency = 0",
+            "providers.p.max_concurrency: must be 1",
+        ),
+        (
+            "base_url = \"http://h\"\nmodel = \"m\"\ntotal_timeout_ms = 0",
+            "providers.p.total_timeout_ms: must be 1",
+        ),
+        ("model = \"m\"", "base_url"),
+    ] {
+        let problems = problems_of("own.toml", &format!("[providers.p]\n{text}\n"));
+        assert!(
+            problems.contains(told) && !problems.contains("hunter2"),
+            "{text}: {problems}"
+        );
+    }
+}
