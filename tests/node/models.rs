@@ -317,7 +317,7 @@ fn without_providers_their_jobs_are_unknown_as_ever() {
 fn the_example_is_answered_by_a_server_on_this_host_without_a_key() {
     let server = OpenAi::start(None, &["llama3.2"]).expect("starts");
     let settings = format!(
-        "[providers.\"local:*\"]\nbase_url = \"{}\"\npool = \"gpu\"\n",
+        "[providers.local]\nbase_url = \"{}\"\nmodel = \"llama3.2\"\npool = \"gpu\"\n",
         server.base_url()
     );
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models.jsonl");

@@ -247,11 +247,8 @@ fn a_wait_that_the_provider_asks_for_is_kept_before_the_next_call() {
             false => Reply::default(),
         }
     });
-    let mut node = Node::start_with(|worker| {
-        with(worker, &[provider("openai:*", &server, "")])
-            .policy("retry", &json!({}))
-            .env("CP2_ADVANCED_RETRY_ENABLED", "true")
-    });
+    // Also without a policy of retries, which other jobs need for it.
+    let mut node = start(&[provider("openai:*", &server, "")]);
     let sent = ["in seconds", "as a date"].map(|text| prompt("openai:m", text).max_attempts(3));
     for result in results(&node, &sent) {
         assert_text(&result, "Hello, wörld");
@@ -287,6 +284,14 @@ fn attempts_are_made_as_the_policy_says_and_all_of_them_are_paid_for() {
             let usage = said.chunks(true, "m", true).pop().expect("is one").1;
             Reply::Say(said, Pace::default(), End::Event(1, usage))
         }
+        (false, _) if asked.prompt().contains("uncounted") => {
+            let usage = None;
+            Said {
+                usage,
+                ..Said::default()
+            }
+            .into()
+        }
         (false, _) => Reply::default(),
     });
     let node = Node::start_with(|worker| {
@@ -308,6 +313,16 @@ fn attempts_are_made_as_the_policy_says_and_all_of_them_are_paid_for() {
         (&json!("PERMISSION_DENIED"), &json!(0))
     );
     assert_eq!(server.asked().len(), 3);
+    // Who does not say what was used does not make it nothing.
+    assert!(again["metadata"]["cost_unknown"].is_null());
+    let uncounted = result(&node, prompt("openai:m", "uncounted"));
+    assert_text(&uncounted, "Hello, wörld");
+    let told = (
+        &uncounted["cost"],
+        &uncounted["metadata"]["cost_unknown"],
+        &uncounted["outputs"]["usage"],
+    );
+    assert_eq!(told, (&json!(0.0), &json!(true), &json!({})));
 }
 
 #[test]
