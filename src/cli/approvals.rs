@@ -122,11 +122,11 @@ pub(super) async fn run(command: ApprovalsCommand, settings: &HttpSettings, outp
         ApprovalsCommand::List(args) => {
             let said =
                 approvals::list(&node, args.tenant.as_deref(), args.cursor.as_deref(), args.limit).await;
-            tell(said, output, |body| render_list(body))
+            tell(said, output, render_list)
         }
         ApprovalsCommand::Show { id, .. } => {
             let said = approvals::show(&node, id.as_str()).await;
-            tell(said, output, |body| render(body))
+            tell(said, output, render)
         }
         ApprovalsCommand::Decide(args) => {
             let words = (args.approver.as_deref(), args.comment.as_deref());
@@ -138,7 +138,7 @@ pub(super) async fn run(command: ApprovalsCommand, settings: &HttpSettings, outp
         ApprovalsCommand::Link(args) => {
             let approver = args.approver.as_deref();
             let said = approvals::link(&node, args.id.as_str(), approver, args.expires_in_s).await;
-            tell(said, output, |body| render_link(body))
+            tell(said, output, render_link)
         }
     }
 }

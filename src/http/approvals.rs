@@ -113,7 +113,7 @@ async fn decide(
     let person = match person(&request, stated) {
         Ok(person) if !person.name.is_empty() => person,
         Ok(_) => return refused(StatusCode::BAD_REQUEST, "approver is missing: who decides?"),
-        Err(response) => return response,
+        Err(error) => return refused(StatusCode::FORBIDDEN, error),
     };
     let Some(id) = ApprovalId::parse(&id) else {
         return in_trouble(&Trouble::Unknown);
@@ -141,7 +141,7 @@ async fn hand_out(
     // In whose name the link decides is in the body; who makes it is known by a certificate, or not at all.
     let maker = match person(&request, None) {
         Ok(maker) => maker,
-        Err(response) => return response,
+        Err(error) => return refused(StatusCode::FORBIDDEN, error),
     };
     let Some(id) = ApprovalId::parse(&id) else {
         return in_trouble(&Trouble::Unknown);
@@ -157,12 +157,11 @@ async fn hand_out(
 }
 
 /// Who asks: the holder of the certificate, or whoever was stated. Nobody decides in another's name with a certificate.
-fn person(request: &HttpRequest, stated: Option<String>) -> Result<Person, HttpResponse> {
+fn person(request: &HttpRequest, stated: Option<String>) -> Result<Person, &'static str> {
     let certified = request.conn_data::<Certified>();
     let (name, named_by) = match (certified, stated) {
         (Some(certified), Some(stated)) if stated != certified.name => {
-            let error = "approver must be the name of your certificate, or left out";
-            return Err(refused(StatusCode::FORBIDDEN, error));
+            return Err("approver must be the name of your certificate, or left out");
         }
         (Some(certified), _) => (certified.name.clone(), "certificate"),
         (None, stated) => (stated.unwrap_or_default(), "stated"),
