@@ -19,13 +19,13 @@ const MODULES: &str = "\
     fleet floor flow fold forbidden forms fs functions get guard happenings headers health heartbeat held \
     hostile http ids in_force inputs intake job journal json kept kind labels lane layers lease lease_keeper \
     leftovers levels limit limits line live load log logging login lookup machine made marks mask messages \
-    metrics model modules named_secrets nats not_yet numbers objects origin otel otlp outage outbox outcome \
-    output params path payload peers places plan policies policy policy_file policy_store pool ports postgres \
-    preparation preview print process_stats properties protocol publisher pull put queue quota record \
+    metrics model modules named_secrets nats not_yet numbers objects opening origin otel otlp outage outbox \
+    outcome output params path payload peers places plan policies policy policy_file policy_store pool ports \
+    postgres preparation preview print process_stats properties protocol publisher pull put queue quota record \
     recordings redirects reference reload reloadable replay replays request reserve result retry retry_after \
     room roots router_side rows rules run running runtime sampler sandbox schemas scrub secret secret_files \
-    secrets segments select sending serve settings show shrinking shutdown signals sink sleep slots source \
-    sources span spans spill sql sqlite state state_dir statement status steps stream streams submit \
+    secrets segments select sending serve settings shortening show shrinking shutdown signals sink sleep slots \
+    source sources span spans spill sql sqlite state state_dir statement status steps stream streams submit \
     supervisor sync_plan telemetry tenants text threads timeouts timestamp tls tokens told tombstones top \
     trace trace_context traces tracing trust unescape unused usage validate vault view vitals watch watchdog \
     window wire wiring wording words worker worker_id writer writing";
