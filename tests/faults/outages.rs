@@ -359,7 +359,7 @@ fn run_mount(arguments: &[&str], place: &Path) -> bool {
     mount.is_ok_and(|status| status.success())
 }
 
-/// Needs the right to mount; the tests of the outbox show the same with a database that may not grow.
+/// Needs the right to mount; the tests of the outbox show the same with a log that may not grow.
 #[test]
 fn a_read_only_disk_and_a_full_one_are_waited_for_and_named() {
     let Some(disk) = SmallDisk::mount(24) else { return };

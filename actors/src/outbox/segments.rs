@@ -1,22 +1,26 @@
 //! The outbox on disk: an append-only log in segments, `<slot>/outbox/<number>.log`, and where in it each entry lives.
 //!
-//! Neighbours: only the writer uses it, from its one thread; `record` knows the form of what is written. Decides nothing
-//! about when.
+//! Neighbours: only the writer uses it, from its one thread; `opening` reads what is there, `record` knows the form of what
+//! is written. Decides nothing about when.
 //!
 //! Segments go in the order of their numbers, the oldest first, and only when nothing lives in them: so the record of a
 //! removal outlives the entry that it is about. What lives in the oldest can be copied to the end. Only the last segment
 //! may end in the middle of a record, when its process was killed; what is damaged otherwise is left as it is.
 
+mod opening;
+mod shortening;
+
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::record::{self, Frame, HEADER_BYTES, Header, NoHeader, Record};
+use super::record::{self, Frame, Header, Record};
 use super::{Entry, EntryId, NewEntry, OutboxError};
 use crate::state_dir::{FileId, StateDirError, still_leads_to};
+pub(super) use opening::holds_entries;
 
 /// Name of the directory in the slot's directory.
 const DIRECTORY: &str = "outbox";
@@ -110,15 +114,6 @@ pub(super) struct WriteError {
     pub(super) is_shortage: bool,
 }
 
-/// What stands behind the last whole record of the last segment, and was cut off.
-pub(super) struct Cut {
-    pub(super) file: PathBuf,
-    /// Its length.
-    pub(super) bytes: u64,
-    /// Where it began; 0 when not even the header was whole.
-    end: u64,
-}
-
 /// The files of the log, for whoever looks whether they are still there.
 #[derive(Clone, Default)]
 pub(super) struct Names(Arc<Mutex<BTreeMap<PathBuf, FileId>>>);
@@ -141,26 +136,9 @@ impl Names {
     }
 }
 
-// ---- Opening ----
-
 impl Segments {
-    /// Opens the log in a slot's directory, or makes it, and reads all of it; `forces` says whether it is ever forced to
-    /// disk. An end that a killed process did not finish is cut off.
-    pub(super) fn open(slot: &Path, forces: bool) -> Result<(Self, Option<Cut>), OutboxError> {
-        let dir = directory_in(slot);
-        let made = make_dir(slot, &dir).and_then(|()| File::open(&dir));
-        let dir_file = made.map_err(|error| cannot_open(&dir, &error))?;
-        let (mut log, cut) = Self::read_all(dir, dir_file)?;
-        log.forces = forces;
-        log.settle(cut.as_ref())
-            .map_err(|error| cannot_open(&log.dir, &error))?;
-        Ok((log, cut.filter(|cut| cut.bytes > 0)))
-    }
-
-    /// Reads all of it, and changes nothing.
-    fn read_all(dir: PathBuf, dir_file: File) -> Result<(Self, Option<Cut>), OutboxError> {
-        let numbers = numbers_in(&dir).map_err(|error| cannot_open(&dir, &error))?;
-        let mut log = Self {
+    fn empty(dir: PathBuf, dir_file: File) -> Self {
+        Self {
             dir,
             dir_file,
             is_dir_behind: false,
@@ -181,134 +159,7 @@ impl Segments {
             suspect: None,
             #[cfg(test)]
             room: None,
-        };
-        let mut cut = None;
-        for (place, number) in numbers.iter().enumerate() {
-            if place > 0 && numbers[place - 1] + 1 != *number {
-                return Err(damaged(&log.path(number - 1), "the file is missing".to_owned()));
-            }
-            cut = log.load(*number, place + 1 == numbers.len())?;
         }
-        log.unsynced_from = log.next_id;
-        Ok((log, cut))
-    }
-
-    /// Cuts off what was not finished, and has what a killed process left forced to disk.
-    fn settle(&self, cut: Option<&Cut>) -> io::Result<()> {
-        match cut {
-            Some(cut) if cut.end == 0 => fs::remove_file(&cut.file)?,
-            Some(cut) => OpenOptions::new().write(true).open(&cut.file)?.set_len(cut.end)?,
-            None => {}
-        }
-        match self.segments.last_key_value() {
-            Some((newest, _)) if self.forces => File::open(self.path(*newest))?.sync_data(),
-            _ => Ok(()),
-        }
-    }
-
-    /// Reads one segment, the ones before it being read. Returns what stands behind its last record.
-    fn load(&mut self, number: u64, is_newest: bool) -> Result<Option<Cut>, OutboxError> {
-        let path = self.path(number);
-        let failed = |error| cannot_open(&path, &error);
-        let file = File::open(&path).map_err(failed)?;
-        let opened = file.metadata().map_err(failed)?;
-        let length = opened.len();
-        let mut bytes =
-            vec![0; usize::try_from(length).map_or(HEADER_BYTES, |length| length.min(HEADER_BYTES))];
-        file.read_exact_at(&mut bytes, 0).map_err(failed)?;
-        let header = match Header::read(&bytes) {
-            Ok(header) if header.number == number => header,
-            // Its process was killed before it had written anything.
-            Err(NoHeader::Torn) if is_newest && length <= HEADER_BYTES as u64 => {
-                return Ok(Some(Cut {
-                    file: path,
-                    bytes: length,
-                    end: 0,
-                }));
-            }
-            Err(NoHeader::Version(found)) => {
-                return Err(OutboxError::OtherVersion {
-                    file: path,
-                    found: found.into(),
-                    known: record::VERSION.into(),
-                });
-            }
-            _ => {
-                return Err(damaged(
-                    &path,
-                    "it does not begin as a segment of the outbox".to_owned(),
-                ));
-            }
-        };
-        bytes.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
-        file.read_exact_at(&mut bytes[HEADER_BYTES..], HEADER_BYTES as u64)
-            .map_err(failed)?;
-        let end = self.read_records(header, &bytes, is_newest, &path)?;
-        self.next_number = number + 1;
-        self.names
-            .change(|names| names.insert(path.clone(), FileId::from(&opened)));
-        let (end, bytes) = (end as u64, length - end as u64);
-        Ok((bytes > 0).then_some(Cut {
-            file: path,
-            bytes,
-            end,
-        }))
-    }
-
-    /// Takes note of what whole records say. Returns where they end: the end of the newest segment may be missing.
-    fn read_records(
-        &mut self,
-        header: Header,
-        bytes: &[u8],
-        is_newest: bool,
-        path: &Path,
-    ) -> Result<usize, OutboxError> {
-        let number = header.number;
-        self.next_id = self.next_id.max(header.next);
-        self.segments.insert(
-            number,
-            Segment {
-                header: header.clone(),
-                bytes: 0,
-                live: 0,
-            },
-        );
-        let mut at = HEADER_BYTES;
-        while let Some(frame) = Frame::read(&bytes[at..], &header, at as u64) {
-            self.note_record(number, at as u64, &frame)
-                .map_err(|why| damaged(path, format!("the record at byte {at} makes no sense: {why}")))?;
-            at += frame.length();
-        }
-        if at < bytes.len() && (!is_newest || record::has_record(&bytes[at..], &header, at as u64)) {
-            let reason = format!("the record at byte {at} is not what was written");
-            return Err(damaged(path, reason));
-        }
-        if let Some(segment) = self.segments.get_mut(&number) {
-            segment.bytes = at as u64;
-        }
-        Ok(at)
-    }
-
-    fn note_record(&mut self, segment: u64, at: u64, frame: &Frame<'_>) -> Result<(), record::Nonsense> {
-        match frame.record()? {
-            Record::Entry(id, content) => {
-                let (stored_at_ms, content_bytes) = record::age_and_size(id, content)?;
-                let live = Live {
-                    segment,
-                    at,
-                    record_bytes: frame.length() as u64,
-                    content_bytes,
-                    stored_at_ms,
-                };
-                self.note(id, live);
-            }
-            Record::Removal(ids) => {
-                for id in ids {
-                    self.forget(id);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -647,116 +498,6 @@ impl Segments {
         self.syncs
     }
 
-    // ---- Keeping it short ----
-
-    /// Removes the oldest segments in which nothing lives.
-    pub(super) fn drop_dead(&mut self) -> Result<(), WriteError> {
-        while let Some((number, segment)) = self.segments.first_key_value()
-            && segment.live == 0
-            && self
-                .writing
-                .as_ref()
-                .is_none_or(|writing| writing.number != *number)
-        {
-            let path = self.path(*number);
-            self.names.change(|names| names.remove(&path));
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(WriteError::from(&error));
-                }
-                _ => drop(self.segments.pop_first()),
-            }
-        }
-        if self.segments.is_empty() {
-            // What they are about is gone.
-            self.unwritten.clear();
-        }
-        Ok(())
-    }
-
-    /// Ends the newest segment when nothing lives and it is longer than this, so that it can be removed.
-    pub(super) fn end_empty(&mut self, longer_than: u64) -> Result<(), WriteError> {
-        if self.live.is_empty() && self.length() > longer_than {
-            self.end_newest()?;
-        }
-        self.drop_dead()
-    }
-
-    fn length(&self) -> u64 {
-        self.segments.values().map(|segment| segment.bytes).sum()
-    }
-
-    /// Whether the log is longer than twice what lives in it, and so much more.
-    pub(super) fn is_wasteful(&self, spare_bytes: u64) -> bool {
-        let counted = |segment: &Segment| segment.bytes.max(LEAST_SEGMENT_BYTES);
-        let length: u64 = self.segments.values().map(counted).sum();
-        self.segments.len() > 1 && length > 2 * self.record_bytes + spare_bytes
-    }
-
-    /// Copies what lives in the oldest segment to the end, and removes it.
-    pub(super) fn copy_oldest(&mut self) -> Result<(), WriteError> {
-        self.copy_to_end()?;
-        self.drop_dead()
-    }
-
-    /// Copies what lives in the oldest segment to the end.
-    pub(super) fn copy_to_end(&mut self) -> Result<(), WriteError> {
-        let Some((&oldest, _)) = self.segments.first_key_value() else {
-            return Ok(());
-        };
-        if self
-            .writing
-            .as_ref()
-            .is_some_and(|writing| writing.number == oldest)
-        {
-            self.end_newest()?;
-        }
-        self.copy(oldest)?;
-        if self.forces {
-            self.sync()?;
-        }
-        Ok(())
-    }
-
-    /// Copies what lives in a segment, which is not the newest, to the end.
-    fn copy(&mut self, number: u64) -> Result<(), WriteError> {
-        let (path, mut records) = (self.path(number), Vec::new());
-        let file = File::open(&path).map_err(|error| WriteError::from(&error))?;
-        for (id, live) in self.live.iter().filter(|(_, live)| live.segment == number) {
-            let record = self.read(&file, live).map_err(|error| WriteError::from(&error))?;
-            self.frame(&record, live)
-                .map_err(|why| WriteError::broken(&format!("{} is damaged: {why}", path.display())))?;
-            records.push((*id, live.at, record));
-        }
-        let Some(old) = self.segments.get(&number).map(|segment| segment.header.clone()) else {
-            return Ok(());
-        };
-        if records.is_empty() {
-            return Ok(());
-        }
-        let content = records.iter().map(|(_, _, record)| record.len() as u64).sum();
-        let mut placed = Vec::with_capacity(records.len());
-        self.append(content, |buffer, header, base, _| {
-            for (id, at, record) in &records {
-                if let Some(frame) = Frame::read(record, &old, *at) {
-                    placed.push((*id, record::put_copy(buffer, header, base, &frame)));
-                }
-            }
-        })?;
-        let newest = self.writing.as_ref().map_or(number, |writing| writing.number);
-        for (id, at) in placed {
-            if let Some(live) = self.live.get_mut(&id) {
-                (live.segment, live.at) = (newest, at);
-                for (of, change) in [(number, -1), (newest, 1)] {
-                    if let Some(segment) = self.segments.get_mut(&of) {
-                        segment.live = segment.live.saturating_add_signed(change);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     #[cfg(test)]
     fn check_room(&self, bytes: usize) -> Result<(), WriteError> {
         if self.room.is_some_and(|room| self.length() + bytes as u64 > room) {
@@ -764,38 +505,6 @@ impl Segments {
         }
         Ok(())
     }
-}
-
-/// Whether a log that nobody has open holds entries.
-pub(super) fn holds_entries(slot: &Path) -> Result<bool, OutboxError> {
-    let dir = directory_in(slot);
-    let numbers = numbers_in(&dir).map_err(|error| cannot_open(&dir, &error))?;
-    if numbers.is_empty() {
-        return Ok(false);
-    }
-    let dir_file = File::open(&dir).map_err(|error| cannot_open(&dir, &error))?;
-    Ok(Segments::read_all(dir, dir_file)?.0.entries() > 0)
-}
-
-/// Makes the directory unless it is there, and has the system remember it over a loss of power.
-fn make_dir(slot: &Path, dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(MODE).create(dir) {
-        Ok(()) => File::open(slot)?.sync_all(),
-        Err(_) if dir.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Numbers of the segments, in order. Other files are left alone.
-fn numbers_in(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = PathBuf::from(entry?.file_name());
-        let number: Option<u64> = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-        numbers.extend(number.filter(|_| path.extension().is_some_and(|extension| extension == EXTENSION)));
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 // ---- What went wrong ----

@@ -13,6 +13,7 @@ use crate::state_dir::tests::{Scratch, take_again};
 
 mod cost;
 mod cut;
+mod form;
 mod limits;
 
 const SOON: Duration = Duration::from_secs(20);
