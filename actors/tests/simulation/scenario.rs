@@ -158,7 +158,7 @@ impl Scenario {
             ack_wait,
             request_limit: dice.range(1, 3) * SECOND,
             slots: 1 + dice.index(3),
-            queue: dice.percent(50).then(|| queue(dice)),
+            queue: dice.percent(60).then(|| queue(dice)),
             admission: if dice.percent(25) {
                 Admission::Wait
             } else {
