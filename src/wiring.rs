@@ -50,7 +50,7 @@ use crate::http::health::Health;
 use crate::settings::in_force::InForce;
 use crate::settings::{Admission, Settings};
 
-/// The event loops of a node. The pipeline's never runs a block.
+/// The event loops of a node. The pipeline's runs no block but those that hardly compute.
 pub struct EventLoops {
     /// Intake, pools, publisher, and the broker connection they use; and blocks that hardly do anything.
     pub pipeline: EventLoop,
