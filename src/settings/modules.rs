@@ -13,10 +13,10 @@ const MODULES: &str = "\
     asyncapi attacks attention audit auditor background backoff bench block block_worker blocks body book \
     bounded bounds breakers bucket buckets budget cancel cancellation catalogue cgroup chance changes check \
     circuit_breaker claim_store claims classification cli clients clock config connection consumption contract \
-    cost counts course dead_letter dead_letters decision decode deferrals delete delivery dependencies \
+    cost counts course cut dead_letter dead_letters decision decode deferrals delete delivery dependencies \
     destination dial discovery dlq dry_run earlier echo endpoint endpoints ends entry environment error_code \
     errors event_loop events examples exec exec_assignment exit explain fail family feature fetch fields flags \
-    fleet floor flow fold forbidden forms fs functions get guard happenings headers health heartbeat held \
+    fleet floor flow fold forbidden form forms fs functions get guard happenings headers health heartbeat held \
     hostile http ids in_force inputs intake job journal json kept kind labels lane layers lease lease_keeper \
     leftovers levels limit limits line live load log logging login lookup machine made marks mask messages \
     metrics model modules named_secrets nats not_yet numbers objects opening origin otel otlp outage outbox \
