@@ -69,8 +69,11 @@ const MOST_BEHIND: usize = 1024;
 #[derive(Clone)]
 pub struct MemoryStore(Arc<Kept>);
 
+/// What is stored, and the last revision.
+type Entries = (BTreeMap<ApprovalId, (Entry, Revision)>, Revision);
+
 struct Kept {
-    entries: Mutex<(BTreeMap<ApprovalId, (Entry, Revision)>, Revision)>,
+    entries: Mutex<Entries>,
     changes: broadcast::Sender<Change>,
 }
 
@@ -84,7 +87,7 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    fn entries(&self) -> MutexGuard<'_, (BTreeMap<ApprovalId, (Entry, Revision)>, Revision)> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -136,7 +136,7 @@ async fn renew(parts: &KeeperParts, connection: &Connection, limit: Duration) {
     let Some(((_, last), earlier)) = renewable.split_last() else {
         return;
     };
-    let body = || bytes::Bytes::from(verdict_body(Verdict::InProgress));
+    let body = || verdict_body(Verdict::InProgress);
     for (_, token) in earlier {
         send(connection, token.to_string(), body()).await;
     }
