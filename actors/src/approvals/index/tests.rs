@@ -76,7 +76,7 @@ fn what_is_due_is_done_by_one_at_a_time_and_an_older_state_changes_nothing() {
     let id = asked.request.approval_id.clone();
     take(&mut index, &asked, 1, 50);
     assert!(index.take_due(49, 9).is_empty());
-    assert_eq!(index.take_due(50, 9), [id.clone()]);
+    assert_eq!(index.take_due(50, 9), std::slice::from_ref(&id));
     assert!(index.take_due(99, 9).is_empty(), "somebody is at it");
     index.hurry(&id, 40);
     assert!(index.take_due(99, 9).is_empty());
@@ -85,7 +85,7 @@ fn what_is_due_is_done_by_one_at_a_time_and_an_older_state_changes_nothing() {
     assert_eq!((index.pending(), index.take_due(99, 9).len()), (0, 0));
     // A keeper that is gone is at nothing.
     index.begin_round();
-    assert_eq!(index.take_due(0, 9), [id.clone()]);
+    assert_eq!(index.take_due(0, 9), std::slice::from_ref(&id));
     // Whoever was at it has seen the older state; what came meanwhile is due all the same.
     index.leave(&id, 1_000);
     take(&mut index, &asked, 1, 0);
