@@ -1,6 +1,6 @@
 //! `approvals list`, `show`, `decide` and `link`: their arguments, and what becomes of the answers.
 //!
-//! Neighbours: [`crate::ask::approvals`] asks the node and writes the text; [`super::ask`] knows which node.
+//! Neighbours: [`crate::ask::approvals`] asks the node and writes the text; `super::ask` knows which node.
 
 use caf_protocol::approval::{Answer, ApprovalId};
 use clap::{Args, Subcommand, ValueEnum};
