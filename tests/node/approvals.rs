@@ -13,6 +13,7 @@ use caf_testkit::worker::WorkerBuilder;
 use caf_testkit::{AssignmentBuilder, Client, Proxy, Worker, wait_until};
 use serde_json::{Value, json};
 
+use crate::cancellation::cancel_assignment;
 use crate::support::{
     ASSIGNMENTS, CONSUMER, Node, SOON, answers, assert_each_answered_once, jobs, program, wait_answered,
 };
@@ -251,6 +252,38 @@ fn nobody_decides_in_time_or_somebody_cancels_or_says_no() {
 }
 
 /// The asking worker is killed while people think; another one is asked, and answers.
+/// All workers hear a request to cancel, and all know when the time is over: who settled a question answers it, and the others
+/// only when that one has not after a while.
+#[test]
+fn who_was_not_first_to_settle_a_question_leaves_its_answer_to_the_first() {
+    let cancelling = |worker| asking(worker).env("CP2_CANCELLATION_ENABLED", "true");
+    let node = Node::start_with(cancelling);
+    let _other = node.another(cancelling);
+    let said = node.client.collect_answers().expect("listens");
+    let many = jobs(20, |number| {
+        question(json!({"prompt": "still?", "timeout_ms": 600_000}))
+            .set("run_id", json!(format!("r-{number}")))
+    });
+    node.client.assign_all(&many).expect("is sent");
+    for job in &many {
+        wait_parked(&node.client, job);
+    }
+    for job in &many {
+        cancel_assignment(&node.client, job);
+    }
+    wait_answered(&node.client, &many, SOON);
+    wait_until("it is noted of each", SOON, || {
+        kept(&node.client)
+            .iter()
+            .all(|entry| !entry["answered"].is_null())
+    });
+    for job in &many {
+        let results = said.results(job.assignment_id());
+        assert_eq!(results.len(), 1, "{results:?}");
+        assert_eq!(results[0]["status"], "cancelled");
+    }
+}
+
 #[test]
 fn whoever_asked_may_die_and_whoever_is_there_answers() {
     let mut node = Node::start_with(asking);

@@ -55,7 +55,7 @@ fn cancel(client: &Client, subject: String, body: &Value) -> Value {
     serde_json::from_slice(&answer.payload).expect("is JSON")
 }
 
-fn cancel_assignment(client: &Client, job: &AssignmentBuilder) -> Value {
+pub(crate) fn cancel_assignment(client: &Client, job: &AssignmentBuilder) -> Value {
     let body = request("acme", "assignment_id", job.assignment_id());
     cancel(client, subject("acme"), &body)
 }

@@ -216,6 +216,15 @@ impl Decision {
             let rule = format!("must be at most {MAX_COMMENT_BYTES} bytes");
             return Err(Failure::of_field(ErrorCode::InvalidInput, "comment", &rule));
         }
+        let is_text = |text: &String| {
+            !text
+                .chars()
+                .any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
+        };
+        if !self.comment.as_ref().is_none_or(is_text) {
+            let rule = "must hold no control characters but line breaks and tabs";
+            return Err(Failure::of_field(ErrorCode::InvalidInput, "comment", rule));
+        }
         Ok(())
     }
 
@@ -437,6 +446,13 @@ mod tests {
                 .check()
                 .is_err_and(|failure| failure.message.starts_with("comment: "))
         );
+        for (comment, holds) in [("a\r\n\tb", true), ("a\0b", false), ("a\u{1b}[31m", false)] {
+            let said = Decision {
+                comment: Some(comment.to_owned()),
+                ..decision()
+            };
+            assert_eq!(said.check().is_ok(), holds, "{comment:?}");
+        }
         assert!(decision().check().is_ok());
     }
 

@@ -30,17 +30,20 @@ impl Price {
     /// The dearest that can be told, for a million tokens.
     pub const MAX: f64 = 1_000_000.0;
 
-    /// The price of a million tokens, to the nearest billionth. Nothing for what is no price: negative, not finite, or beyond
-    /// [`Price::MAX`].
+    /// The price of a million tokens. Nothing for what is no price: negative, not finite, beyond [`Price::MAX`], or not a whole
+    /// number of billionths, which would be another price in silence.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "checked to lie from 0 to 10^15, in which every whole f64 is exact"
     )]
     pub fn per_million(price: f64) -> Option<Self> {
-        (0.0..=Self::MAX)
-            .contains(&price)
-            .then(|| Self((price * 1e9).round() as u64))
+        let billionths = price * 1e9;
+        // What a decimal fraction is off by as a float, after the multiplication.
+        let unsure = 1e-6 + billionths * 4.0 * f64::EPSILON;
+        let is_whole = (billionths - billionths.round()).abs() <= unsure;
+        let is_price = (0.0..=Self::MAX).contains(&price) && is_whole;
+        is_price.then(|| Self(billionths.round() as u64))
     }
 }
 
@@ -110,7 +113,17 @@ mod tests {
     fn what_was_not_counted_is_unknown_where_it_has_a_price() {
         assert!(Cost::of(None, price(1.0)).and(Cost::default()).is_incomplete());
         assert!(!Cost::of(None, price(0.0)).is_incomplete());
-        for wrong in [-0.1, f64::NAN, f64::INFINITY, 1_000_000.1] {
+        for exact in [0.15, 2.5, 0.000_000_001, 123_456.123_456_789, 999_999.999_999_999] {
+            assert!(Price::per_million(exact).is_some(), "{exact}");
+        }
+        for wrong in [
+            -0.1,
+            f64::NAN,
+            f64::INFINITY,
+            1_000_000.1,
+            0.123_456_789_012,
+            4e-10,
+        ] {
             assert_eq!(Price::per_million(wrong), None, "{wrong}");
         }
     }

@@ -13,9 +13,9 @@ use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Approvals;
 use super::record::{Due, Entry};
 use super::store::{Change, Found, StoreError};
+use super::{Approvals, TAKE_OVER_MS};
 use crate::claims::fleet;
 use crate::claims::record::OutcomeRef;
 use crate::clock;
@@ -144,6 +144,7 @@ impl Approvals {
 
     async fn try_to_attend(&self, id: &ApprovalId) -> Result<Next, String> {
         let parts = &self.0.parts;
+        let mut was_first = true;
         for _ in 0..TURNS {
             let Found { entry, revision } = parts.store.read(id).await.map_err(text)?;
             let Some(entry) = entry else {
@@ -163,13 +164,19 @@ impl Approvals {
                     entry.cancelled(asked.by.as_str(), asked.failure(), now, &parts.answers)
                 }),
                 Due::Expire => entry.expired(now, &parts.answers),
+                // Whoever settled it is at it.
+                Due::Answer if !was_first => {
+                    let settled_at = entry.standing.settled_at().unwrap_or(now);
+                    return Ok(Next::At(settled_at + TAKE_OVER_MS + self.0.spread_ms));
+                }
                 Due::Answer => Some(self.answer(&entry).await?),
             };
             let Some(next) = next else { continue };
-            match self.change(&entry, &next, revision).await {
-                Ok(()) | Err(StoreError::Conflict) => {}
+            was_first = match self.change(&entry, &next, revision).await {
+                Ok(()) => true,
+                Err(StoreError::Conflict) => false,
                 Err(error) => return Err(text(error)),
-            }
+            };
             if let Some(answered) = &next.answered {
                 self.tell_claim(&next, &answered.outcome).await;
             }
