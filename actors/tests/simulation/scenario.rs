@@ -158,7 +158,7 @@ impl Scenario {
             ack_wait,
             request_limit: dice.range(1, 3) * SECOND,
             slots: 1 + dice.index(3),
-            queue: dice.percent(60).then(|| queue(dice)),
+            queue: dice.percent(65).then(|| queue(dice)),
             admission: if dice.percent(25) {
                 Admission::Wait
             } else {
@@ -332,12 +332,12 @@ fn queue(dice: &mut Dice) -> QueueRules {
                 critical: 1.0,
             },
         ][dice.index(2)],
-        policy: match dice.index(6) {
+        policy: match dice.index(8) {
             0 => Policy::RejectNew,
-            1..=3 => Policy::DropOldest {
+            1..=5 => Policy::DropOldest {
                 max_age: std::time::Duration::from_millis(dice.range(500, 60_000)),
             },
-            4 => Policy::Defer {
+            6 => Policy::Defer {
                 max_ms: dice.range(100, 30_000),
             },
             _ => Policy::Degrade {
