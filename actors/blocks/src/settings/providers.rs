@@ -146,7 +146,7 @@ impl ProviderSettings {
             "" => checks.require_here(is_id, rule, format_args!("{id:?}")),
             key => checks.require(key, is_id, rule, format_args!("{id:?}")),
         }
-        let rule = "must be an http or https address with a host, and without credentials, query or fragment";
+        let rule = "must be an http or https address with a host, and without credentials or fragment";
         checks.require("base_url", base_url(&self.base_url).is_some(), rule, "(hidden)");
         let is_model = |model: &String| is_text(model);
         let rule = "must be a name of 1 to 128 bytes without control characters";
@@ -249,7 +249,6 @@ pub(crate) fn base_url(text: &str) -> Option<Url> {
         && url.port() != Some(0)
         && url.username().is_empty()
         && url.password().is_none()
-        && url.query().is_none()
         && url.fragment().is_none();
     let path = url.path().trim_end_matches('/').to_owned();
     url.set_path(&path);
