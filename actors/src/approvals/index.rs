@@ -93,6 +93,13 @@ impl Index {
         self.tenants.get(tenant).copied().unwrap_or_default()
     }
 
+    /// Whether it is known here that it is settled.
+    pub(super) fn is_settled(&self, id: &ApprovalId) -> bool {
+        self.known
+            .get(id)
+            .is_some_and(|known| known.phase != Phase::Pending)
+    }
+
     /// How many wait.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()

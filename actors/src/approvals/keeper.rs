@@ -144,7 +144,8 @@ impl Approvals {
 
     async fn try_to_attend(&self, id: &ApprovalId) -> Result<Next, String> {
         let parts = &self.0.parts;
-        let mut was_first = true;
+        // What is known to be settled is come to for its answer, when that is due; another may have been first to settle the rest.
+        let mut was_first = self.index().is_settled(id);
         for _ in 0..TURNS {
             let Found { entry, revision } = parts.store.read(id).await.map_err(text)?;
             let Some(entry) = entry else {
