@@ -21,15 +21,15 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::time::timeout;
 
+use super::buckets::is_there_when_possible;
 use super::claim_store::{bucket_stream, bucket_subject};
-use super::connection::{Connection, delay};
+use super::connection::Connection;
 use super::streams::{StreamError, create, failed};
 use crate::approvals::record::Entry;
 use crate::approvals::store::{ApprovalStore, Change, Found, StoreError};
 use crate::claims::fleet::Revision;
-use crate::clock::whole_ms;
 use crate::errors::chain;
-use crate::events::{self, Log};
+use crate::events::Log;
 use crate::settings::NatsSettings;
 
 /// Largest size of the bucket, in bytes: what waits must not be pushed out, so that a full one takes no more questions.
@@ -70,25 +70,10 @@ impl NatsApprovalStore {
             limit,
             log: log.clone(),
         }));
-        for attempt in 0.. {
-            match store.ensure().await {
-                Ok(true) => return Some(store),
-                Ok(false) => {
-                    log.emit(events::warning(&format!(
-                        "bucket {bucket} is missing and nats.create_streams is false: nobody can be asked for approval"
-                    )));
-                    return None;
-                }
-                Err(error) => {
-                    let wait = delay(attempt);
-                    if attempt % 10 == 0 {
-                        log.emit(events::answers_not_stored(&error.to_string(), whole_ms(wait)));
-                    }
-                    tokio::time::sleep(wait).await;
-                }
-            }
-        }
-        None
+        let ensure = async || store.ensure().await;
+        is_there_when_possible(bucket, ensure, "nobody can be asked for approval", log)
+            .await
+            .then_some(store)
     }
 
     /// Whether the bucket is there, after creating it where that is allowed. Never changes what it finds.

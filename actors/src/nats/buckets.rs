@@ -38,15 +38,29 @@ pub async fn ensure_claims_bucket_when_possible(
     }
     let mut jetstream = async_nats::jetstream::new(connection.client.clone());
     jetstream.set_timeout(Duration::from_millis(settings.request_timeout_ms));
+    let ensure = async || ensure_claims_bucket(&jetstream, settings, idempotency, log).await;
+    let without = "assignments are claimed in this process only";
+    is_there_when_possible(&idempotency.bucket, ensure, without, log)
+        .await
+        .then(|| idempotency.clone())
+}
+
+/// Asks for a bucket until the broker can say whether it is there. When it is missing and must not be created, the log says
+/// what becomes of that.
+pub(super) async fn is_there_when_possible(
+    bucket: &str,
+    ensure: impl AsyncFn() -> Result<bool, StreamError>,
+    without: &str,
+    log: &Log,
+) -> bool {
     for attempt in 0.. {
-        match ensure_claims_bucket(&jetstream, settings, idempotency, log).await {
-            Ok(true) => return Some(idempotency.clone()),
+        match ensure().await {
+            Ok(true) => return true,
             Ok(false) => {
                 log.emit(events::warning(&format!(
-                    "bucket {} is missing and nats.create_streams is false: assignments are claimed in this process only",
-                    idempotency.bucket
+                    "bucket {bucket} is missing and nats.create_streams is false: {without}"
                 )));
-                return None;
+                return false;
             }
             Err(error) => {
                 let wait = delay(attempt);
@@ -57,7 +71,7 @@ pub async fn ensure_claims_bucket_when_possible(
             }
         }
     }
-    None
+    false
 }
 
 /// How far back the bucket of claims really reaches, in seconds; looked at now and then, for as long as this is polled.

@@ -86,7 +86,7 @@ impl Written {
     }
 }
 
-/// Sends for the publisher. Cheap to clone.
+/// Sends for the publisher, and for replays.
 #[derive(Clone)]
 pub(super) struct Sender {
     sink: Arc<dyn Sink>,

@@ -18,8 +18,7 @@ use crate::job::Holdings;
 use crate::sink::Sink;
 use crate::spill::Spiller;
 
-/// Writes in the name of one worker. Cheap to clone.
-#[derive(Clone)]
+/// Writes in the name of one worker; what is being written shares it.
 pub(super) struct Writer {
     pub(super) answers: Answers,
     pub(super) spiller: Spiller,

@@ -70,10 +70,10 @@ pub struct ProviderSettings {
     /// Largest answer in bytes, as it travels: a token that comes alone takes some 200.
     #[serde(default = "ProviderSettings::max_response_bytes")]
     pub max_response_bytes: u64,
-    /// Price of a million tokens of prompts; counted to the billionth.
+    /// Price of a million tokens of prompts, with at most nine decimal places.
     #[serde(default)]
     pub input_price_per_million: f64,
-    /// Price of a million tokens of answers; counted to the billionth.
+    /// Price of a million tokens of answers, with at most nine decimal places.
     #[serde(default)]
     pub output_price_per_million: f64,
 }
