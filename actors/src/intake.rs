@@ -233,6 +233,7 @@ impl Intake {
                 .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
             quota: QuotaFact::Within,
             pool: PoolFact::Room,
+            refused_before: None,
         };
         let facts = facts.with_record(case.known.record.as_ref(), &self.parts.quarantine);
         let mut reservation = None;

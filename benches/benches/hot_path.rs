@@ -7,7 +7,8 @@ use criterion::Criterion;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    for (name, mut operation) in operations::all() {
+    for (name, make) in operations::ALL {
+        let mut operation = make();
         criterion.bench_function(name, |bencher| bencher.iter(&mut operation));
     }
     criterion.final_summary();

@@ -185,16 +185,16 @@ impl ClaimRecord {
         self.state = ClaimState::Interrupted;
     }
 
-    /// Whether the acknowledgement that is fixed is a rejection.
-    pub fn was_refused(&self) -> bool {
-        self.ack.is_some() && self.refused
-    }
-
-    /// Whether that rejection says that a quota of the tenant was used up.
-    pub fn was_over_quota(&self) -> bool {
-        let ack = self.ack.as_ref().filter(|_| self.refused);
-        let ack = ack.and_then(|ack| serde_json::from_str::<serde_json::Value>(&ack.payload).ok());
-        ack.is_some_and(|ack| ack["message"] == RejectReason::QuotaExceeded.as_str())
+    /// Why the acknowledgement that is fixed here refuses it; `None` when it accepts it, or none is fixed.
+    pub fn refused_before(&self) -> Option<RejectReason> {
+        let ack = self.ack.as_ref().filter(|_| self.refused)?;
+        let ack: Option<serde_json::Value> = serde_json::from_str(&ack.payload).ok();
+        match ack {
+            Some(ack) if ack["message"] == RejectReason::QuotaExceeded.as_str() => {
+                Some(RejectReason::QuotaExceeded)
+            }
+            _ => Some(RejectReason::QueueFull),
+        }
     }
 
     /// Whether nobody works on it any more although it is not answered: its question waits for people.

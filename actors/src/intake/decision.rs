@@ -43,8 +43,10 @@ pub struct Facts<'a> {
     pub expired: bool,
     /// What the quotas of its tenant say.
     pub quota: QuotaFact,
-    /// What its pool says. Full as well when a worker that has died since had refused it: the acknowledgement may be out.
+    /// What its pool says.
     pub pool: PoolFact,
+    /// Why a worker that has died since, or could not say so, had refused it: the acknowledgement may be out.
+    pub refused_before: Option<RejectReason>,
 }
 
 /// What the quotas of a tenant say to a job that would run.
@@ -54,8 +56,6 @@ pub enum QuotaFact {
     Within,
     /// One is used up.
     Exceeded(Exceeded),
-    /// One was, when a worker that has died since refused it: the acknowledgement may be out.
-    RefusedBefore,
 }
 
 /// What a pool says to a job that would run.
@@ -106,6 +106,7 @@ impl<'a> Facts<'a> {
             expired: false,
             quota: QuotaFact::Within,
             pool: PoolFact::Room,
+            refused_before: None,
         }
     }
 
@@ -116,16 +117,7 @@ impl<'a> Facts<'a> {
         Self {
             quarantined: rule.is_quarantined(record),
             exhausted: self.exhausted || rule.is_exhausted(record),
-            quota: if record.was_over_quota() {
-                QuotaFact::RefusedBefore
-            } else {
-                self.quota
-            },
-            pool: if record.was_refused() {
-                PoolFact::Full
-            } else {
-                self.pool
-            },
+            refused_before: record.refused_before(),
             ..self
         }
     }
@@ -387,8 +379,14 @@ pub fn decide(facts: &Facts<'_>) -> Row {
             dead_letter: true,
         };
     }
-    // What was refused before stays refused: the acknowledgement may be out.
-    if facts.asks && facts.pool == PoolFact::Room && over_quota(&facts.quota).is_none() {
+    // Before anything that happened since: an acknowledgement that says so may be out.
+    if let Some(reason) = facts.refused_before {
+        return match reason {
+            RejectReason::QuotaExceeded => no_quota_left(used_up()),
+            _ => no_place(),
+        };
+    }
+    if facts.asks && facts.quota == QuotaFact::Within {
         return Row::Park;
     }
     // Before time is looked at: who has asked for it is told that it was done.
@@ -398,29 +396,29 @@ pub fn decide(facts: &Facts<'_>) -> Row {
     if facts.expired {
         return Row::Expired;
     }
-    if let Some(failure) = over_quota(&facts.quota) {
-        return Row::Reject {
-            reason: RejectReason::QuotaExceeded,
-            failure,
-            dead_letter: false,
-        };
+    if let QuotaFact::Exceeded(exceeded) = &facts.quota {
+        return no_quota_left(exceeded.failure());
     }
     match facts.pool {
         PoolFact::Room => Row::Run,
         PoolFact::Later { delay_ms } => Row::Defer { delay_ms },
-        PoolFact::Full => Row::Reject {
-            reason: RejectReason::QueueFull,
-            failure: Failure::new(ErrorCode::SystemOverload, "the queue of the pool is full"),
-            dead_letter: false,
-        },
+        PoolFact::Full => no_place(),
     }
 }
 
-fn over_quota(quota: &QuotaFact) -> Option<Failure> {
-    match quota {
-        QuotaFact::Within => None,
-        QuotaFact::Exceeded(exceeded) => Some(exceeded.failure()),
-        QuotaFact::RefusedBefore => Some(used_up()),
+fn no_quota_left(failure: Failure) -> Row {
+    Row::Reject {
+        reason: RejectReason::QuotaExceeded,
+        failure,
+        dead_letter: false,
+    }
+}
+
+fn no_place() -> Row {
+    Row::Reject {
+        reason: RejectReason::QueueFull,
+        failure: Failure::new(ErrorCode::SystemOverload, "the queue of the pool is full"),
+        dead_letter: false,
     }
 }
 
@@ -434,6 +432,7 @@ fn give_up(reason: RejectReason, message: &str) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenants::Quota;
 
     /// Everything wrong at once: each test then mends one fact after the other.
     fn worst(refusal: &Refusal) -> Facts<'_> {
@@ -449,8 +448,17 @@ mod tests {
             tenant_allowed: false,
             cancelled: true,
             expired: true,
-            quota: QuotaFact::RefusedBefore,
+            quota: QuotaFact::Exceeded(no_rate_left()),
             pool: PoolFact::Full,
+            refused_before: Some(RejectReason::QuotaExceeded),
+        }
+    }
+
+    fn no_rate_left() -> Exceeded {
+        Exceeded {
+            quota: Quota::Rate,
+            limit: 2.0,
+            retry_after: None,
         }
     }
 
@@ -509,6 +517,10 @@ mod tests {
         facts.refusal = None;
         assert_eq!(reason_of(&facts), (RejectReason::TenantNotAllowed, true));
         facts.tenant_allowed = true;
+        assert_eq!(reason_of(&facts), (RejectReason::QuotaExceeded, false));
+        facts.refused_before = Some(RejectReason::QueueFull);
+        assert_eq!(reason_of(&facts), (RejectReason::QueueFull, false));
+        facts.refused_before = None;
         assert_eq!(decide(&facts), Row::Cancelled);
         facts.cancelled = false;
         assert_eq!(decide(&facts), Row::Expired);
@@ -549,26 +561,21 @@ mod tests {
             ..fresh()
         };
         assert_eq!(decide(&strange).number(), "3");
-        let refused = Facts {
-            quota: QuotaFact::RefusedBefore,
-            ..fresh()
-        };
-        assert_eq!(decide(&refused).number(), "4b");
-        let refused = Facts {
-            pool: PoolFact::Full,
-            ..fresh()
-        };
-        assert_eq!(decide(&refused).number(), "4");
+        for (reason, row) in [
+            (RejectReason::QuotaExceeded, "4b"),
+            (RejectReason::QueueFull, "4"),
+        ] {
+            let refused = Facts {
+                refused_before: Some(reason),
+                ..fresh()
+            };
+            assert_eq!(decide(&refused).number(), row);
+        }
     }
 
     #[test]
     fn quotas_are_asked_before_the_pool_and_only_for_a_job_that_would_run() {
-        use crate::tenants::Quota;
-        let exceeded = Exceeded {
-            quota: Quota::Rate,
-            limit: 2.0,
-            retry_after: None,
-        };
+        let exceeded = no_rate_left();
         let facts = Facts::of_new(None, true);
         let (row, admitted, _) = decide_with_place(facts, || Err(exceeded), || panic!("no place is taken"));
         assert_eq!((row.number(), admitted.is_none()), ("4b", true));

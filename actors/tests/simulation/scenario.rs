@@ -26,6 +26,26 @@ pub(crate) const OVER_AT: Micros = 900 * SECOND;
 /// Tenants that are served.
 pub(crate) const TENANTS: [&str; 3] = ["acme", "beta", "gamma"];
 
+/// What a seed has more of than chance would give: what is rare everywhere at once meets often enough nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Emphasis {
+    Nothing,
+    /// Many questions, and processes that die before they are kept.
+    Questions,
+    /// Bursts that fill short queues.
+    Queues,
+}
+
+impl Emphasis {
+    fn draw(dice: &mut Dice) -> Self {
+        match dice.index(4) {
+            0 => Self::Questions,
+            1 => Self::Queues,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// What an assignment does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -131,13 +151,14 @@ pub(crate) struct Scenario {
 
 impl Scenario {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
+        let emphasis = Emphasis::draw(dice);
         let is_calm = dice.percent(15);
         let workers = 1 + dice.index(4);
         let ack_wait = [4, 10][dice.index(2)] * SECOND;
         let count = 3 + dice.index(10);
         let with_poison = dice.percent(35);
         let specs = (0..count)
-            .map(|number| Spec::draw(dice, number, with_poison))
+            .map(|number| Spec::draw(dice, number, with_poison, emphasis))
             .collect();
         let mut scenario = Self {
             workers,
@@ -158,7 +179,7 @@ impl Scenario {
             ack_wait,
             request_limit: dice.range(1, 3) * SECOND,
             slots: 1 + dice.index(3),
-            queue: dice.percent(65).then(|| queue(dice)),
+            queue: (emphasis == Emphasis::Queues || dice.percent(60)).then(|| queue(dice)),
             admission: if dice.percent(25) {
                 Admission::Wait
             } else {
@@ -168,14 +189,19 @@ impl Scenario {
             max_held: 2 + dice.index(7),
             rule: QuarantineRule {
                 max_deaths: 1 + u32::try_from(dice.index(3)).expect("small"),
-                max_attempts: [2, 10, 10][dice.index(3)],
+                max_attempts: match emphasis {
+                    Emphasis::Questions => [2, 2, 10][dice.index(3)],
+                    _ => [2, 10, 10][dice.index(3)],
+                },
             },
             soft_limit: dice.range(1, 6) * SECOND,
             hard_limit: 8 * SECOND,
             skew_ms: (0..workers).map(|_| dice.range(0, 1_000)).collect(),
             is_calm,
             retry: retry_rules(dice),
-            max_queued: dice.percent(25).then(|| 1 + dice.index(3)),
+            max_queued: dice
+                .percent(if emphasis == Emphasis::Queues { 50 } else { 25 })
+                .then(|| 1 + dice.index(3)),
             cancels: Vec::new(),
             weights: [(); TENANTS.len()].map(|()| 1 + u32::try_from(dice.index(3)).expect("small")),
             max_running: dice.percent(30).then(|| 1 + dice.index(2)),
@@ -332,12 +358,12 @@ fn queue(dice: &mut Dice) -> QueueRules {
                 critical: 1.0,
             },
         ][dice.index(2)],
-        policy: match dice.index(8) {
+        policy: match dice.index(6) {
             0 => Policy::RejectNew,
-            1..=5 => Policy::DropOldest {
+            1..=3 => Policy::DropOldest {
                 max_age: std::time::Duration::from_millis(dice.range(500, 60_000)),
             },
-            6 => Policy::Defer {
+            4 => Policy::Defer {
                 max_ms: dice.range(100, 30_000),
             },
             _ => Policy::Degrade {
@@ -349,8 +375,10 @@ fn queue(dice: &mut Dice) -> QueueRules {
 }
 
 impl Spec {
-    fn draw(dice: &mut Dice, number: usize, with_poison: bool) -> Self {
+    fn draw(dice: &mut Dice, number: usize, with_poison: bool, emphasis: Emphasis) -> Self {
         let kind = match dice.index(20) {
+            9..=18 if emphasis == Emphasis::Questions => Kind::Asks,
+            9..=10 if emphasis == Emphasis::Queues => Kind::Works { failures: 0 },
             0 => Kind::Invalid,
             1 => Kind::Foreign,
             2 => Kind::Junk,
@@ -396,7 +424,12 @@ impl Spec {
             Reading::Invalid(identity, _) => Some(identity.key()),
             Reading::Valid(assignment) => Some(assignment.identity.key()),
         };
-        let first = dice.range(0, 20_000) * MS;
+        let last = if emphasis == Emphasis::Queues {
+            4_000
+        } else {
+            20_000
+        };
+        let first = dice.range(0, last) * MS;
         let mut sent = vec![first];
         while sent.len() < 3 && dice.percent(25) {
             let later = if dice.percent(50) {

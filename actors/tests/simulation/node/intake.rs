@@ -121,6 +121,7 @@ impl Node {
                 .is_ok_and(|job| case.deadline(job, Terms::FULL) <= now),
             quota: QuotaFact::Within,
             pool: PoolFact::Room,
+            refused_before: None,
         };
         let facts = facts.with_record(case.known.as_ref(), &self.scenario.rule);
         let ask_quotas = || {
