@@ -8,6 +8,7 @@
 mod tombstones;
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use caf_protocol::block::CancellationToken;
 use caf_protocol::cancel::{CancelAnswer, CancelOutcome, CancelRequest, Target};
 use caf_protocol::error_code::ErrorCode;
 use caf_protocol::outcome::Failure;
+use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use self::tombstones::{Tombstones, Wanted};
@@ -94,15 +96,17 @@ struct Shared {
 }
 
 struct Book {
-    held: HashMap<u64, Held>,
-    by_wanted: HashMap<Arc<Wanted>, BTreeSet<u64>>,
+    held: HashMap<u64, Held, RandomState>,
+    /// What is held, by a digest of each name that it can be cancelled by. Each job enters and leaves, few are asked for: what
+    /// has the digest is compared, and no name is kept.
+    named: BTreeSet<(u64, u64)>,
+    digests: RandomState,
     tombstones: Tombstones,
     last: u64,
 }
 
 /// What the book has of an assignment that is held.
 struct Held {
-    wanted: Vec<Arc<Wanted>>,
     identity: Arc<Identity>,
     token: CancellationToken,
     asked: Arc<OnceLock<Arc<Asked>>>,
@@ -137,8 +141,9 @@ impl Cancellations {
         Self(Some(Arc::new(Shared {
             ttl,
             book: Mutex::new(Book {
-                held: HashMap::new(),
-                by_wanted: HashMap::new(),
+                held: HashMap::default(),
+                named: BTreeSet::new(),
+                digests: RandomState::default(),
                 tombstones: Tombstones::new(ttl, max_tombstones),
                 last: 0,
             }),
@@ -301,27 +306,19 @@ impl Book {
         token: CancellationToken,
         now: Instant,
     ) -> (u64, Arc<OnceLock<Arc<Asked>>>) {
-        let tenant_id: Arc<str> = identity.tenant_id.as_str().into();
-        let wanted: Vec<_> = Target::all_of(identity)
-            .into_iter()
-            .map(|target| {
-                Arc::new(Wanted {
-                    tenant_id: Arc::clone(&tenant_id),
-                    target,
-                })
-            })
-            .collect();
         let asked = Arc::new(OnceLock::new());
-        if let Some(before) = self.tombstones.find(&wanted, now) {
+        let before = self
+            .tombstones
+            .find(&identity.tenant_id, Target::all_of(identity), now);
+        if let Some(before) = before {
             let _ = asked.set(before);
         }
         self.last += 1;
-        for wanted in &wanted {
-            let numbers = self.by_wanted.entry(Arc::clone(wanted)).or_default();
-            numbers.insert(self.last);
+        for target in Target::all_of(identity) {
+            let digest = self.digests.hash_one((&*identity.tenant_id, target));
+            self.named.insert((digest, self.last));
         }
         let held = Held {
-            wanted,
             identity: Arc::clone(identity),
             token,
             asked: Arc::clone(&asked),
@@ -333,8 +330,11 @@ impl Book {
 
     fn ask(&mut self, wanted: &Wanted, asked: &Arc<Asked>, now: Instant) -> Met {
         let mut met = Met::default();
-        for number in self.by_wanted.get(wanted).into_iter().flatten() {
-            let Some(held) = self.held.get(number) else {
+        let target = wanted.target.lent();
+        let digest = self.digests.hash_one((&*wanted.tenant_id, target));
+        for (_, number) in self.named.range((digest, 0)..=(digest, u64::MAX)) {
+            let held = self.held.get(number);
+            let Some(held) = held.filter(|held| held.is_named(&wanted.tenant_id, target)) else {
                 continue;
             };
             if held.sealed {
@@ -354,14 +354,16 @@ impl Book {
         let Some(held) = self.held.remove(&number) else {
             return;
         };
-        for wanted in held.wanted {
-            if let Some(numbers) = self.by_wanted.get_mut(&wanted) {
-                numbers.remove(&number);
-                if numbers.is_empty() {
-                    self.by_wanted.remove(&wanted);
-                }
-            }
+        for target in Target::all_of(&held.identity) {
+            let digest = self.digests.hash_one((&*held.identity.tenant_id, target));
+            self.named.remove(&(digest, number));
         }
+    }
+}
+
+impl Held {
+    fn is_named(&self, tenant_id: &str, target: Target<&str>) -> bool {
+        self.identity.tenant_id == tenant_id && Target::all_of(&self.identity).any(|own| own == target)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,11 +31,19 @@ pub struct LeaseTable(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     next: AtomicU64,
-    terms: Mutex<HashMap<u64, Term>>,
+    terms: Mutex<HashMap<u64, SharedTerm, RandomState>>,
     /// Deliveries that lapsed so far.
     lapsed: AtomicU64,
     /// How long the broker waits for a renewal, once that is known.
     ack_wait: watch::Sender<Option<Duration>>,
+}
+
+/// A term, for the table and for whoever holds the delivery: asked several times for each message, so that it is not
+/// looked for each time.
+type SharedTerm = Arc<Mutex<Term>>;
+
+fn locked(term: &SharedTerm) -> MutexGuard<'_, Term> {
+    term.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is held from the broker.
@@ -55,6 +64,7 @@ pub struct LeaseSnapshot {
 /// One delivery that this worker holds. Renewed until dropped.
 pub struct Lease {
     id: u64,
+    term: SharedTerm,
     /// Position in the stream: tells a delivery repeated from a copy of the same assignment.
     pub sequence: u64,
     /// How often the broker has delivered the message, this time included; 0 where it is not known.
@@ -119,9 +129,11 @@ impl LeaseTable {
     /// Holds a delivery that arrived at `now`.
     pub fn hold(&self, token: LeaseToken, sequence: u64, deliveries: u64, now: Instant) -> Lease {
         let id = self.0.next.fetch_add(1, Relaxed);
-        self.terms().insert(id, Term::new(token, now));
+        let term = Arc::new(Mutex::new(Term::new(token, now)));
+        self.terms().insert(id, Arc::clone(&term));
         Lease {
             id,
+            term,
             sequence,
             deliveries,
             table: self.clone(),
@@ -131,19 +143,20 @@ impl LeaseTable {
     /// The leases to renew now: number and token. Lapsed ones are not among them.
     pub fn renewable(&self, now: Instant) -> Vec<(u64, LeaseToken)> {
         let ack_wait = self.patience();
-        let mut terms = self.terms();
-        let renewable = |(id, term): (&u64, &mut Term)| {
-            self.is_valid(term, now, ack_wait)
+        let terms = self.terms();
+        let renewable = |(id, term): (&u64, &SharedTerm)| {
+            let mut term = locked(term);
+            self.is_valid(&mut term, now, ack_wait)
                 .then(|| (*id, Arc::clone(&term.token)))
         };
-        terms.iter_mut().filter_map(renewable).collect()
+        terms.iter().filter_map(renewable).collect()
     }
 
     /// The broker has confirmed renewals of these leases that were sent at `sent`.
     pub fn renewed(&self, renewed: &[(u64, LeaseToken)], sent: Instant) {
-        let mut terms = self.terms();
+        let terms = self.terms();
         for (id, token) in renewed {
-            if let Some(term) = terms.get_mut(id).filter(|term| term.token == *token) {
+            if let Some(mut term) = terms.get(id).map(locked).filter(|term| term.token == *token) {
                 term.renewed_at(sent);
             }
         }
@@ -152,11 +165,12 @@ impl LeaseTable {
     /// What is held now, and what has lapsed.
     pub fn snapshot(&self, now: Instant) -> LeaseSnapshot {
         let ack_wait = self.patience();
-        let mut terms = self.terms();
+        let terms = self.terms();
         let mut snapshot = LeaseSnapshot::default();
-        for term in terms.values_mut() {
+        for term in terms.values() {
+            let mut term = locked(term);
             snapshot.held += 1;
-            snapshot.lapsed += usize::from(!self.is_valid(term, now, ack_wait));
+            snapshot.lapsed += usize::from(!self.is_valid(&mut term, now, ack_wait));
             let age_ms = whole_ms(now.saturating_duration_since(term.renewed));
             snapshot.oldest_renewal_age_ms = snapshot.oldest_renewal_age_ms.max(age_ms);
         }
@@ -191,7 +205,7 @@ impl LeaseTable {
         self.0.ack_wait.borrow().unwrap_or(Duration::from_secs(3600))
     }
 
-    fn terms(&self) -> MutexGuard<'_, HashMap<u64, Term>> {
+    fn terms(&self) -> MutexGuard<'_, HashMap<u64, SharedTerm, RandomState>> {
         self.0.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -199,12 +213,9 @@ impl LeaseTable {
 impl Lease {
     /// What names the newest delivery to the broker; nothing when the lease has lapsed: then nothing may be said.
     pub fn token(&self, now: Instant) -> Option<LeaseToken> {
-        let ack_wait = self.table.patience();
-        let mut terms = self.table.terms();
-        let term = terms.get_mut(&self.id)?;
-        self.table
-            .is_valid(term, now, ack_wait)
-            .then(|| Arc::clone(&term.token))
+        let mut term = locked(&self.term);
+        let is_valid = self.table.is_valid(&mut term, now, self.table.patience());
+        is_valid.then(|| Arc::clone(&term.token))
     }
 
     /// Whether the delivery is still ours for certain.
@@ -215,17 +226,15 @@ impl Lease {
     /// Whether the assignment is still ours for certain, without asking its claim.
     pub fn vouches(&self, now: Instant) -> bool {
         let ack_wait = self.table.patience();
-        let mut terms = self.table.terms();
-        terms.get_mut(&self.id).is_some_and(|term| {
-            self.table.is_valid(term, now, ack_wait);
-            term.vouches(now, ack_wait)
-        })
+        let mut term = locked(&self.term);
+        self.table.is_valid(&mut term, now, ack_wait);
+        term.vouches(now, ack_wait)
     }
 
     /// The claim was proven, from beginning to end of the question while `token` named the delivery.
     pub fn proven(&self, token: &LeaseToken) {
-        let mut terms = self.table.terms();
-        if let Some(term) = terms.get_mut(&self.id).filter(|term| term.token == *token) {
+        let mut term = locked(&self.term);
+        if term.token == *token {
             term.proven();
         }
     }
@@ -233,11 +242,9 @@ impl Lease {
     /// The same message was delivered again, to us: from now on the new delivery is renewed and settled.
     pub fn adopt(&self, token: LeaseToken, now: Instant) {
         let ack_wait = self.table.patience();
-        let mut terms = self.table.terms();
-        if let Some(mut term) = terms.remove(&self.id) {
-            self.table.is_valid(&mut term, now, ack_wait);
-            terms.insert(self.id, term.followed_by(token, now, ack_wait));
-        }
+        let mut term = locked(&self.term);
+        self.table.is_valid(&mut term, now, ack_wait);
+        *term = term.clone().followed_by(token, now, ack_wait);
     }
 }
 

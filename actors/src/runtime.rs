@@ -76,7 +76,9 @@ where
         reason = "the one place for raw sends; held permits are the bound"
     )]
     pub fn tell(&self, message: M) -> Result<(), Undelivered<M>> {
-        match self.live() {
+        // Sent under the lock: a mailbox takes a message at once, and a copy of its address would cost an allocation.
+        let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+        match target.as_ref().filter(|recipient| recipient.connected()) {
             Some(recipient) => {
                 recipient.do_send(message);
                 Ok(())

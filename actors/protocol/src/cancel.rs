@@ -31,17 +31,17 @@ const FIELDS: [&str; 6] = [
 const ONE_TARGET: &str = "exactly one of assignment_id, run_id and step_id is needed";
 
 /// What is to be cancelled, of one tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Target {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target<Id = String> {
     /// One assignment.
-    Assignment(String),
+    Assignment(Id),
     /// All jobs of a run.
-    Run(String),
+    Run(Id),
     /// All jobs of a step.
-    Step(String),
+    Step(Id),
 }
 
-impl Target {
+impl<Id: AsRef<str>> Target<Id> {
     /// The field that names it.
     pub const fn field(&self) -> &'static str {
         match self {
@@ -54,17 +54,37 @@ impl Target {
     /// The id.
     pub fn id(&self) -> &str {
         match self {
-            Self::Assignment(id) | Self::Run(id) | Self::Step(id) => id,
+            Self::Assignment(id) | Self::Run(id) | Self::Step(id) => id.as_ref(),
         }
     }
 
+    /// The same, lent: it hashes as what it is lent from.
+    pub fn lent(&self) -> Target<&str> {
+        match self {
+            Self::Assignment(id) => Target::Assignment(id.as_ref()),
+            Self::Run(id) => Target::Run(id.as_ref()),
+            Self::Step(id) => Target::Step(id.as_ref()),
+        }
+    }
+
+    /// The same, to keep.
+    pub fn kept(&self) -> Target {
+        match self {
+            Self::Assignment(id) => Target::Assignment(id.as_ref().to_owned()),
+            Self::Run(id) => Target::Run(id.as_ref().to_owned()),
+            Self::Step(id) => Target::Step(id.as_ref().to_owned()),
+        }
+    }
+}
+
+impl<'a> Target<&'a str> {
     /// Everything by which an assignment can be cancelled.
-    pub fn all_of(identity: &Identity) -> Vec<Self> {
+    pub fn all_of(identity: &'a Identity) -> impl Iterator<Item = Self> {
         let raw = &identity.correlation.raw;
-        let assignment = Some(Self::Assignment(identity.assignment_id.clone()));
-        let run = raw.run_id.clone().map(Self::Run);
-        let step = raw.step_id.clone().map(Self::Step);
-        [assignment, run, step].into_iter().flatten().collect()
+        let assignment = Some(Self::Assignment(&identity.assignment_id));
+        let run = raw.run_id.as_deref().map(Self::Run);
+        let step = raw.step_id.as_deref().map(Self::Step);
+        [assignment, run, step].into_iter().flatten()
     }
 }
 

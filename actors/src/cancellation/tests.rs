@@ -174,7 +174,7 @@ fn what_has_left_leaves_nothing_in_the_book() {
     let jobs: Vec<_> = (0..50).map(|n| enter(&all, "acme", &n.to_string())).collect();
     drop(jobs);
     let book = all.0.as_ref().expect("it is on").book();
-    assert!(book.held.is_empty() && book.by_wanted.is_empty());
+    assert!(book.held.is_empty() && book.named.is_empty());
 }
 
 #[test]

@@ -79,14 +79,25 @@ impl Tombstones {
         self.remove(wanted);
     }
 
-    /// The request for any of these, if there was one.
+    /// The request for any of these of a tenant, if there was one.
     pub(super) fn find<'a>(
         &mut self,
-        wanted: impl IntoIterator<Item = &'a Arc<Wanted>>,
+        tenant_id: &str,
+        targets: impl Iterator<Item = Target<&'a str>>,
         now: Instant,
     ) -> Option<Arc<Asked>> {
         self.expire(now);
-        let mut stones = wanted.into_iter().filter_map(|wanted| self.stones.get(wanted));
+        // Mostly nobody has asked for anything: then nothing is made to look for.
+        if self.stones.is_empty() {
+            return None;
+        }
+        let tenant_id: Arc<str> = tenant_id.into();
+        let mut stones = targets.filter_map(|target| {
+            self.stones.get(&Wanted {
+                tenant_id: Arc::clone(&tenant_id),
+                target: target.kept(),
+            })
+        });
         stones.next().map(|stone| Arc::clone(&stone.asked))
     }
 
@@ -169,7 +180,9 @@ mod tests {
     }
 
     fn knows(stones: &mut Tombstones, tenant: &str, id: u64, now: Instant) -> bool {
-        stones.find([&Arc::new(wanted(tenant, id))], now).is_some()
+        let id = id.to_string();
+        let targets = [Target::Assignment(id.as_str())].into_iter();
+        stones.find(tenant, targets, now).is_some()
     }
 
     #[test]
@@ -182,7 +195,7 @@ mod tests {
         stones.leave(wanted("a", 1), asked("second"), later);
         assert!(knows(&mut stones, "a", 2, later));
         assert!(!knows(&mut stones, "b", 1, later));
-        let found = stones.find([&Arc::new(wanted("a", 1))], begin + ttl);
+        let found = stones.find("a", [Target::Assignment("1")].into_iter(), begin + ttl);
         assert_eq!(
             found.and_then(|asked| asked.reason.clone()).as_deref(),
             Some("first")
@@ -225,8 +238,8 @@ mod tests {
                 if passed == 4 {
                     stones.take_away(&wanted);
                 } else {
-                    stones.leave(wanted.clone(), asked(""), now);
-                    prop_assert!(stones.find([&Arc::new(wanted)], now).is_some());
+                    stones.leave(wanted, asked(""), now);
+                    prop_assert!(knows(&mut stones, &tenant.to_string(), id, now));
                 }
                 let count = stones.count(now);
                 prop_assert!(count <= 8);
