@@ -179,7 +179,10 @@ impl Scenario {
             ack_wait,
             request_limit: dice.range(1, 3) * SECOND,
             slots: 1 + dice.index(3),
-            queue: (emphasis == Emphasis::Queues || dice.percent(60)).then(|| queue(dice)),
+            queue: match emphasis {
+                Emphasis::Queues => Some(queue(dice, 3)),
+                _ => dice.percent(60).then(|| queue(dice, 1)),
+            },
             admission: if dice.percent(25) {
                 Admission::Wait
             } else {
@@ -346,10 +349,10 @@ fn retry_rules(dice: &mut Dice) -> RetryRules {
 }
 
 /// Short queues with early thresholds, so that a dozen assignments are enough to fill them.
-fn queue(dice: &mut Dice) -> QueueRules {
+fn queue(dice: &mut Dice, least: usize) -> QueueRules {
     let levels = DegradationLevels::default();
     QueueRules {
-        size: 1 + dice.index(5),
+        size: least + dice.index(5),
         thresholds: [
             OverloadThresholds::default(),
             OverloadThresholds {
@@ -408,7 +411,13 @@ impl Spec {
         let tenant = if kind == Kind::Foreign {
             "other"
         } else {
-            TENANTS[dice.index(TENANTS.len())]
+            // Those of one tenant go by what they are worth.
+            let most = if emphasis == Emphasis::Queues {
+                2
+            } else {
+                TENANTS.len()
+            };
+            TENANTS[dice.index(most)]
         };
         let priority = [25, 50, 50, 100][dice.index(4)];
         let payload = if kind == Kind::Junk {
