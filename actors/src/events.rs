@@ -36,8 +36,9 @@ use caf_protocol::ids::{MAX_ID_BYTES, MAX_TENANT_BYTES, is_usable};
 use caf_protocol::outcome::{Failure, Outcome, StepResult};
 use fields::Fields;
 pub use fields::Word;
+use serde::Serialize;
 use serde_json::{Map, Value};
-use slog::{KV, Record, Serializer};
+use slog::{KV, Key, Record, SerdeValue, Serializer};
 
 use crate::breakers::{BUDGET_DETAIL, STATE_DETAIL};
 use crate::claims::fleet::StoreError;
@@ -48,6 +49,9 @@ use crate::pool::auditor::Look;
 
 /// The module that lines of ours come from, as a logger sees it.
 pub const MODULE: &str = module_path!();
+/// The field of a line that holds all others but the few at top level. Of a line of ours, its
+/// [`serialize_fallback`](SerdeValue::serialize_fallback) tells them one by one.
+pub const CONTEXT: &str = "context";
 
 /// How loud a line is: error for a failed job and a fault of the worker, warn is looked at in the morning, info is a
 /// change of state (and one line per job), debug is everything else about a job. Ordered from quiet to loud.
@@ -175,7 +179,11 @@ impl Log {
         if level == Level::Silent || !self.levels.as_ref().is_none_or(is_written) {
             return;
         }
-        let fields = Line(event.with_ids());
+        let event = event.with_ids();
+        let fields = Line {
+            top: event.top,
+            context: Context(event.context),
+        };
         match level {
             Level::Error => slog::error!(self.logger, "{}", message; fields),
             Level::Warn => slog::warn!(self.logger, "{}", message; fields),
@@ -186,15 +194,46 @@ impl Log {
     }
 }
 
-/// The fields of a line. The drain masks secrets, cuts what is too long, and adds time, level and worker id.
-struct Line(Event);
+/// The fields of a line, with its ids. The drain masks secrets, cuts what is too long, and adds time, level and worker id.
+struct Line {
+    top: Fields,
+    context: Context,
+}
 
 impl KV for Line {
     fn serialize(&self, _: &Record<'_>, serializer: &mut dyn Serializer) -> slog::Result {
-        for (name, value) in self.0.top.iter() {
-            serializer.emit_serde(name.to_owned().into(), &slog::Serde(value.clone()))?;
-        }
-        serializer.emit_serde("context".into(), &slog::Serde(self.0.context.clone()))
+        self.top.emit(serializer)?;
+        serializer.emit_serde(CONTEXT.into(), &self.context)
+    }
+}
+
+/// What stands in `context`: for drains that know serde one value, for others each of its fields by itself.
+#[derive(Clone)]
+struct Context(Fields);
+
+impl SerdeValue for Context {
+    fn serialize_fallback(&self, _: Key, serializer: &mut dyn Serializer) -> slog::Result {
+        self.0.emit(serializer)
+    }
+
+    fn as_serde(&self) -> &dyn erased_serde::Serialize {
+        &self.0
+    }
+
+    fn to_sendable(&self) -> Box<dyn SerdeValue + Send + 'static> {
+        Box::new(self.clone())
+    }
+}
+
+impl slog::Value for Context {
+    fn serialize(&self, _: &Record<'_>, key: Key, serializer: &mut dyn Serializer) -> slog::Result {
+        serializer.emit_serde(key, self)
+    }
+}
+
+impl Serialize for Context {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
     }
 }
 

@@ -1,13 +1,16 @@
 //! Gives a log record its form (contract 8.1): fixed keys first, correlation ids at the top, everything else in
 //! `context`, secrets masked, everything bounded.
 //!
-//! Neighbours: slog-json turns the record's values into JSON, [`caf_actors::mask`] hides secrets. Pure: the caller gives
+//! Neighbours: slog-json turns a record's values into JSON, where they are none of an [`event`] of ours; [`caf_actors::mask`] hides secrets. Pure: the caller gives
 //! the time. Never fails: values that cannot be written as JSON cost the line its values, not the line.
+
+mod event;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
+use caf_actors::events::MODULE;
 use caf_actors::mask::{mask, mask_text};
 use caf_protocol::timestamp::iso_micros;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -41,6 +44,39 @@ const TOP_KEYS: [&str; 8] = [
 
 /// One log line with its line feed, without these `secrets`.
 pub fn line(
+    record: &Record<'_>,
+    values: &OwnedKVList,
+    worker_id: &str,
+    secrets: &Secrets,
+    at: SystemTime,
+) -> Vec<u8> {
+    event_line(record, values, worker_id, secrets, at)
+        .unwrap_or_else(|| values_line(record, values, worker_id, secrets, at))
+}
+
+/// The line of one of our events.
+fn event_line(
+    record: &Record<'_>,
+    values: &OwnedKVList,
+    worker_id: &str,
+    secrets: &Secrets,
+    at: SystemTime,
+) -> Option<Vec<u8>> {
+    if record.module() != MODULE {
+        return None;
+    }
+    let head = (level_name(record.level()), &*message_of(record));
+    event::line(
+        record,
+        values,
+        head,
+        (worker_id, &iso_micros(at)),
+        &secrets.scrubber(),
+    )
+}
+
+/// The line of any record.
+fn values_line(
     record: &Record<'_>,
     values: &OwnedKVList,
     worker_id: &str,
@@ -128,9 +164,7 @@ impl Line {
 /// JSON without characters that steer a terminal or turn the direction of a text: those that JSON lets stand in its strings,
 /// and nowhere else.
 fn escaped(json: String) -> String {
-    // Their first bytes.
-    let may_steer = |byte: &u8| matches!(byte, 0x7f | 0xc2 | 0xd8 | 0xe2);
-    if !json.as_bytes().iter().any(may_steer) {
+    if !json.bytes().any(steering_lead) {
         return json;
     }
     let mut escaped = String::with_capacity(json.len());
@@ -142,6 +176,11 @@ fn escaped(json: String) -> String {
         }
     }
     escaped
+}
+
+/// Whether a sign that [`steers`] may begin with this byte.
+fn steering_lead(byte: u8) -> bool {
+    matches!(byte, 0x7f | 0xc2 | 0xd8 | 0xe2)
 }
 
 fn steers(c: char) -> bool {
@@ -266,3 +305,6 @@ fn level_name(level: Level) -> &'static str {
         Level::Debug | Level::Trace => "DEBUG",
     }
 }
+
+#[cfg(test)]
+mod tests;

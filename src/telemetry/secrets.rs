@@ -58,6 +58,11 @@ impl Secrets {
         }
     }
 
+    /// What finds them, as they are known now.
+    pub(super) fn scrubber(&self) -> Arc<Scrubber> {
+        self.scrubber.get()
+    }
+
     /// Hides them in every text of a value, keys left alone.
     pub fn hide_in(&self, value: &mut Value) {
         let scrubber = self.scrubber.get();
@@ -67,7 +72,8 @@ impl Secrets {
     }
 }
 
-fn hide_in(scrubber: &Scrubber, value: &mut Value) {
+/// Hides in every text of a value what this finds, keys left alone.
+pub(super) fn hide_in(scrubber: &Scrubber, value: &mut Value) {
     match value {
         Value::String(text) => {
             if let Cow::Owned(clean) = scrubber.text(text) {

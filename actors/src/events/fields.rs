@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use serde::ser::{Serialize, Serializer};
 use serde_json::{Map, Value};
+use slog::{Key, Serializer as Emitter};
 use smol_str::SmolStr;
 
 /// Names with their values.
@@ -49,6 +50,16 @@ impl Fields {
         found.map(|(_, value)| value)
     }
 
+    /// Says all of it to a logger, value by value.
+    pub(super) fn emit(&self, emitter: &mut dyn Emitter) -> slog::Result {
+        let key = |name: &Cow<'static, str>| match name {
+            Cow::Borrowed(name) => Key::from(*name),
+            Cow::Owned(name) => Key::from(name.clone()),
+        };
+        let mut said = self.0.iter();
+        said.try_for_each(|(name, value)| value.emit(key(name), emitter))
+    }
+
     /// All that was said.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Word)> {
         self.0.iter().map(|(name, value)| (&**name, value))
@@ -62,6 +73,15 @@ impl Serialize for Fields {
 }
 
 impl Word {
+    fn emit(&self, key: Key, emitter: &mut dyn Emitter) -> slog::Result {
+        match self {
+            Self::Number(number) => emitter.emit_u64(key, *number),
+            Self::Flag(flag) => emitter.emit_bool(key, *flag),
+            Self::Text(text) => emitter.emit_str(key, text),
+            Self::Other(value) => emitter.emit_serde(key, &slog::Serde(Value::clone(value))),
+        }
+    }
+
     /// The text, if it is one.
     pub fn as_str(&self) -> Option<&str> {
         match self {

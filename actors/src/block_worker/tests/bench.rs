@@ -332,6 +332,11 @@ impl slog::Serializer for Fields {
         Ok(())
     }
 
+    fn emit_u64(&mut self, key: slog::Key, value: u64) -> slog::Result {
+        self.0.insert(key.to_string(), json!(value));
+        Ok(())
+    }
+
     fn emit_serde(&mut self, key: slog::Key, value: &dyn slog::SerdeValue) -> slog::Result {
         let value = serde_json::to_value(value.as_serde()).expect("can be written down");
         self.0.insert(key.to_string(), value);
