@@ -2,7 +2,8 @@
 //!
 //! Neighbours: `serve` connects, [`source`] feeds intake, [`sink`] serves the publisher, [`lease_keeper`] renews what
 //! is held, on a thread and a connection of its own; [`discovery`] has others, and tells who is there. [`watchdog`] sees to it that the source is fed; what it learns of
-//! acknowledgements is kept in `floor`. A connection that is away is told of by `outage`. [`abandoned`] finds what the broker gave up. [`objects`] reads and keeps what fits
+//! acknowledgements is kept in `floor`. A connection that is away is told of by `outage`. `confirmations`
+//! publishes what a stream stores. [`abandoned`] finds what the broker gave up. [`objects`] reads and keeps what fits
 //! no message. [`router_side`] speaks as the router does, for `submit`; [`dead_letters`] reads and replays what was given
 //! up, for `dlq`.
 
@@ -12,6 +13,7 @@ pub mod approval_store;
 pub mod buckets;
 pub mod cancel;
 pub mod claim_store;
+mod confirmations;
 pub mod connection;
 pub mod dead_letters;
 pub mod discovery;
@@ -26,7 +28,9 @@ pub mod source;
 pub mod streams;
 pub mod watchdog;
 
-use caf_protocol::headers::Headers;
+use async_nats::HeaderName;
+use caf_protocol::headers::{Headers, MESSAGE_ID};
+use caf_protocol::trace_context::TRACEPARENT;
 
 use crate::settings::SubjectSettings;
 
@@ -46,11 +50,28 @@ fn header_map(headers: &Headers) -> async_nats::HeaderMap {
     let mut map = async_nats::HeaderMap::new();
     for (name, value) in headers.iter() {
         if let Ok(value) = value.parse::<async_nats::HeaderValue>() {
-            map.insert(name, value);
+            match KNOWN_HEADERS.iter().find(|(known, _)| *known == name) {
+                Some((_, known)) => map.insert(known.clone(), value),
+                None => map.insert(name, value),
+            }
         }
     }
     map
 }
+
+/// Headers of every answer: their names are neither checked nor copied each time.
+static KNOWN_HEADERS: [(&str, HeaderName); 5] = {
+    const fn known(name: &'static str) -> (&'static str, HeaderName) {
+        (name, HeaderName::from_static(name))
+    }
+    [
+        known(MESSAGE_ID),
+        known("version"),
+        known("tenant_id"),
+        known("trace_id"),
+        known(TRACEPARENT),
+    ]
+};
 
 /// First tokens of the subjects of the contract (1.1), some of which are others'.
 const SPOKEN_FOR: [&str; 2] = ["caf", "beamline"];

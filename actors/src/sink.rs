@@ -3,6 +3,8 @@
 //! Neighbours: `nats::sink` is the real one, `exec` prints, tests bring their own. A sink tries once and says what
 //! became of it; trying again is the publisher's business.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use caf_protocol::headers::Headers;
 use futures_util::future::BoxFuture;
@@ -45,7 +47,7 @@ impl Verdict {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
     /// Stream and sequence at which it can be read back, where a stream stores it.
-    pub position: Option<(String, u64)>,
+    pub position: Option<(Arc<str>, u64)>,
     /// The stream had one with the same message id already and kept that one.
     pub known_before: bool,
 }

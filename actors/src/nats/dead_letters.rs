@@ -232,7 +232,7 @@ impl DeadLetters {
             .await;
         let stored = sent.map_err(sort)?.await.map_err(sort)?;
         Ok(Published {
-            position: Some((stored.stream, stored.sequence)),
+            position: Some((stored.stream.into(), stored.sequence)),
             known_before: stored.duplicate,
         })
     }

@@ -3,13 +3,11 @@
 //! Neighbours: the publisher calls it and tries again. Nothing is sent while the broker is away or a stream of ours is
 //! missing: what the client library buffered would arrive a second time, and what nobody stores would be lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -18,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::buckets::ensure_claims_bucket;
+use super::confirmations::{Confirmations, NotStored};
 use super::connection::{Connection, delay};
 use super::header_map;
 use super::streams::{AnswerStreams, StreamError, restore_answer_streams};
@@ -28,8 +27,8 @@ use crate::lease::LeaseToken;
 use crate::settings::{IdempotencySettings, NatsSettings};
 use crate::sink::{Outgoing, PublishError, Published, Sink, Verdict};
 
-/// How the server words that a message is larger than its stream takes (error 10054).
-const TOO_LARGE_FOR_STREAM: &str = "10054";
+/// A message is larger than its stream takes.
+const TOO_LARGE_FOR_STREAM: ErrorCode = ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM;
 
 /// The sink of a connected worker.
 pub struct NatsSink(Arc<Line>);
@@ -37,8 +36,9 @@ pub struct NatsSink(Arc<Line>);
 /// What every publish uses.
 struct Line {
     connection: Connection,
-    jetstream: Context,
-    stored: Arc<HashSet<String>>,
+    confirmations: Confirmations,
+    /// What a stream of ours stores, by subject.
+    stored: HashMap<String, Subject>,
     /// Largest message that every stream of ours takes, in bytes.
     stream_max_bytes: usize,
     /// Whether publishing can succeed now.
@@ -62,13 +62,14 @@ impl NatsSink {
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(limit);
         let (opened, open) = watch::channel(true);
-        let stored: Arc<HashSet<String>> = Arc::new(streams.subjects.into_iter().collect());
+        let with_subject = |subject: &String| (subject.clone(), Subject::from(&**subject));
+        let stored = streams.subjects.iter().map(with_subject).collect();
         let stream_lost = Arc::new(Notify::new());
         let gate = Gate {
             connection: connection.clone(),
-            jetstream: jetstream.clone(),
+            jetstream,
             settings: settings.clone(),
-            stored: Arc::clone(&stored),
+            stored: streams.subjects.into_iter().collect(),
             bucket,
             stream_lost: Arc::clone(&stream_lost),
             opened,
@@ -76,8 +77,8 @@ impl NatsSink {
         };
         tokio::spawn(gate.keep());
         Self(Arc::new(Line {
+            confirmations: Confirmations::new(&connection, limit),
             connection,
-            jetstream,
             stored,
             stream_max_bytes: streams.max_message_bytes,
             open,
@@ -109,7 +110,7 @@ struct Gate {
     connection: Connection,
     jetstream: Context,
     settings: NatsSettings,
-    stored: Arc<HashSet<String>>,
+    stored: HashSet<String>,
     bucket: Option<IdempotencySettings>,
     stream_lost: Arc<Notify>,
     opened: watch::Sender<bool>,
@@ -173,32 +174,24 @@ fn unconfirmed(error: impl ToString) -> PublishError {
 /// A message as the client takes it.
 type Parts = (Subject, HeaderMap, Bytes);
 
-async fn publish_stored(
-    jetstream: &Context,
-    (subject, headers, payload): Parts,
-    stream_lost: &Notify,
-) -> Result<Published, PublishError> {
-    let publish = PublishMessage::build().payload(payload).headers(headers);
-    let sort = |error: async_nats::jetstream::context::PublishError| match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => PublishError::Refused(chain(&error)),
+async fn publish_stored(line: &Line, (subject, headers, payload): Parts) -> Result<Published, PublishError> {
+    let stored = line.confirmations.publish(subject, headers, payload).await;
+    let stored = stored.map_err(|error| match &error {
+        NotStored::TooLarge(_) => PublishError::Refused(error.to_string()),
+        NotStored::Refused { code, .. } if *code == TOO_LARGE_FOR_STREAM.0 => {
+            PublishError::Refused(error.to_string())
+        }
         // A plain subscriber takes the place of the missing answer "nobody listens" when a stream is lost: then nothing
         // answers at all.
-        PublishErrorKind::StreamNotFound | PublishErrorKind::TimedOut => {
-            stream_lost.notify_one();
-            PublishError::Unconfirmed(chain(&error))
+        NotStored::NoStream | NotStored::Silent => {
+            line.stream_lost.notify_one();
+            unconfirmed(error)
         }
-        _ if chain(&error).contains(TOO_LARGE_FOR_STREAM) => PublishError::Refused(chain(&error)),
-        _ => PublishError::Unconfirmed(chain(&error)),
-    };
-    let stored = jetstream
-        .send_publish(subject, publish)
-        .await
-        .map_err(sort)?
-        .await
-        .map_err(sort)?;
+        NotStored::Refused { .. } | NotStored::CutOff | NotStored::Other(_) => unconfirmed(error),
+    })?;
     Ok(Published {
         position: Some((stored.stream, stored.sequence)),
-        known_before: stored.duplicate,
+        known_before: stored.known_before,
     })
 }
 
@@ -223,9 +216,10 @@ async fn publish_plain(
 impl Sink for NatsSink {
     fn publish(&self, message: &Outgoing) -> BoxFuture<'static, Result<Published, PublishError>> {
         let line = Arc::clone(&self.0);
-        let stored = line.stored.contains(&message.subject);
+        let stored = line.stored.get(&message.subject).cloned();
+        let is_stored = stored.is_some();
         let parts = (
-            Subject::from(&*message.subject),
+            stored.unwrap_or_else(|| Subject::from(&*message.subject)),
             header_map(&message.headers),
             message.payload.clone(),
         );
@@ -236,14 +230,10 @@ impl Sink for NatsSink {
                 let _ = timeout(line.limit, line.open.clone().wait_for(|open| *open)).await;
                 return Err(unconfirmed("the broker or a stream was away"));
             }
-            let attempt = async {
-                if stored {
-                    publish_stored(&line.jetstream, parts, &line.stream_lost).await
-                } else {
-                    publish_plain(&line.connection.client, parts).await
-                }
-            };
-            timeout(line.limit, attempt)
+            if is_stored {
+                return publish_stored(&line, parts).await;
+            }
+            timeout(line.limit, publish_plain(&line.connection.client, parts))
                 .await
                 .unwrap_or_else(|_| Err(unconfirmed("no confirmation in time")))
         }

@@ -545,7 +545,9 @@ pub fn outcome_of(result: &Outgoing, published: Published) -> OutcomeRef {
     hash.truncate(OUTCOME_HASH_DIGITS);
     OutcomeRef {
         hash,
-        position: published.position,
+        position: published
+            .position
+            .map(|(stream, sequence)| (stream.to_string(), sequence)),
     }
 }
 

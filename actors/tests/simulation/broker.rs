@@ -330,7 +330,7 @@ impl World {
         self.check_published(&id, &message);
         if let Some(at) = self.broker.ids.get(&id) {
             return Published {
-                position: Some((ANSWERS.to_owned(), *at as u64 + 1)),
+                position: Some((ANSWERS.into(), *at as u64 + 1)),
                 known_before: true,
             };
         }
@@ -338,7 +338,7 @@ impl World {
         self.broker.stored.push(message);
         self.broker.ids.insert(id, self.broker.stored.len() - 1);
         Published {
-            position: Some((ANSWERS.to_owned(), self.broker.stored.len() as u64)),
+            position: Some((ANSWERS.into(), self.broker.stored.len() as u64)),
             known_before: false,
         }
     }
