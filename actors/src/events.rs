@@ -255,7 +255,7 @@ impl Event {
     }
 
     /// All fields, each once; those of `context` last. The ids of [`Event::identity`] are not among them.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &Word)> {
+    pub fn fields(&self) -> impl Iterator<Item = (&Cow<'static, str>, &Word)> {
         let top = self.top.iter();
         let top = top.filter(|(name, _)| self.context.get(name).is_none());
         top.chain(self.context.iter())

@@ -7,12 +7,14 @@
 mod book;
 mod entry;
 mod flow;
+mod notes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::book::Book;
 pub use self::book::{Found, MAX_HOLDERS, Memory, Running};
+use self::entry::Meaning;
 pub use self::entry::{Entry, Fact, Note, Phase};
 pub use self::flow::{BUCKET_S, BUCKETS, Bucket, FailureNote, Flow, MAX_FAILURES, Outcomes};
 use crate::clock;
@@ -21,7 +23,7 @@ use crate::events::{Event, Observer};
 /// Most assignments that are remembered: at 100 a second, the last minute and a half of a busy node; at one a second, the
 /// last hours.
 pub const MAX_ASSIGNMENTS: usize = 10_000;
-/// Most bytes that they take: a usual one takes less than one kilobyte.
+/// Most bytes that they take: a usual one takes about half a kilobyte, one that was called many times several.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Most parts of the node whose restarts are counted by name: more than there can be block workers.
 const MAX_ACTORS: usize = 1_000;
@@ -73,18 +75,19 @@ impl Journal {
             return;
         }
         let mut state = self.state();
-        let before = state.book.note(event, at_ms);
+        let (meaning, before) = state.book.note(event, at_ms);
         // Of what is not remembered it is taken that it ran.
-        state.flow.note(event, before.is_none_or(Phase::has_slot), at_ms);
-        match event.message() {
-            "Actor failed, restarting" => {
+        let had_slot = before.is_none_or(Phase::has_slot);
+        state.flow.note(meaning, event, had_slot, at_ms);
+        match meaning {
+            Meaning::ActorRestarted => {
                 let actor = event.field("actor").and_then(|actor| actor.as_str());
                 let name = actor.unwrap_or("unknown");
                 if state.restarts.len() < MAX_ACTORS || state.restarts.contains_key(name) {
                     *state.restarts.entry(name.to_owned()).or_default() += 1;
                 }
             }
-            "Worker shutting down" => {
+            Meaning::ShuttingDown => {
                 state.draining_since_ms.get_or_insert(at_ms);
             }
             _ => {}
@@ -128,7 +131,10 @@ impl Journal {
 
 impl Observer for Journal {
     fn observe(&self, event: &Event) {
-        self.note(event, clock::epoch_ms());
+        // Most events without a line tell nothing here: they do not ask for the time.
+        if !event.message().is_empty() {
+            self.note(event, clock::epoch_ms());
+        }
     }
 }
 

@@ -21,17 +21,17 @@ const MODULES: &str = "\
     forms fs functions get guard happenings headers health heartbeat held hostile http human ids in_force \
     index inputs intake job journal json keeper kept kind labels lane layers lease lease_keeper leftovers \
     letter levels limit limits line link live load log logging login lookup machine made marks mask messages \
-    metrics model model_call models modules named_secrets nats not_yet numbers objects opening origin otel \
-    otlp outage outbox outcome output pace params parking path payload peers places plan policies policy \
-    policy_file policy_store pool ports postgres preparation preview print process_stats properties protocol \
-    provider providers publisher pull put queue quota record recordings redirects reference refusal reload \
-    reloadable replay replays request reserve result retry retry_after room roots router_side rows rules run \
-    running runtime sampler sandbox schemas scrub secret secret_files secrets segments select sending serve \
-    settings shortening show shrinking shutdown signals sink sleep slots source sources span spans spill sql \
-    sqlite sse state state_dir statement status steps store stream streams submit supervisor sync_plan \
-    telemetry tenants text threads timeouts timestamp tls tokens told tombstones top trace trace_context \
-    traces tracing trust unescape unused usage validate vault view vitals waiting watch watchdog window wire \
-    wiring word wording words worker worker_id writer writing";
+    metrics model model_call models modules named_secrets nats not_yet notes numbers objects opening origin \
+    otel otlp outage outbox outcome output pace params parking path payload peers places plan policies \
+    policy policy_file policy_store pool ports postgres preparation preview print process_stats properties \
+    protocol provider providers publisher pull put queue quota record recordings redirects reference refusal \
+    reload reloadable replay replays request reserve result retry retry_after room roots router_side rows \
+    rules run running runtime sampler sandbox schemas scrub secret secret_files secrets segments select \
+    sending serve settings shortening show shrinking shutdown signals sink sleep slots source sources span \
+    spans spill sql sqlite sse state state_dir statement status steps store stream streams submit supervisor \
+    sync_plan telemetry tenants text threads timeouts timestamp tls tokens told tombstones top trace \
+    trace_context traces tracing trust unescape unused usage validate vault view vitals waiting watch \
+    watchdog window wire wiring word wording words worker worker_id writer writing";
 /// Names the libraries.
 const LOCK: &str = include_str!("../../Cargo.lock");
 /// A variable that speaks to other programs too.

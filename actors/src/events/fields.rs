@@ -61,8 +61,8 @@ impl Fields {
     }
 
     /// All that was said.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Word)> {
-        self.0.iter().map(|(name, value)| (&**name, value))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Cow<'static, str>, &Word)> {
+        self.0.iter().map(|(name, value)| (name, value))
     }
 }
 

@@ -3,17 +3,17 @@
 //! Neighbours: [`super::Journal`] shares it between threads. What runs is never pushed out by what is finished; only when
 //! there is nothing else to forget, the one in hand goes that was taken on longest ago.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
 
-use caf_protocol::assignment::Identity;
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
-use super::entry::{Entry, Phase, text};
+use super::entry::{Entry, Life, MAX_TEXT_BYTES, Meaning, Phase, cut, job_type, text};
+use super::notes::Literals;
 use crate::events::{Event, Word};
 
-/// Bytes of an entry beside what it says of itself: its keys in both maps.
-const OVERHEAD_BYTES: usize = 192;
+/// Bytes of an entry beside itself: its place in the index, and room that is kept to grow.
+const OVERHEAD_BYTES: usize = 64;
 
 /// All that is remembered.
 pub(super) struct Book {
@@ -21,70 +21,104 @@ pub(super) struct Book {
     max_bytes: usize,
     bytes: usize,
     next: u64,
-    /// By hash: a tree of ten thousand ids costs each event some dozen looks into cold memory.
-    entries: HashMap<Key, Kept>,
-    /// In the order in which they are forgotten: what is over, what waits, what runs; in each the oldest first.
-    order: BTreeMap<(Rank, u64), Key>,
+    /// Entries in places that never change; those that are free.
+    places: Vec<Option<Kept>>,
+    free: Vec<Place>,
+    /// Where an assignment is, by the hash of its name.
+    index: HashTable<Place>,
+    hasher: RandomState,
+    /// In the order in which they are forgotten: what is over, what is in hand, what waits, what runs; in each the oldest first.
+    /// Lists through the places: an entry changes its rank five times, and a tree takes most of what it takes to note an event.
+    ranks: [List; RANKS],
     forgotten: u64,
+    literals: Literals,
+    /// The note that is being written.
+    note: Vec<u8>,
 }
 
-/// An assignment, by its tenant, id and replay.
-#[derive(Debug, Clone)]
-struct Key(Arc<Identity>);
+/// The ends of a list.
+#[derive(Clone, Copy, Default)]
+struct List {
+    first: Option<Place>,
+    last: Option<Place>,
+}
 
-impl Key {
+/// A place in the book, from 1: nothing takes no more room than a place.
+type Place = std::num::NonZeroU32;
+
+/// An assignment, by its tenant, id and replay, as an event tells.
+struct Named<'a> {
+    assignment_id: &'a str,
+    tenant_id: &'a str,
+    replay: u32,
+    job_type: &'a str,
+}
+
+impl<'a> Named<'a> {
     /// The assignment that an event is about, if it is about one.
-    fn of(event: &Event) -> Option<Self> {
-        let identity = event.identity().map(Arc::clone);
-        let named = || {
-            let replay = event.field("replay").and_then(Word::as_u64);
-            Arc::new(Identity {
-                assignment_id: text(event, "assignment_id").to_owned(),
-                tenant_id: text(event, "tenant_id").to_owned(),
-                replay: replay.and_then(|replay| replay.try_into().ok()).unwrap_or(0),
-                ..Identity::default()
-            })
+    fn by(event: &'a Event) -> Option<Self> {
+        let (assignment_id, tenant_id, replay) = match event.identity() {
+            Some(identity) => (&*identity.assignment_id, &*identity.tenant_id, identity.replay),
+            None => {
+                let replay = event.field("replay").and_then(Word::as_u64);
+                let replay = replay.and_then(|replay| replay.try_into().ok()).unwrap_or(0);
+                (text(event, "assignment_id"), text(event, "tenant_id"), replay)
+            }
         };
-        let identity = identity.unwrap_or_else(named);
-        let is_whole = !identity.assignment_id.is_empty() && !identity.tenant_id.is_empty();
-        is_whole.then_some(Self(identity))
+        let is_whole = !assignment_id.is_empty() && !tenant_id.is_empty();
+        is_whole.then(|| Self {
+            assignment_id,
+            tenant_id,
+            replay,
+            job_type: cut(job_type(event), MAX_TEXT_BYTES),
+        })
     }
 
-    fn bytes(&self) -> usize {
-        let raw = &self.0.correlation.raw;
-        let others = [
-            &self.0.request_id,
-            &self.0.provider_id,
-            &self.0.job_type,
-            &self.0.idempotency_key,
-            &raw.run_id,
-            &raw.flow_id,
-            &raw.step_id,
-        ];
-        let others = others.into_iter().flatten().map(String::len).sum::<usize>();
-        size_of::<Identity>() + self.0.assignment_id.len() + self.0.tenant_id.len() + others
-    }
-
-    fn parts(&self) -> (&str, &str, u32) {
-        (&self.0.assignment_id, &self.0.tenant_id, self.0.replay)
+    fn hash(&self, hasher: &RandomState) -> u64 {
+        hasher.hash_one((self.assignment_id, self.tenant_id, self.replay))
     }
 }
 
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.parts() == other.parts()
+/// The same as it is kept: one text, and where its parts end. All of the identity would take five times as much.
+struct Name {
+    text: Box<str>,
+    id_end: usize,
+    tenant_end: usize,
+    replay: u32,
+}
+
+impl Name {
+    fn new(named: &Named<'_>) -> Self {
+        let id_end = named.assignment_id.len();
+        Self {
+            text: [named.assignment_id, named.tenant_id, named.job_type]
+                .concat()
+                .into(),
+            id_end,
+            tenant_end: id_end + named.tenant_id.len(),
+            replay: named.replay,
+        }
+    }
+
+    fn parts(&self) -> Named<'_> {
+        Named {
+            assignment_id: &self.text[..self.id_end],
+            tenant_id: &self.text[self.id_end..self.tenant_end],
+            replay: self.replay,
+            job_type: &self.text[self.tenant_end..],
+        }
+    }
+
+    fn is(&self, named: &Named<'_>) -> bool {
+        let own = self.parts();
+        (own.assignment_id, own.tenant_id, own.replay) == (named.assignment_id, named.tenant_id, named.replay)
     }
 }
 
-impl Eq for Key {}
+/// How many of them there are.
+const RANKS: usize = 4;
 
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
     Over,
     InHand,
@@ -93,9 +127,20 @@ enum Rank {
 }
 
 struct Kept {
-    entry: Entry,
-    place: (Rank, u64),
+    name: Name,
+    life: Life,
+    rank: Rank,
+    /// Grows with each change of rank.
+    number: u64,
     bytes: usize,
+    earlier: Option<Place>,
+    later: Option<Place>,
+}
+
+impl Kept {
+    fn bytes_now(&self) -> usize {
+        size_of::<Self>() + OVERHEAD_BYTES + self.name.text.len() + self.life.bytes()
+    }
 }
 
 /// An assignment that was found, with what it stands behind.
@@ -165,117 +210,172 @@ impl Book {
             max_bytes,
             bytes: 0,
             next: 0,
-            entries: HashMap::new(),
-            order: BTreeMap::new(),
+            places: Vec::new(),
+            free: Vec::new(),
+            index: HashTable::new(),
+            hasher: RandomState::default(),
+            ranks: Default::default(),
             forgotten: 0,
+            literals: Literals::default(),
+            note: Vec::new(),
         }
     }
 
-    /// Notes an event that is about an assignment. Says where that was until now, if it was known.
-    pub(super) fn note(&mut self, event: &Event, at_ms: u64) -> Option<Phase> {
-        if says_nothing_new(event) {
-            return None;
+    /// Notes an event, if it is about an assignment and says what no other does. Tells what it means, and where the
+    /// assignment was until now, if it was known.
+    pub(super) fn note(&mut self, event: &Event, at_ms: u64) -> (Meaning, Option<Phase>) {
+        let (message, meaning) = self.literals.message(event.message());
+        if says_nothing_new(meaning, event) {
+            return (meaning, None);
         }
-        let key = Key::of(event)?;
+        let Some(named) = Named::by(event) else {
+            return (meaning, None);
+        };
+        self.literals.write(message, event, at_ms, &mut self.note);
+        let (place, is_known) = self.place_of(&named);
         self.next += 1;
         let number = self.next;
-        let mut before = None;
-        if let Some(kept) = self.entries.get_mut(&key) {
-            self.bytes -= kept.bytes;
-            before = Some(kept.entry.phase);
-            kept.entry.note(event, at_ms);
-            kept.bytes = bytes_of(&key, &kept.entry);
-            self.bytes += kept.bytes;
-            let rank = Rank::of(kept.entry.phase);
-            if rank != kept.place.0
-                && let Some(key) = self.order.remove(&kept.place)
-            {
-                kept.place = (rank, number);
-                self.order.insert(kept.place, key);
+        let kept = kept_mut(&mut self.places, place);
+        let before = kept.life.phase;
+        kept.life.note(meaning, event, at_ms, &self.note);
+        self.bytes -= kept.bytes;
+        kept.bytes = kept.bytes_now();
+        self.bytes += kept.bytes;
+        let rank = Rank::of(kept.life.phase);
+        if !is_known || rank != kept.rank {
+            kept.number = number;
+            if is_known {
+                self.unlink(place);
             }
-        } else {
-            let mut entry = Entry::new(event);
-            entry.note(event, at_ms);
-            let place = (Rank::of(entry.phase), number);
-            let bytes = bytes_of(&key, &entry);
-            self.order.insert(place, key.clone());
-            self.entries.insert(key, Kept { entry, place, bytes });
-            self.bytes += bytes;
+            self.append(place, rank);
         }
         self.shrink();
-        before
+        (meaning, is_known.then_some(before))
+    }
+
+    /// Where it is, and whether it was known; if not, it is in no list yet.
+    fn place_of(&mut self, named: &Named<'_>) -> (Place, bool) {
+        let hash = named.hash(&self.hasher);
+        let places = &self.places;
+        let is_it = |place: &Place| kept(places, *place).name.is(named);
+        if let Some(place) = self.index.find(hash, is_it) {
+            return (*place, true);
+        }
+        let new = Some(Kept {
+            name: Name::new(named),
+            life: Life::new(),
+            rank: Rank::Over,
+            number: 0,
+            bytes: 0,
+            earlier: None,
+            later: None,
+        });
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            let count = u32::try_from(self.places.len()).ok().and_then(Place::new);
+            count.expect("the book is bounded far below, and is not empty")
+        });
+        self.places[at(place)] = new;
+        let (places, hasher) = (&self.places, &self.hasher);
+        self.index.insert_unique(hash, place, |place| {
+            kept(places, *place).name.parts().hash(hasher)
+        });
+        (place, false)
     }
 
     fn shrink(&mut self) {
-        while self.entries.len() > self.max_entries || self.bytes > self.max_bytes {
-            let Some((_, key)) = self.order.pop_first() else {
+        while self.index.len() > self.max_entries || self.bytes > self.max_bytes {
+            let Some(place) = self.ranks.iter().find_map(|list| list.first) else {
                 return;
             };
-            if let Some(kept) = self.entries.remove(&key) {
-                self.bytes -= kept.bytes;
-                self.forgotten += 1;
+            self.unlink(place);
+            let gone = self.places[at(place)].take();
+            if let Some(gone) = gone {
+                let hash = gone.name.parts().hash(&self.hasher);
+                if let Ok(entry) = self.index.find_entry(hash, |other| *other == place) {
+                    entry.remove();
+                }
+                self.bytes -= gone.bytes;
             }
+            self.free.push(place);
+            self.forgotten += 1;
         }
     }
 
-    pub(super) fn find(&self, assignment_id: &str, tenant_id: Option<&str>, limit: usize) -> Vec<Found> {
-        let fits = |key: &Key| {
-            key.0.assignment_id == assignment_id && tenant_id.is_none_or(|tenant| key.0.tenant_id == tenant)
-        };
-        // All of them are looked at: people ask seldom, events come thousands of times a second.
-        let mut found: Vec<_> = self.entries.iter().filter(|(key, _)| fits(key)).collect();
-        found.sort_by_key(|(_, kept)| std::cmp::Reverse(kept.place.1));
-        found.truncate(limit);
-        found
-            .into_iter()
-            .map(|(key, kept)| self.found(key, kept))
-            .collect()
+    /// Takes it out of the list of its rank.
+    fn unlink(&mut self, place: Place) {
+        let kept = kept_mut(&mut self.places, place);
+        let (rank, earlier, later) = (kept.rank, kept.earlier.take(), kept.later.take());
+        let list = &mut self.ranks[rank as usize];
+        match earlier {
+            Some(earlier) => kept_mut(&mut self.places, earlier).later = later,
+            None => list.first = later,
+        }
+        match later {
+            Some(later) => kept_mut(&mut self.places, later).earlier = earlier,
+            None => list.last = earlier,
+        }
     }
 
-    fn found(&self, key: &Key, kept: &Kept) -> Found {
+    /// Puts it at the end of the list of a rank.
+    fn append(&mut self, place: Place, rank: Rank) {
+        let list = &mut self.ranks[rank as usize];
+        let last = list.last.replace(place);
+        match last {
+            Some(last) => kept_mut(&mut self.places, last).later = Some(place),
+            None => list.first = Some(place),
+        }
+        let kept = kept_mut(&mut self.places, place);
+        (kept.rank, kept.earlier) = (rank, last);
+    }
+
+    pub(super) fn find(&self, assignment_id: &str, tenant_id: Option<&str>, limit: usize) -> Vec<Found> {
+        let fits = |kept: &&Kept| {
+            let named = kept.name.parts();
+            named.assignment_id == assignment_id && tenant_id.is_none_or(|tenant| named.tenant_id == tenant)
+        };
+        // All of them are looked at: people ask seldom, events come thousands of times a second.
+        let mut found: Vec<_> = self.places.iter().flatten().filter(fits).collect();
+        found.sort_by_key(|kept| std::cmp::Reverse(kept.number));
+        found.truncate(limit);
+        found.into_iter().map(|kept| self.found(kept)).collect()
+    }
+
+    fn found(&self, kept: &Kept) -> Found {
+        let named = kept.name.parts();
         let mut found = Found {
-            tenant_id: key.0.tenant_id.clone(),
-            replay: key.0.replay,
-            entry: kept.entry.clone(),
+            tenant_id: named.tenant_id.to_owned(),
+            replay: named.replay,
+            entry: kept.life.entry(named.job_type, &self.literals),
             before: 0,
             waiting: 0,
             slots: Vec::new(),
         };
-        if kept.entry.phase == Phase::Waiting {
-            for (number, other) in self.of_rank(Rank::Waiting) {
-                if other.entry.pool == kept.entry.pool {
-                    found.waiting += 1;
-                    found.before += usize::from(number < kept.place.1);
-                }
+        if kept.life.phase == Phase::Waiting {
+            let same_pool = |other: &&Kept| other.life.pool == kept.life.pool;
+            for other in self.of_rank(Rank::Waiting).filter(same_pool) {
+                found.waiting += 1;
+                found.before += usize::from(other.number < kept.number);
             }
-            let running = self.of_rank_with_keys(Rank::Running);
-            let same_pool = running.filter(|(_, other)| other.entry.pool == kept.entry.pool);
-            found.slots = same_pool
-                .take(MAX_HOLDERS)
-                .map(|(key, other)| running_of(key, &other.entry))
-                .collect();
+            let running = self.of_rank(Rank::Running).filter(same_pool);
+            found.slots = running.take(MAX_HOLDERS).map(running_of).collect();
         }
         found
     }
 
     pub(super) fn running(&self, limit: usize) -> Vec<Running> {
-        let running = self.of_rank_with_keys(Rank::Running).take(limit);
-        running.map(|(key, kept)| running_of(key, &kept.entry)).collect()
+        self.of_rank(Rank::Running).take(limit).map(running_of).collect()
     }
 
-    fn of_rank(&self, rank: Rank) -> impl Iterator<Item = (u64, &Kept)> {
-        let of_rank = self.order.range((rank, 0)..=(rank, u64::MAX));
-        of_rank.filter_map(|((_, number), key)| Some((*number, self.entries.get(key)?)))
-    }
-
-    fn of_rank_with_keys(&self, rank: Rank) -> impl Iterator<Item = (&Key, &Kept)> {
-        let of_rank = self.order.range((rank, 0)..=(rank, u64::MAX));
-        of_rank.filter_map(|(_, key)| Some((key, self.entries.get(key)?)))
+    fn of_rank(&self, rank: Rank) -> impl Iterator<Item = &Kept> {
+        let first = self.ranks[rank as usize].first;
+        let first = first.map(|place| kept(&self.places, place));
+        std::iter::successors(first, |one| one.later.map(|place| kept(&self.places, place)))
     }
 
     pub(super) fn memory(&self) -> Memory {
         Memory {
-            assignments: self.entries.len(),
+            assignments: self.index.len(),
             max_assignments: self.max_entries,
             bytes: self.bytes,
             max_bytes: self.max_bytes,
@@ -286,15 +386,30 @@ impl Book {
 
 #[cfg(test)]
 impl Book {
-    /// Both maps know the same, and the bytes are the sum of the entries.
+    /// Index, places and lists know the same, and the bytes are the sum of the entries.
     pub(super) fn check(&self) {
-        assert_eq!(self.entries.len(), self.order.len());
-        let sum = |(key, kept): (&Key, &Kept)| bytes_of(key, &kept.entry);
-        assert_eq!(self.bytes, self.entries.iter().map(sum).sum::<usize>());
-        for (place, key) in &self.order {
-            let kept = &self.entries[key];
-            assert_eq!((kept.place, Rank::of(kept.entry.phase)), (*place, place.0));
+        let all = || self.places.iter().flatten();
+        assert_eq!(self.index.len(), all().count());
+        assert_eq!(self.index.len() + self.free.len(), self.places.len());
+        assert_eq!(self.bytes, all().map(Kept::bytes_now).sum::<usize>());
+        for place in &self.index {
+            let named = kept(&self.places, *place).name.parts();
+            let found = self.index.find(named.hash(&self.hasher), |other| {
+                kept(&self.places, *other).name.is(&named)
+            });
+            assert_eq!(found, Some(place));
         }
+        let ranks = [Rank::Over, Rank::InHand, Rank::Waiting, Rank::Running];
+        let listed = ranks.map(|rank| {
+            let numbers: Vec<u64> = self.of_rank(rank).map(|kept| kept.number).collect();
+            assert!(numbers.is_sorted());
+            assert!(
+                self.of_rank(rank)
+                    .all(|kept| kept.rank == rank && Rank::of(kept.life.phase) == rank)
+            );
+            numbers.len()
+        });
+        assert_eq!(listed.iter().sum::<usize>(), self.index.len());
     }
 }
 
@@ -311,31 +426,41 @@ impl Rank {
     }
 }
 
-/// Whether another event of the same moment says the same: the start of a job, the call that begins, the refusal of a full
-/// queue.
-fn says_nothing_new(event: &Event) -> bool {
-    match event.message() {
-        "Processing queued request" | "Retry attempt started" => true,
-        "Queue rejection" => text(event, "rejection_reason") == "queue_full",
+/// Whether another event of the same moment says the same.
+fn says_nothing_new(meaning: Meaning, event: &Event) -> bool {
+    match meaning {
+        Meaning::Repetition => true,
+        Meaning::QueueRejection => text(event, "rejection_reason") == "queue_full",
         _ => false,
     }
 }
 
-fn bytes_of(key: &Key, entry: &Entry) -> usize {
-    OVERHEAD_BYTES + key.bytes() + entry.bytes()
+fn at(place: Place) -> usize {
+    place.get() as usize - 1
 }
 
-fn running_of(key: &Key, entry: &Entry) -> Running {
+fn kept(places: &[Option<Kept>], place: Place) -> &Kept {
+    let kept = places[at(place)].as_ref();
+    kept.expect("lists and index name places that are taken")
+}
+
+fn kept_mut(places: &mut [Option<Kept>], place: Place) -> &mut Kept {
+    let kept = places[at(place)].as_mut();
+    kept.expect("lists and index name places that are taken")
+}
+
+fn running_of(kept: &Kept) -> Running {
+    let (named, life) = (kept.name.parts(), &kept.life);
     Running {
-        assignment_id: key.0.assignment_id.clone(),
-        tenant_id: key.0.tenant_id.clone(),
-        replay: key.0.replay,
-        job_type: entry.job_type.to_string(),
-        pool: entry.pool.as_deref().unwrap_or("unknown").to_owned(),
-        since_ms: entry.started_ms.unwrap_or_default(),
-        attempt: entry.attempt,
-        max_attempts: entry.max_attempts,
-        deadline_ms: entry.deadline_ms,
-        waits_for_retry: entry.phase == Phase::WaitingForRetry,
+        assignment_id: named.assignment_id.to_owned(),
+        tenant_id: named.tenant_id.to_owned(),
+        replay: named.replay,
+        job_type: named.job_type.to_owned(),
+        pool: life.pool.as_deref().unwrap_or("unknown").to_owned(),
+        since_ms: life.started_ms.unwrap_or_default(),
+        attempt: life.attempt,
+        max_attempts: life.max_attempts,
+        deadline_ms: life.deadline_ms,
+        waits_for_retry: life.phase == Phase::WaitingForRetry,
     }
 }

@@ -1,13 +1,12 @@
 //! What is known of one assignment: its phase, and what happened in order. Pure.
 //!
-//! Neighbours: [`super::book`] keeps entries and bounds them. What an event means for the phase is decided here, by its
+//! Neighbours: [`super::book`] keeps it as a [`Life`] and bounds it; who asks gets an [`Entry`]. What an event means for the phase is decided here, by its
 //! message; a test holds every message against the event that carries it.
-
-use std::collections::VecDeque;
 
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::notes::{Literals, Notes};
 use crate::events::{Event, Word};
 use crate::mask::mask_text;
 
@@ -16,12 +15,12 @@ pub(super) const FIRST_NOTES: usize = 16;
 /// Happenings that are kept beyond those: the last ones. A job that is deferred makes two each time, for minutes.
 pub(super) const LAST_NOTES: usize = 32;
 /// Longest text of a fact, in bytes.
-const MAX_TEXT_BYTES: usize = 256;
+pub(super) const MAX_TEXT_BYTES: usize = 256;
 /// Longest failure text that is masked, in bytes: as in the log.
 const MAX_FAILURE_BYTES: usize = 8 * 1024;
 
 /// Fields of events that are kept: ids, codes and numbers.
-const FACTS: [&str; 53] = [
+pub(super) const FACTS: [&str; 53] = [
     "acknowledgement_at_ms",
     "attempt",
     "backoff_delay_ms",
@@ -77,6 +76,65 @@ const FACTS: [&str; 53] = [
     "waiting",
 ];
 
+/// What stands for the masked text of a failure beside [`FACTS`].
+pub(super) const ERROR: u8 = FACTS.len() as u8;
+
+/// What an event means here, by its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    Received,
+    Accepted,
+    Started,
+    CalledAgain,
+    CallFailed,
+    /// A refusal: nothing ran.
+    Rejected,
+    Ended,
+    Concluded,
+    Deferred,
+    Asking,
+    Suppressed,
+    AnsweredAgain,
+    CutOff,
+    NotRun,
+    Unreadable,
+    /// Another event of the same moment says the same: the start of a job, the call that begins.
+    Repetition,
+    /// A repetition where it tells of a full queue.
+    QueueRejection,
+    ActorRestarted,
+    ShuttingDown,
+    /// It is noted.
+    Other,
+}
+
+impl Meaning {
+    pub(super) fn of(message: &str) -> Self {
+        match message {
+            "Assignment received" => Self::Received,
+            "Assignment accepted" => Self::Accepted,
+            "Step execution started" => Self::Started,
+            "Attempt started" => Self::CalledAgain,
+            "Attempt failed" => Self::CallFailed,
+            "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => Self::Rejected,
+            "Step execution completed" | "Step execution failed" | "Step canceled" => Self::Ended,
+            "Assignment concluded" | "Approval answered" => Self::Concluded,
+            "Assignment deferred" => Self::Deferred,
+            "Assignment set aside for approval" => Self::Asking,
+            "Result suppressed" => Self::Suppressed,
+            "Assignment answered again" => Self::AnsweredAgain,
+            "Step cut off by shutdown" => Self::CutOff,
+            "Assignment not run" => Self::NotRun,
+            "Assignment unreadable" => Self::Unreadable,
+            "Processing queued request" | "Retry attempt started" => Self::Repetition,
+            "Queue rejection" => Self::QueueRejection,
+            "Actor failed, restarting" => Self::ActorRestarted,
+            "Worker shutting down" => Self::ShuttingDown,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Where an assignment is, as far as this worker knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -118,30 +176,27 @@ impl Phase {
     }
 
     /// The phase after an event.
-    fn after(self, event: &Event) -> Self {
+    fn after(self, meaning: Meaning, event: &Event) -> Self {
         let active = self.is_active();
         let unless_active = |phase| if active { self } else { phase };
         let unless_taken_on = |phase| match self {
             Self::Waiting | Self::Running | Self::WaitingForRetry | Self::Answering => self,
             _ => phase,
         };
-        match event.message() {
+        match meaning {
             // Comes again while it is held.
-            "Assignment received" => unless_active(Self::Deciding),
-            "Assignment accepted" => Self::Waiting,
-            "Step execution started" | "Attempt started" => Self::Running,
-            "Attempt failed" => Self::WaitingForRetry,
-            "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => {
-                Self::Answering
-            }
-            "Step execution completed" | "Step execution failed" | "Step canceled" => Self::Answering,
-            "Assignment concluded" | "Approval answered" => Self::Finished,
-            "Assignment deferred" => Self::Deferred,
-            "Assignment set aside for approval" => Self::Asking,
-            "Result suppressed" => Self::Elsewhere,
-            "Assignment answered again" => unless_taken_on(Self::Finished),
-            "Step cut off by shutdown" if is_true(event, "handed_back") => Self::Returned,
-            "Assignment not run" => match text(event, "reason") {
+            Meaning::Received => unless_active(Self::Deciding),
+            Meaning::Accepted => Self::Waiting,
+            Meaning::Started | Meaning::CalledAgain => Self::Running,
+            Meaning::CallFailed => Self::WaitingForRetry,
+            Meaning::Rejected | Meaning::Ended => Self::Answering,
+            Meaning::Concluded => Self::Finished,
+            Meaning::Deferred => Self::Deferred,
+            Meaning::Asking => Self::Asking,
+            Meaning::Suppressed => Self::Elsewhere,
+            Meaning::AnsweredAgain => unless_taken_on(Self::Finished),
+            Meaning::CutOff if is_true(event, "handed_back") => Self::Returned,
+            Meaning::NotRun => match text(event, "reason") {
                 "draining" | "its lease lapsed while claims were away" => Self::Returned,
                 "answered before; nothing is repeated" => unless_taken_on(Self::Finished),
                 "held here" | "copy of an assignment that is held" => self,
@@ -181,25 +236,6 @@ fn as_object<S: serde::Serializer>(facts: &[(&'static str, Fact)], serializer: S
 }
 
 impl Note {
-    fn of(event: &Event, at_ms: u64) -> Self {
-        let known = event.fields().filter_map(|(key, value)| {
-            let at = FACTS.binary_search(&key).ok()?;
-            Some((FACTS[at], fact(value)?))
-        });
-        let mut facts: Vec<_> = known.collect();
-        if let Some(identity) = event.identity().filter(|identity| identity.replay > 0) {
-            facts.push(("replay", Fact::Number(identity.replay.into())));
-        }
-        if let Some(error) = event.field("error").and_then(Word::as_str) {
-            facts.push(("error", Fact::Text(masked(error).into())));
-        }
-        Self {
-            at_ms,
-            event: event.message(),
-            facts: facts.into(),
-        }
-    }
-
     /// A number that the event said.
     pub fn number(&self, key: &str) -> Option<u64> {
         match self.fact(key)? {
@@ -225,24 +261,6 @@ impl Note {
         let found = self.facts.iter().find(|(name, _)| *name == key);
         found.map(|(_, fact)| fact)
     }
-
-    fn bytes(&self) -> usize {
-        let texts = self.facts.iter().map(|(_, fact)| match fact {
-            Fact::Text(text) => text.len(),
-            Fact::Number(_) | Fact::Flag(_) => 0,
-        });
-        size_of::<Self>() + self.facts.len() * size_of::<(&str, Fact)>() + texts.sum::<usize>()
-    }
-}
-
-fn fact(value: &Word) -> Option<Fact> {
-    match value {
-        Word::Number(number) => Some(Fact::Number(*number)),
-        Word::Flag(flag) => Some(Fact::Flag(*flag)),
-        Word::Text(text) if text.len() <= MAX_TEXT_BYTES => Some(Fact::Text(text.clone())),
-        Word::Text(text) => Some(Fact::Text(cut(text, MAX_TEXT_BYTES).into())),
-        Word::Other(_) => None,
-    }
 }
 
 /// The text of a failure as people may see it: masked before it is cut, for half a secret is not recognised.
@@ -251,7 +269,7 @@ pub(super) fn masked(text: &str) -> String {
     cut(&text, MAX_TEXT_BYTES).to_owned()
 }
 
-fn cut(text: &str, max_bytes: usize) -> &str {
+pub(super) fn cut(text: &str, max_bytes: usize) -> &str {
     let mut end = text.len().min(max_bytes);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -300,86 +318,100 @@ pub struct Entry {
     pub max_attempts: Option<u32>,
     /// Until when it is away or waits for its next call.
     pub until_ms: Option<u64>,
-    /// What happened first, in order.
-    first: Vec<Note>,
-    /// What happened last, in order.
-    last: VecDeque<Note>,
-    /// How much happened in between and is not kept.
+    /// How much happened and is not kept.
     pub left_out: u64,
-    notes_bytes: usize,
+    notes: Vec<Note>,
+    begun_with: usize,
 }
 
 impl Entry {
-    pub(super) fn new(event: &Event) -> Self {
-        Self {
-            phase: Phase::Elsewhere,
-            job_type: cut(job_type(event), MAX_TEXT_BYTES).into(),
-            pool: None,
-            accepted_ms: None,
-            started_ms: None,
-            deadline_ms: None,
-            attempt: 1,
-            max_attempts: None,
-            until_ms: None,
-            first: Vec::new(),
-            last: VecDeque::new(),
-            left_out: 0,
-            notes_bytes: 0,
-        }
-    }
-
-    pub(super) fn note(&mut self, event: &Event, at_ms: u64) {
-        self.phase = self.phase.after(event);
-        match event.message() {
-            "Assignment accepted" => {
-                self.pool = Some(text(event, "resource_class").into());
-                self.accepted_ms = Some(at_ms);
-                self.started_ms = None;
-                self.deadline_ms = number(event, "time_left_ms").map(|left| at_ms.saturating_add(left));
-                self.attempt = 1;
-                self.max_attempts = number(event, "max_attempts").and_then(|max| max.try_into().ok());
-            }
-            "Step execution started" => self.started_ms = Some(at_ms),
-            "Attempt failed" => {
-                self.until_ms = number(event, "backoff_delay_ms").map(|delay| at_ms.saturating_add(delay));
-                self.attempt = self.attempt.saturating_add(1);
-            }
-            "Attempt started" => {
-                self.max_attempts = number(event, "max_attempts").and_then(|max| max.try_into().ok());
-            }
-            "Assignment deferred" => {
-                self.until_ms = number(event, "delay_ms").map(|delay| at_ms.saturating_add(delay));
-            }
-            _ => {}
-        }
-        let note = Note::of(event, at_ms);
-        self.notes_bytes += note.bytes();
-        if self.first.len() < FIRST_NOTES {
-            self.first.push(note);
-            return;
-        }
-        if self.last.len() == LAST_NOTES
-            && let Some(oldest) = self.last.pop_front()
-        {
-            self.notes_bytes -= oldest.bytes();
-            self.left_out += 1;
-        }
-        self.last.push_back(note);
-    }
-
     /// What happened, in order; [`Entry::left_out`] says how much is missing, after the first [`Entry::begun_with`].
     pub fn notes(&self) -> impl DoubleEndedIterator<Item = &Note> {
-        self.first.iter().chain(&self.last)
+        self.notes.iter()
     }
 
     /// How many of the notes are from the beginning.
     pub fn begun_with(&self) -> usize {
-        self.first.len()
+        self.begun_with
+    }
+}
+
+/// The same as it is kept; for what is what see [`Entry`].
+pub(super) struct Life {
+    pub(super) phase: Phase,
+    pub(super) pool: Option<SmolStr>,
+    pub(super) accepted_ms: Option<u64>,
+    pub(super) started_ms: Option<u64>,
+    pub(super) deadline_ms: Option<u64>,
+    pub(super) until_ms: Option<u64>,
+    pub(super) attempt: u32,
+    pub(super) max_attempts: Option<u32>,
+    notes: Notes,
+}
+
+impl Life {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Elsewhere,
+            pool: None,
+            accepted_ms: None,
+            started_ms: None,
+            deadline_ms: None,
+            until_ms: None,
+            attempt: 1,
+            max_attempts: None,
+            notes: Notes::default(),
+        }
     }
 
+    /// Notes an event that means this, and that `note` tells.
+    pub(super) fn note(&mut self, meaning: Meaning, event: &Event, at_ms: u64, note: &[u8]) {
+        self.phase = self.phase.after(meaning, event);
+        let max_attempts = || number(event, "max_attempts").and_then(|max| max.try_into().ok());
+        let in_ms = |key| number(event, key).map(|delay| at_ms.saturating_add(delay));
+        match meaning {
+            Meaning::Accepted => {
+                self.pool = Some(text(event, "resource_class").into());
+                self.accepted_ms = Some(at_ms);
+                self.started_ms = None;
+                self.deadline_ms = in_ms("time_left_ms");
+                self.attempt = 1;
+                self.max_attempts = max_attempts();
+            }
+            Meaning::Started => self.started_ms = Some(at_ms),
+            Meaning::CallFailed => {
+                self.until_ms = in_ms("backoff_delay_ms");
+                self.attempt = self.attempt.saturating_add(1);
+            }
+            Meaning::CalledAgain => self.max_attempts = max_attempts(),
+            Meaning::Deferred => self.until_ms = in_ms("delay_ms"),
+            _ => {}
+        }
+        self.notes.push(note);
+    }
+
+    /// All of it, to be read.
+    pub(super) fn entry(&self, job_type: &str, literals: &Literals) -> Entry {
+        let (notes, begun_with, left_out) = self.notes.read(literals);
+        Entry {
+            phase: self.phase,
+            job_type: job_type.into(),
+            pool: self.pool.clone(),
+            accepted_ms: self.accepted_ms,
+            started_ms: self.started_ms,
+            deadline_ms: self.deadline_ms,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            until_ms: self.until_ms,
+            left_out,
+            notes,
+            begun_with,
+        }
+    }
+
+    /// Bytes beside itself. Names of pools stand in place.
     pub(super) fn bytes(&self) -> usize {
-        let pool = self.pool.as_ref().map_or(0, |pool| pool.len());
-        size_of::<Self>() + self.job_type.len() + pool + self.notes_bytes
+        self.notes.bytes()
     }
 }
 

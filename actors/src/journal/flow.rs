@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use caf_protocol::assignment::Identity;
 use serde::Serialize;
 
-use super::entry::{job_type, masked, text};
+use super::entry::{Meaning, job_type, masked, text};
 use crate::events::{Event, Word};
 
 /// Length of a bucket in seconds.
@@ -107,18 +107,16 @@ pub struct FailureNote {
 
 impl Flow {
     /// Notes the end of an assignment; `had_slot`: without one, nothing was called.
-    pub(super) fn note(&mut self, event: &Event, had_slot: bool, at_ms: u64) {
-        let status = match event.message() {
-            "Step execution completed" | "Step execution failed" | "Step canceled" => {
-                match text(event, "status") {
-                    "success" => "success",
-                    "timeout" => "timeout",
-                    "cancelled" => "cancelled",
-                    _ => "error",
-                }
-            }
-            "Assignment rejected" | "Unknown block type" | "Queue full - rejecting request" => "rejected",
-            "Assignment unreadable" => "unreadable",
+    pub(super) fn note(&mut self, meaning: Meaning, event: &Event, had_slot: bool, at_ms: u64) {
+        let status = match meaning {
+            Meaning::Ended => match text(event, "status") {
+                "success" => "success",
+                "timeout" => "timeout",
+                "cancelled" => "cancelled",
+                _ => "error",
+            },
+            Meaning::Rejected => "rejected",
+            Meaning::Unreadable => "unreadable",
             _ => return,
         };
         let number = |key| event.field(key).and_then(Word::as_u64);

@@ -181,6 +181,52 @@ fn who_waits_is_told_how_many_are_before_it_and_who_has_the_slots() {
 }
 
 #[test]
+fn what_events_say_is_read_back_as_it_was_said() {
+    let journal = Journal::default();
+    let mut who = (*identity("a", "acme")).clone();
+    who.replay = 2;
+    let who = Arc::new(who);
+    let at_ms = 1_900_000_000_123;
+    let long = Failure::new(ErrorCode::NetworkError, "ü".repeat(200));
+    for event in [
+        accepted(&who),
+        events::cut_off(&who, false),
+        events::cut_off(&who, true),
+        events::attempt_failed(&who, &long, 0, u64::MAX),
+    ] {
+        journal.note(&event, at_ms);
+    }
+    let entry = &journal.find("a", None, 1)[0].entry;
+    let told: Vec<_> = entry
+        .notes()
+        .map(|note| serde_json::to_value(note).unwrap())
+        .collect();
+    let replay = |event: &str, mut facts: serde_json::Value| {
+        facts["replay"] = 2.into();
+        serde_json::json!({"at_ms": at_ms, "event": event, "facts": facts})
+    };
+    let accepted = serde_json::json!({"resource_class": "io", "time_left_ms": 30_000, "max_attempts": 3});
+    let failed = serde_json::json!({
+        "attempt": 0, "backoff_delay_ms": u64::MAX, "error_code": "NETWORK_ERROR", "error": "ü".repeat(128),
+    });
+    assert_eq!(
+        told,
+        [
+            replay("Assignment accepted", accepted),
+            replay(
+                "Step cut off by shutdown",
+                serde_json::json!({"handed_back": false})
+            ),
+            replay(
+                "Step cut off by shutdown",
+                serde_json::json!({"handed_back": true})
+            ),
+            replay("Attempt failed", failed),
+        ]
+    );
+}
+
+#[test]
 fn a_long_life_keeps_its_beginning_and_its_end() {
     let (journal, who) = (Journal::default(), identity("a", "acme"));
     for at in 0..1_000 {
@@ -225,7 +271,7 @@ proptest! {
     fn neither_bound_is_ever_exceeded_and_the_bytes_are_the_sum_of_the_entries(
         steps in prop::collection::vec((0usize..40, 0usize..8), 0..300),
     ) {
-        let journal = Journal::new(20, 20_000);
+        let journal = Journal::new(20, 5_000);
         for (who, what) in steps {
             let who = identity(&"x".repeat(who + 1), "acme");
             let event = match what {
@@ -240,7 +286,7 @@ proptest! {
             };
             journal.note(&event, 0);
             let memory = journal.memory();
-            prop_assert!(memory.assignments <= 20 && memory.bytes <= 20_000);
+            prop_assert!(memory.assignments <= 20 && memory.bytes <= 5_000);
         }
         journal.state().book.check();
     }
