@@ -263,9 +263,9 @@ async fn connect_pipeline(
             let connection = connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
             let (streams, bucket) = match settings.mode {
                 NatsMode::Core => (AnswerStreams::none(), None),
-                NatsMode::Jetstream => (
-                    ensure_answer_streams_when_possible(&connection, &settings, &log).await,
-                    ensure_claims_bucket_when_possible(&connection, &settings, &idempotency, &log).await,
+                NatsMode::Jetstream => tokio::join!(
+                    ensure_answer_streams_when_possible(&connection, &settings, &log),
+                    ensure_claims_bucket_when_possible(&connection, &settings, &idempotency, &log),
                 ),
             };
             let has_bucket = bucket.is_some();
