@@ -67,7 +67,7 @@ const REFRESHES_PER_TTL: u32 = 6;
 /// Longest time between two writes of a claim that is held: where much goes through a bucket, what was written longest ago
 /// falls out of it long before its time to live has passed.
 const REFRESH_LIMIT: Duration = Duration::from_secs(10);
-/// Longest wait for the broker to take the subscription to requests to cancel.
+/// Longest wait for the broker to take the subscription to requests to cancel, and that to questions.
 const HEARING_LIMIT: Duration = Duration::from_secs(2);
 /// Pause before it is tried again whether questions get through. Each try waits for some seconds itself.
 const ASK_RETRY: Duration = Duration::from_secs(5);
@@ -263,9 +263,9 @@ async fn connect_pipeline(
             let connection = connect(&settings, "pipeline", &log, move |up| status.set_connected(up)).await?;
             let (streams, bucket) = match settings.mode {
                 NatsMode::Core => (AnswerStreams::none(), None),
-                NatsMode::Jetstream => (
-                    ensure_answer_streams_when_possible(&connection, &settings, &log).await,
-                    ensure_claims_bucket_when_possible(&connection, &settings, &idempotency, &log).await,
+                NatsMode::Jetstream => tokio::join!(
+                    ensure_answer_streams_when_possible(&connection, &settings, &log),
+                    ensure_claims_bucket_when_possible(&connection, &settings, &idempotency, &log),
                 ),
             };
             let has_bucket = bucket.is_some();
@@ -337,7 +337,7 @@ async fn feed_and_wait(
     let claims = tree.claims.clone();
     let working = async {
         state.recover(settings, replay, &claims, log).await;
-        until_askable(&claims, log).await;
+        until_askable(&claims, &outside.keeper, log).await;
         outside.until_it_hears().await;
         for child in [watchdog, abandoned].into_iter().flatten() {
             adopt(&supervisor, child).await;
@@ -485,8 +485,10 @@ fn mode_name(mode: NatsMode) -> &'static str {
 }
 
 /// Waits until questions between workers get through. A worker that nobody can ask would look dead while it works.
-async fn until_askable(claims: &Claims, log: &Log) {
+async fn until_askable(claims: &Claims, keeper: &LeaseKeeper, log: &Log) {
     let Some(fleet) = claims.fleet() else { return };
+    // A question that comes before the subscription costs more than half a second.
+    let _ = timeout(HEARING_LIMIT, keeper.hears_questions()).await;
     let nothing = AssignmentKey::new("", "");
     while let Err(error) = fleet.ask_oneself(&nothing).await {
         log.emit(events::not_askable(&error.to_string()));

@@ -3,6 +3,7 @@
 //! Neighbours: intake writes acknowledgements with it, the publisher the rest, [`crate::spill`] results whose outputs are
 //! kept elsewhere. Pure but for the given time.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +28,8 @@ use crate::sink::Outgoing;
 const FRAMING_BYTES: usize = 12;
 /// What frames one header: colon, space, carriage return and line feed, in bytes.
 const HEADER_FRAMING_BYTES: usize = 4;
+/// What of the room for writing a message is kept for the next one, in bytes: most messages are far smaller.
+const MAX_DRAFT_BYTES: usize = 64 * 1024;
 /// Most bytes of one text about a failure in a dead letter: libraries quote what they were given.
 const MAX_CAUSE_BYTES: usize = 4096;
 
@@ -321,14 +324,27 @@ pub(crate) fn too_large(outputs: &[u8], limit: usize) -> Failure {
 }
 
 fn outgoing(subject: &str, headers: Headers, body: &impl Serialize) -> Outgoing {
-    let mut payload =
-        serde_json::to_vec(body).expect("messages hold only strings, numbers and maps with string keys");
-    // It is kept for as long as the assignment is remembered.
-    payload.shrink_to_fit();
+    thread_local! {
+        /// Where messages are written before their size is known.
+        static DRAFT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let write = |draft: &mut Vec<u8>| {
+        serde_json::to_writer(draft, body)
+            .expect("messages hold only strings, numbers and maps with string keys");
+    };
+    let payload = DRAFT.with_borrow_mut(|draft| {
+        draft.clear();
+        write(draft);
+        // Exact: it is kept for as long as the assignment is remembered, and shrinking what has grown by doubling gives
+        // nothing back below half.
+        let payload = Bytes::copy_from_slice(draft);
+        draft.shrink_to(MAX_DRAFT_BYTES);
+        payload
+    });
     Outgoing {
         subject: subject.to_owned(),
         headers,
-        payload: Bytes::from(payload),
+        payload,
     }
 }
 

@@ -19,6 +19,10 @@ use crate::lease::Lease;
 use crate::settings::IdempotencySettings;
 use crate::sink::Outgoing;
 
+/// What remembering one assignment takes beside the bytes of its answer: its key, its places in the book, and subject and
+/// headers of a message.
+const OVERHEAD_BYTES: usize = 768;
+
 /// All claims of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct Claims(Arc<Shared>);
@@ -40,7 +44,7 @@ struct Shared {
 pub struct ClaimsSnapshot {
     /// Assignments in this process's memory.
     pub entries: usize,
-    /// Bytes of their answers.
+    /// Bytes that the finished ones take, with their answers.
     pub bytes: usize,
     /// How long a finished assignment is really remembered, in seconds: `idempotency.ttl_s`, or less when there is too
     /// little room. By the fleet where claims are shared, else by this process.
@@ -238,7 +242,7 @@ impl Claims {
         reaches.min(self.0.ttl)
     }
 
-    /// Assignments remembered now, and the bytes of their answers.
+    /// Assignments remembered now, and the bytes that the finished ones take.
     pub fn size(&self) -> (usize, usize) {
         let book = self.book();
         (book.entries.len(), book.bytes)
@@ -320,6 +324,10 @@ impl Book {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
+        if entry.result.is_some() {
+            // It is never sent again: what comes back is answered with the result.
+            entry.ack = None;
+        }
         entry.released = Some((now, number));
         self.bytes += entry.bytes();
         self.released.push_back((key.clone(), number));
@@ -363,7 +371,7 @@ impl Book {
 impl Entry {
     fn bytes(&self) -> usize {
         let size = |message: &Option<Arc<Outgoing>>| message.as_ref().map_or(0, |m| m.payload.len());
-        size(&self.ack) + size(&self.result)
+        OVERHEAD_BYTES + size(&self.ack) + size(&self.result)
     }
 }
 

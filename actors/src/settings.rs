@@ -307,7 +307,7 @@ pub struct IdempotencySettings {
     pub ttl_s: u64,
     /// Most finished assignments remembered; the oldest go first.
     pub max_entries: usize,
-    /// Most bytes of remembered answers; the oldest go first.
+    /// Most bytes that remembered answers take; the oldest go first.
     pub memory_bytes: usize,
 }
 

@@ -51,6 +51,7 @@ pub struct KeeperParts {
 /// The running thread. Stops when told to; renewals end with it.
 pub struct LeaseKeeper {
     stop: watch::Sender<bool>,
+    hears: watch::Receiver<bool>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -61,6 +62,7 @@ impl LeaseKeeper {
     /// When the system gives no thread.
     pub fn start(parts: KeeperParts, ended: impl FnOnce() + Send + 'static) -> std::io::Result<Self> {
         let (stop, is_stopped) = watch::channel(false);
+        let (hearing, hears) = watch::channel(false);
         let thread = std::thread::Builder::new()
             .name("lease-keeper".to_owned())
             .spawn(move || {
@@ -68,14 +70,19 @@ impl LeaseKeeper {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                     if let Ok(runtime) = runtime {
-                        runtime.block_on(keep(parts, is_stopped));
+                        runtime.block_on(keep(parts, hearing, is_stopped));
                     }
                 }));
                 if kept.is_err() || !*told.borrow() {
                     ended();
                 }
             })?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop, hears, thread })
+    }
+
+    /// Resolves when the broker has taken the subscription to questions, or the thread has ended. Waits without limit.
+    pub async fn hears_questions(&self) {
+        let _ = self.hears.clone().wait_for(|hears| *hears).await;
     }
 
     /// Ends renewals and heartbeats, after a last heartbeat.
@@ -85,7 +92,7 @@ impl LeaseKeeper {
     }
 }
 
-async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
+async fn keep(parts: KeeperParts, hearing: watch::Sender<bool>, mut stop: watch::Receiver<bool>) {
     let connecting = connect(&parts.settings, "lease keeper", &parts.log, |_| {});
     let connection = tokio::select! {
         biased;
@@ -101,6 +108,14 @@ async fn keep(parts: KeeperParts, mut stop: watch::Receiver<bool>) {
     heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut draining = parts.vitals.status().draining();
     let mut questions = questions(&parts, &connection).await;
+    // Renewals do not wait for it.
+    tokio::spawn({
+        let connection = connection.clone();
+        async move {
+            connection.round_trip().await;
+            hearing.send_replace(true);
+        }
+    });
     loop {
         tokio::select! {
             biased;

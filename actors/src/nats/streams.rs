@@ -3,7 +3,7 @@
 //! Neighbours: the source calls [`ensure_consumer`], `serve` calls [`ensure_answer_streams_when_possible`], the sink
 //! [`restore_answer_streams`]. Never changes what it finds.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsum
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamByNameErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, ErrorCode};
+use futures_util::future::try_join_all;
 
 use super::connection::{Connection, delay};
 use super::floor::{FloorError, Floors};
@@ -321,15 +322,22 @@ fn answer_stream(name: &str, subjects: &[&str], max_age: Duration) -> Config {
     }
 }
 
+/// Each of `subjects` with the stream that stores it, if any. Asked for at once: a start waits for the answers.
+async fn stored_in<'a>(
+    jetstream: &Context,
+    subjects: Vec<&'a str>,
+) -> Result<Vec<(&'a str, Option<String>)>, StreamError> {
+    let look = |subject| async move { Ok((subject, covering(jetstream, subject).await?)) };
+    try_join_all(subjects.into_iter().map(look)).await
+}
+
 /// Those of `subjects` that no stream stores.
 async fn not_stored<'a>(jetstream: &Context, subjects: Vec<&'a str>) -> Result<Vec<&'a str>, StreamError> {
-    let mut missing = Vec::new();
-    for subject in subjects {
-        if covering(jetstream, subject).await?.is_none() {
-            missing.push(subject);
-        }
-    }
-    Ok(missing)
+    let found = stored_in(jetstream, subjects).await?.into_iter();
+    Ok(found
+        .filter(|(_, stream)| stream.is_none())
+        .map(|(subject, _)| subject)
+        .collect())
 }
 
 /// The subjects of ours that a stream stores, after creating the streams that are missing. Publishing on these is
@@ -342,25 +350,33 @@ pub async fn ensure_answer_streams(
     settings: &NatsSettings,
     log: &Log,
 ) -> Result<AnswerStreams, StreamError> {
-    let mut streams = AnswerStreams::none();
-    for (name, wanted, max_age) in answer_streams(settings) {
-        let mut missing = not_stored(jetstream, wanted.clone()).await?;
-        if !missing.is_empty() && settings.create_streams {
+    let ensured = answer_streams(settings).map(|(name, wanted, max_age)| async move {
+        let found = stored_in(jetstream, wanted).await?;
+        let missing: Vec<_> = found
+            .iter()
+            .filter(|(_, stream)| stream.is_none())
+            .map(|(subject, _)| *subject)
+            .collect();
+        let creates = !missing.is_empty() && settings.create_streams;
+        if creates {
             create(jetstream, answer_stream(name, &missing, max_age), log).await?;
-            missing.clear();
-        }
-        if !missing.is_empty() {
+        } else if !missing.is_empty() {
             let text = format!(
                 "{}: no stream stores it and nats.create_streams is false; not confirmed",
                 missing.join(", ")
             );
             log.emit(events::warning(&text));
         }
-        for subject in wanted.into_iter().filter(|subject| !missing.contains(subject)) {
-            streams.add(jetstream, subject).await?;
-        }
-    }
-    Ok(streams)
+        let found = found.into_iter().filter_map(|(subject, stream)| {
+            let stream = stream.or_else(|| creates.then(|| name.to_owned()))?;
+            Some((subject.to_owned(), stream))
+        });
+        AnswerStreams::read(jetstream, found.collect()).await
+    });
+    let ensured = try_join_all(ensured).await?;
+    Ok(ensured
+        .into_iter()
+        .fold(AnswerStreams::none(), AnswerStreams::and))
 }
 
 /// Sees to it that every subject in `stored` is stored again, after a stream was deleted or the server came back
@@ -407,17 +423,26 @@ impl AnswerStreams {
         }
     }
 
-    async fn add(&mut self, jetstream: &Context, subject: &str) -> Result<(), StreamError> {
-        if let Some(name) = covering(jetstream, subject).await? {
-            let stream = jetstream.get_stream(&name).await;
+    /// What is to be known of these subjects, each with the stream that stores it.
+    async fn read(jetstream: &Context, stored: Vec<(String, String)>) -> Result<Self, StreamError> {
+        let mut read = Self::none();
+        let names: BTreeSet<&String> = stored.iter().map(|(_, stream)| stream).collect();
+        for name in names {
+            let stream = jetstream.get_stream(name).await;
             let stream = stream.map_err(|error| failed(format!("reading stream {name}"), &error))?;
             // Not positive: no limit of the stream's own.
             if let Ok(max @ 1..) = usize::try_from(stream.cached_info().config.max_message_size) {
-                self.max_message_bytes = self.max_message_bytes.min(max);
+                read.max_message_bytes = read.max_message_bytes.min(max);
             }
         }
-        self.subjects.push(subject.to_owned());
-        Ok(())
+        read.subjects = stored.into_iter().map(|(subject, _)| subject).collect();
+        Ok(read)
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.subjects.extend(other.subjects);
+        self.max_message_bytes = self.max_message_bytes.min(other.max_message_bytes);
+        self
     }
 }
 

@@ -9,12 +9,17 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
+
 /// Name of the file in the slot's directory.
 const FILE: &str = "reserve";
 /// Its size: as long as a segment of the log gets, so that what lives in one can be copied.
 pub(super) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
-/// Written at once.
-const CHUNK: usize = 64 * 1024;
+/// Taken at once: an error keeps what was taken before.
+const CHUNK: u64 = 1024 * 1024;
+/// The same where zeros have to be written.
+const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The file.
 pub(super) struct Reserve {
@@ -36,11 +41,26 @@ impl Reserve {
     /// Takes the room. What it got before an error it keeps.
     pub(super) fn fill(&mut self) -> io::Result<()> {
         while self.filled < RESERVE_BYTES {
-            // Written: a file that is only long takes no room.
-            self.file.write_all_at(&[0; CHUNK], self.filled)?;
-            self.filled += CHUNK as u64;
+            self.take(self.filled, CHUNK)?;
+            self.filled += CHUNK;
         }
         Ok(())
+    }
+
+    /// Has the file system set the room aside, which writes nothing: eight megabytes of zeros were a fifth of a start. A file
+    /// that is only long would take no room.
+    fn take(&self, from: u64, bytes: u64) -> io::Result<()> {
+        match retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), from, bytes)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeros(from, bytes),
+            taken => Ok(taken?),
+        }
+    }
+
+    fn write_zeros(&self, from: u64, bytes: u64) -> io::Result<()> {
+        let chunks = (from..from + bytes).step_by(ZEROS.len());
+        chunks
+            .into_iter()
+            .try_for_each(|at| self.file.write_all_at(&ZEROS, at))
     }
 
     /// Gives the room up.
