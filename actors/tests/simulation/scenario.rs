@@ -220,7 +220,7 @@ impl Scenario {
             };
             scenario.faults = vec![(dice.range(0, 20) * SECOND, fault)];
         }
-        if dice.percent(40) {
+        if dice.percent(if emphasis == Emphasis::Questions { 70 } else { 40 }) {
             let count = 1 + dice.index(4);
             scenario.cancels = (0..count).map(|_| scenario.cancel(dice)).collect();
         }
@@ -448,7 +448,13 @@ impl Spec {
             };
             sent.push(first + later * MS);
         }
-        let decided = (kind == Kind::Asks && dice.percent(70)).then(|| first + dice.range(0, 20_000) * MS);
+        let decided = (kind == Kind::Asks && dice.percent(70)).then(|| match emphasis {
+            // About when its time is over.
+            Emphasis::Questions if dice.percent(50) => {
+                (first + deadline_ms * MS + dice.range(0, 500) * MS).saturating_sub(250 * MS)
+            }
+            _ => first + dice.range(0, 20_000) * MS,
+        });
         Self {
             decided,
             kind,
