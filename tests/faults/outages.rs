@@ -172,6 +172,19 @@ fn a_thousand_jobs_that_finish_while_the_broker_is_away_are_answered_once_when_i
 }
 
 #[test]
+fn a_result_that_was_lost_with_its_connection_is_sent_again_when_that_is_back_and_not_when_its_time_is_up() {
+    let minute_ms = 60_000;
+    let line = Line::start(|worker| worker.env("WORKER__NATS__REQUEST_TIMEOUT_MS", minute_ms));
+    let load = jobs(1, |_| AssignmentBuilder::sleep(1));
+    let result = line.proxy.hold_when(|frame| frame.publishes(RESULT));
+    line.client.assign_all(&load).expect("is sent");
+    result.wait(SOON).expect("it is answered");
+    result.sever();
+    wait_until("the result is stored", SOON, || line.stored(RESULT) == 1);
+    line.assert_each_once(&load);
+}
+
+#[test]
 fn what_finished_while_the_broker_was_away_survives_the_death_of_its_worker_and_runs_no_second_time() {
     let outside = Outside::start();
     let count = 100;

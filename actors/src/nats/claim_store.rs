@@ -7,10 +7,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind, RetentionPolicy, Stream};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{HeaderMap, HeaderValue, Subject};
 use caf_protocol::assignment::{Reading, read};
 use caf_protocol::ids::{AssignmentKey, sha256_hex};
 use futures_util::FutureExt;
@@ -18,6 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
+use super::confirmations::{Confirmations, NotStored};
 use super::connection::Connection;
 use super::headers_of;
 use super::sink::NatsSink;
@@ -37,6 +39,9 @@ const OWNER_TRIES: u32 = 4;
 /// How long each question waits, and the pause after one that nobody heard.
 const OWNER_PATIENCE: Duration = Duration::from_millis(600);
 
+/// The bucket holds another revision than the one expected.
+const CONFLICT: ErrorCode = ErrorCode::STREAM_WRONG_LAST_SEQUENCE;
+
 /// Subject on which a process is asked about its claims.
 pub(super) fn owner_subject(settings: &NatsSettings, owner: &str) -> String {
     format!("{}.{owner}", settings.subjects.owner)
@@ -55,6 +60,7 @@ pub(super) fn bucket_subject(bucket: &str, key: &str) -> String {
 /// The claims of a connected worker.
 pub struct NatsClaimStore {
     connection: Connection,
+    confirmations: Confirmations,
     /// Whether storing can succeed now.
     open: watch::Receiver<bool>,
     /// Told when the bucket turns out to be missing.
@@ -70,12 +76,13 @@ pub struct NatsClaimStore {
 impl NatsClaimStore {
     /// Claims beside a sink: the bucket must exist, and the sink's gate makes it again when it is lost.
     pub fn new(sink: &NatsSink, settings: &NatsSettings, bucket: &str) -> Self {
-        let (connection, open, bucket_lost) = sink.gate();
+        let (connection, confirmations, open, bucket_lost) = sink.gate();
         let limit = Duration::from_millis(settings.request_timeout_ms);
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(limit);
         Self {
             connection,
+            confirmations,
             open,
             bucket_lost,
             jetstream,
@@ -86,18 +93,31 @@ impl NatsClaimStore {
         }
     }
 
-    /// Makes a call with a limit; nothing is sent while the broker is away: it would arrive when nobody expects it.
+    /// Makes a call with a limit.
     fn call<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let limit = self.limit;
+        self.when_open(async move {
+            let answer = timeout(limit, call).await;
+            answer.unwrap_or_else(|_| Err(unavailable("no answer in time")))
+        })
+    }
+
+    /// Makes a call that has a limit of its own; nothing is sent while the broker is away: it would arrive when nobody
+    /// expects it.
+    fn when_open<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let (mut open, limit) = (self.open.clone(), self.limit);
         let failing = Arc::clone(&self.failing);
         async move {
-            let is_open = matches!(timeout(limit, open.wait_for(|open| *open)).await, Ok(Ok(_)));
+            let was_open = *open.borrow();
+            let is_open = was_open || matches!(timeout(limit, open.wait_for(|open| *open)).await, Ok(Ok(_)));
             let answer = if is_open {
-                let answer = timeout(limit, call).await;
-                answer.unwrap_or_else(|_| Err(unavailable("no answer in time")))
+                call.await
             } else {
                 Err(unavailable("the broker or the bucket is away"))
             };
@@ -152,21 +172,22 @@ impl ClaimStore for NatsClaimStore {
     ) -> BoxFuture<'static, Result<Revision, StoreError>> {
         let subject = bucket_subject(&self.bucket, key.as_str());
         let body = serde_json::to_vec(record).expect("a record holds only strings and numbers");
-        let (jetstream, bucket_lost) = (self.jetstream.clone(), Arc::clone(&self.bucket_lost));
-        self.call(async move {
-            let sort = |error: jetstream::context::PublishError| match error.kind() {
-                PublishErrorKind::WrongLastSequence => StoreError::Conflict,
-                PublishErrorKind::StreamNotFound | PublishErrorKind::TimedOut => {
+        let (confirmations, bucket_lost) = (self.confirmations.clone(), Arc::clone(&self.bucket_lost));
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(expected));
+        self.when_open(async move {
+            let stored = confirmations
+                .publish(Subject::from(subject), headers, body.into())
+                .await;
+            let stored = stored.map_err(|error| match error {
+                NotStored::Refused { code, .. } if code == CONFLICT.0 => StoreError::Conflict,
+                NotStored::NoStream | NotStored::Silent => {
                     bucket_lost.notify_one();
-                    unavailable(chain(&error))
+                    unavailable(error)
                 }
-                _ => unavailable(chain(&error)),
-            };
-            let publish = PublishMessage::build()
-                .payload(body.into())
-                .expected_last_subject_sequence(expected);
-            let stored = jetstream.send_publish(subject, publish).await.map_err(sort)?;
-            Ok(stored.await.map_err(sort)?.sequence)
+                _ => unavailable(error),
+            })?;
+            Ok(stored.sequence)
         })
     }
 

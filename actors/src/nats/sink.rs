@@ -94,10 +94,12 @@ impl NatsSink {
         self.0.open.clone()
     }
 
-    /// What else is stored on this connection waits for the same gate, and tells of the same loss.
-    pub(super) fn gate(&self) -> (Connection, watch::Receiver<bool>, Arc<Notify>) {
+    /// What else is stored on this connection is confirmed in the same way, waits for the same gate, and tells of the same
+    /// loss.
+    pub(super) fn gate(&self) -> (Connection, Confirmations, watch::Receiver<bool>, Arc<Notify>) {
         (
             self.0.connection.clone(),
+            self.0.confirmations.clone(),
             self.0.open.clone(),
             Arc::clone(&self.0.stream_lost),
         )

@@ -115,31 +115,27 @@ pub(super) fn pull_end(status: u16, description: &str) -> Result<Option<PullEnd>
     }
 }
 
-/// When the stream stored the message, in milliseconds since the Unix epoch; from the same reply subject.
+/// When the stream stored the message, in milliseconds since the Unix epoch; from the reply subject of a delivery.
 pub(super) fn published_at_ms(reply: &str) -> Option<u64> {
-    let tokens: Vec<&str> = reply.split('.').collect();
-    let index = match tokens.len() {
-        9 => 7,
-        11.. => 9,
-        _ => return None,
-    };
-    let nanoseconds: u64 = tokens.get(index)?.parse().ok()?;
+    let nanoseconds: u64 = numbers_of(reply)?.nth(3)?.parse().ok()?;
     Some(nanoseconds / 1_000_000)
 }
 
-/// How often the message was delivered, and its stream sequence: both are in the reply subject of a delivery. Servers
-/// write 9 tokens, newer ones 12 with a domain.
+/// How often the message was delivered, and its stream sequence; from the same reply subject.
 pub(super) fn count_and_position_of(reply: &str) -> Option<(u64, u64)> {
-    let tokens: Vec<&str> = reply.split('.').collect();
-    let index = match tokens.len() {
+    let mut numbers = numbers_of(reply)?;
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// What the reply subject of a delivery says of it: deliveries, sequence in the stream, sequence of the consumer,
+/// nanoseconds since the Unix epoch, pending messages. Servers write 9 tokens, newer ones 12 with a domain.
+fn numbers_of(reply: &str) -> Option<impl Iterator<Item = &str>> {
+    let names = match reply.split('.').count() {
         9 => 4,
         11.. => 6,
         _ => return None,
     };
-    Some((
-        tokens.get(index)?.parse().ok()?,
-        tokens.get(index + 1)?.parse().ok()?,
-    ))
+    Some(reply.split('.').skip(names))
 }
 
 #[cfg(test)]
