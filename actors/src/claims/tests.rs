@@ -68,7 +68,7 @@ async fn a_claim_dropped_without_a_result_keeps_its_first_start_and_its_ack() {
 
 #[tokio::test]
 async fn the_oldest_finished_go_first_when_entries_or_bytes_run_out() {
-    let (claims, now) = (claims(3, 2 * OVERHEAD_BYTES + 100), Instant::now());
+    let (claims, now) = (claims(3, 3 * OVERHEAD_BYTES + 100), Instant::now());
     for id in ["a", "b", "c", "d"] {
         claims.take(key(id), None, now).record_result(&answer(10));
     }
