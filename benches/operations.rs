@@ -36,8 +36,11 @@ const SLOTS: usize = 4;
 /// One call of the hot path, with all that it needs.
 pub(crate) type Operation = Box<dyn FnMut()>;
 
-/// All of them, by name; what one needs is made when it is asked for.
-pub(crate) const ALL: [(&str, fn() -> Operation); 7] = [
+/// Makes one, with what it needs.
+pub(crate) type Make = fn() -> Operation;
+
+/// All of them, by name.
+pub(crate) const ALL: [(&str, Make); 7] = [
     ("decode", || Box::new(decode(PAYLOAD))),
     ("decode_100_kb", || Box::new(decode(100 * PAYLOAD))),
     ("validate", || Box::new(validate())),
