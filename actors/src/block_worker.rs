@@ -242,12 +242,9 @@ async fn on_the_floor(job: &mut Job, worker: &Tools) -> Ended {
             Err(_) => return too_late(),
         },
     };
-    // Only the fleet asks who died with what.
-    let claim = job
-        .holdings
-        .claim
-        .as_ref()
-        .filter(|claim| claim.fleet().is_some());
+    // Only the fleet asks who died with what; of what a light job does, no process dies.
+    let claim = job.holdings.claim.as_ref();
+    let claim = claim.filter(|claim| claim.fleet().is_some() && !job.is_light());
     let mark = async {
         let (marks, claim) = worker.marks.as_ref().zip(claim)?;
         let (key, alone) = (claim.key().clone(), job.alone);

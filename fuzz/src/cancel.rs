@@ -46,7 +46,7 @@ pub fn holds(bytes: &[u8]) {
             .is_none_or(|reason| is_usable(reason, MAX_REASON_BYTES))
     );
     if let Reading::Valid(job) = read(assignment, &Headers::default()) {
-        let means = Target::all_of(&job.identity).contains(&request.target);
+        let means = Target::all_of(&job.identity).any(|target| target == request.target.lent());
         let raw = &job.identity.correlation.raw;
         let id = Some(request.target.id());
         let named = match &request.target {
