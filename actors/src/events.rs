@@ -164,6 +164,17 @@ impl Log {
         }
     }
 
+    /// Writes a line of level debug that has no samples, and tells an observer nothing that another event does not: it is made only
+    /// where it is written.
+    #[track_caller]
+    pub fn detail(&self, event: impl FnOnce() -> Event) {
+        let file = Location::caller().file();
+        let is_written = |levels: &Levels| levels.let_through(Level::Debug, file);
+        if self.levels.as_ref().is_none_or(is_written) {
+            self.emit(event());
+        }
+    }
+
     /// Writes one line, if its level is written for the module that calls, and records the samples that go with it.
     #[track_caller]
     pub fn emit(&self, event: Event) {

@@ -278,9 +278,9 @@ impl Pool {
             return self.line.push_front(waiting);
         };
         if waited {
-            let queued =
-                events::processing_queued(&waiting.item.identity, self.class.as_str(), self.line.len());
-            self.log.emit(queued);
+            let (identity, left) = (&waiting.item.identity, self.line.len());
+            self.log
+                .detail(|| events::processing_queued(identity, self.class.as_str(), left));
         }
         let now = Instant::now();
         self.log_started(&waiting, now);

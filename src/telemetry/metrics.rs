@@ -194,9 +194,19 @@ impl Metrics {
     }
 
     fn take(&self, sample: &Sample) -> Taken {
-        let Some(family) = self.family(sample.metric) else {
-            return Taken::Misfit;
-        };
+        let at = std::ptr::from_ref(sample.metric).addr();
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(family) = known.get(&at) {
+            return self.take_in(family, sample);
+        }
+        drop(known);
+        match self.family(sample.metric) {
+            Some(family) => self.take_in(&family, sample),
+            None => Taken::Misfit,
+        }
+    }
+
+    fn take_in(&self, family: &Family, sample: &Sample) -> Taken {
         let is_whole = sample.labels.len() == sample.metric.labels.len();
         let labels = if family.is_open() && is_whole {
             Cow::Owned(self.shown.of(sample.metric, &sample.labels))

@@ -43,10 +43,7 @@ impl Literals {
         (number, messages[number].1)
     }
 
-    #[expect(
-        clippy::ptr_arg,
-        reason = "only of a name that is borrowed for ever, its address is enough"
-    )]
+    #[expect(clippy::ptr_arg, reason = "it matters whether the name is a literal")]
     fn fact(&mut self, name: &Cow<'static, str>) -> Option<u8> {
         let known = |name: &str| {
             let at = FACTS.binary_search(&name).ok()?;
