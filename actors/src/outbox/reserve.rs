@@ -19,7 +19,7 @@ pub(super) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 /// Taken at once: an error keeps what was taken before.
 const CHUNK: u64 = 1024 * 1024;
 /// The same where zeros have to be written.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The file.
 pub(super) struct Reserve {
