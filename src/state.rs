@@ -162,7 +162,7 @@ async fn watch_place(outbox: &Outbox, marks: &Marks, lost: &watch::Sender<Option
         // The runtime ends.
         let Ok(looked) = looked else { return };
         let why = looked.err().map(|error| error.to_string());
-        let is_hung = marks.writing_for() >= HANG_LIMIT;
+        let is_hung = marks.writing_for().max(outbox.writing_for()) >= HANG_LIMIT;
         tell(lost, why.or_else(|| is_hung.then(|| hung(outbox))), log);
     }
 }

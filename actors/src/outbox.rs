@@ -23,6 +23,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use caf_protocol::ids::AssignmentKey;
 use serde::Serialize;
@@ -31,7 +32,7 @@ use tokio::sync::{oneshot, watch};
 use crate::events::{self, Log};
 use crate::settings::{OutboxSettings, OutboxSync};
 use crate::sink::Outgoing;
-use crate::state_dir::{FileId, StateDir, StateDirError, still_leads_to};
+use crate::state_dir::{DiskWait, FileId, StateDir, StateDirError, still_leads_to};
 use reserve::Reserve;
 use segments::{Names, Segments};
 
@@ -180,6 +181,7 @@ struct Shared {
     is_failing: AtomicBool,
     failure: Mutex<Option<String>>,
     has_room: watch::Sender<bool>,
+    disk: DiskWait,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, OutboxError>>;
@@ -234,6 +236,7 @@ impl Outbox {
             removals: Mutex::default(),
             is_failing: AtomicBool::new(false),
             failure: Mutex::default(),
+            disk: DiskWait::default(),
             has_room: watch::Sender::new(segments.content_bytes() < settings.max_bytes),
             opened: segments.directory_id().map_err(cannot_open)?,
             names: segments.names(),
@@ -286,6 +289,11 @@ impl Outbox {
         if waiting % MANY_REMOVALS == 0 || !self.has_room() {
             self.order(Order::Remove);
         }
+    }
+
+    /// For how long the thread that owns the log has been at what it does now: longer than a moment, and the disk hangs.
+    pub fn writing_for(&self) -> Duration {
+        self.shared.disk.lasts()
     }
 
     /// What earlier processes left, in the order it was stored, after the entry `after`: at most `limit` entries, and

@@ -5,6 +5,7 @@
 //! there. The lock is the system's (`flock`), so it ends with the process however that ends. Nothing here ever deletes
 //! a directory or looks into another worker's while that worker lives.
 
+mod disk_wait;
 pub mod marks;
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
@@ -13,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use self::disk_wait::DiskWait;
 use crate::outbox;
 
 /// Most workers that can share a directory: far above what one host runs; it bounds the search.

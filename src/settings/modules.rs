@@ -15,8 +15,8 @@ const MODULES: &str = "\
     bounded bounds breakers bucket buckets budget call cancel cancellation catalogue cgroup chance changes \
     check circuit_breaker claim_store claims classification cli clients clock config confirmations \
     connection consumption contract cost counts course cut dead_letter dead_letters decision decode \
-    deferrals delete delivery dependencies destination dial direct discovery dlq dry_run earlier echo \
-    endpoint endpoints ends entry environment error_code errors event event_loop events examples exec \
+    deferrals delete delivery dependencies destination dial direct discovery disk_wait dlq dry_run earlier \
+    echo endpoint endpoints ends entry environment error_code errors event event_loop events examples exec \
     exec_assignment exit explain fail family feature fetch fields flags fleet floor flow fold forbidden form \
     forms fs functions get guard happenings headers health heartbeat held hostile http human ids in_force \
     index inputs intake job journal json keeper kept kind labels lane layers lease lease_keeper leftovers \

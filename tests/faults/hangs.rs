@@ -365,10 +365,11 @@ fn a_state_directory_on_a_disk_that_hangs_is_said_and_does_not_keep_the_process(
     node.worker.wait_for_readiness(200).expect("goes on");
     node.wait_answered(&[job], SOON);
     stall.hold(HeldCall::Write).expect("is switched");
-    // Not called before its mark is there; light jobs have none.
+    // Its mark hangs, and the result of the other.
     let marked = AssignmentBuilder::new("http.request", json!({"url": "http://service.invalid/"}));
     node.client.assign(&marked).expect("is sent");
-    wait_until("its mark hangs", SOON, || stall.held(HeldCall::Write) > 1);
+    node.client.assign(&AssignmentBuilder::echo()).expect("is sent");
+    wait_until("both hang", SOON, || stall.held(HeldCall::Write) > 1);
     node.worker.terminate().expect("is told");
     node.worker.wait_exit(SOON).expect("leaves");
 }

@@ -135,12 +135,17 @@ impl Writer {
                     .recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            match received {
-                Ok(order) => self.serve(order),
-                Err(RecvTimeoutError::Timeout) => self.write_removals(),
-                Err(RecvTimeoutError::Disconnected) => break,
+            if matches!(received, Err(RecvTimeoutError::Disconnected)) {
+                break;
             }
-            self.do_chores(Instant::now());
+            let shared = Arc::clone(&self.shared);
+            shared.disk.during(|| {
+                match received {
+                    Ok(order) => self.serve(order),
+                    Err(_) => self.write_removals(),
+                }
+                self.do_chores(Instant::now());
+            });
         }
         self.end();
     }

@@ -12,12 +12,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use caf_protocol::ids::AssignmentKey;
 use tokio::sync::oneshot;
 
-use super::{StateDir, StateDirError};
+use super::{DiskWait, StateDir, StateDirError};
 
 /// The file.
 const FILE: &str = "running";
@@ -72,8 +72,7 @@ struct Request {
 #[derive(Debug, Default)]
 struct Progress {
     unwritten: AtomicU64,
-    /// Since when it is at a write.
-    writing: Mutex<Option<Instant>>,
+    disk: DiskWait,
 }
 
 /// The mark of one running assignment. Gone when dropped.
@@ -154,8 +153,7 @@ impl Marks {
 
     /// For how long the write has lasted that is going on.
     pub fn writing_for(&self) -> Duration {
-        let began = self.0.progress.writing();
-        began.map(|at| at.elapsed()).unwrap_or_default()
+        self.0.progress.disk.lasts()
     }
 
     async fn write(&self, at: u64, bytes: Vec<u8>) {
@@ -171,18 +169,10 @@ impl Marks {
     }
 }
 
-impl Progress {
-    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Writes until nobody can ask any more.
 fn write_all(file: &File, incoming: &mpsc::Receiver<Request>, progress: &Progress) {
     while let Ok(Request { at, bytes, done }) = incoming.recv() {
-        *progress.writing() = Some(Instant::now());
-        let written = file.write_all_at(&bytes, at);
-        *progress.writing() = None;
+        let written = progress.disk.during(|| file.write_all_at(&bytes, at));
         progress.unwritten.fetch_add(u64::from(written.is_err()), Relaxed);
         if let Some(done) = done {
             // Who waited may have given up.
