@@ -451,7 +451,7 @@ impl Spec {
         let decided = (kind == Kind::Asks && dice.percent(70)).then(|| match emphasis {
             // About when its time is over.
             Emphasis::Questions if dice.percent(50) => {
-                (first + deadline_ms * MS + dice.range(0, 500) * MS).saturating_sub(250 * MS)
+                (first + (deadline_ms + dice.range(0, 40)) * MS).saturating_sub(20 * MS)
             }
             _ => first + dice.range(0, 20_000) * MS,
         });
