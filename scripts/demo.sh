@@ -43,9 +43,9 @@ broker_is_up() {
 }
 
 say "== building"
-cargo build --release --manifest-path "$root/Cargo.toml" --bin caf-worker
+cargo build --manifest-path "$root/Cargo.toml" --bin caf-worker
 target="$(cargo metadata --manifest-path "$root/Cargo.toml" --format-version 1 --no-deps | grep -oE '"target_directory":"[^"]*"' | cut -d '"' -f 4)"
-worker="$target/release/caf-worker"
+worker="$target/debug/caf-worker"
 
 if ! find_nats_server >/dev/null; then
     "$root/scripts/install-test-tools.sh" --only nats-server
