@@ -114,8 +114,8 @@ mutant uncertain-copies-are-acknowledged actors/src/intake/decision.rs \
     '_ if matches!(standing, Standing::New) => Self::ElsewhereSameMessage,'
 # Who was asked for before it came does not run.
 mutant tombstones-are-ignored actors/src/cancellation.rs \
-    'self.tombstones.find(&wanted, now)' \
-    'self.tombstones.find([], now)'
+    '.find(&identity.tenant_id, Target::all_of(identity), now);' \
+    '.find(&identity.tenant_id, Target::all_of(identity).take(0), now);'
 # A request that came before the outcome was known decides it.
 mutant requests-decide-nothing actors/src/cancellation.rs \
     '        entry.asked.get().cloned()
