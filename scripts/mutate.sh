@@ -152,10 +152,6 @@ mutant shares-stay actors/src/tenants/accounts.rs \
 mutant quota-refusals-are-forgotten actors/src/claims/record.rs \
     'let ack = self.ack.as_ref().filter(|_| self.refused)?;' \
     'let ack = self.ack.as_ref().filter(|_| self.refused && self.attempt == 0)?;'
-# The same when somebody has asked to cancel it since.
-mutant requests-undo-refusals actors/src/intake/decision.rs \
-    'if let Some(reason) = facts.refused_before {' \
-    'if let Some(reason) = facts.refused_before.filter(|_| !facts.cancelled) {'
 # A deferral is nobody's attempt.
 mutant deferrals-are-attempts actors/src/claims/record.rs \
     '    pub fn defer(&mut self) {
