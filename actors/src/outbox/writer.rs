@@ -27,9 +27,6 @@ const MAX_BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// Longest time that a removal waits for company, while something is stored: nobody waits for it, and each turn costs a
 /// wake-up.
 const REMOVALS_WITHIN: Duration = Duration::from_millis(20);
-/// How long what is stored may wait for company, while several come at once: each turn costs two wake-ups, and at
-/// thousands a second a turn for each would cost more than the writing. Far below what a broker takes to confirm.
-const LINGER: Duration = Duration::from_micros(300);
 /// Quiet time after which the log is tidied.
 const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// A log in which nothing lives may stay so long: it is written on soon.
@@ -91,8 +88,6 @@ struct Writer {
     shared: Arc<Shared>,
     plan: SyncPlan,
     log: Log,
-    /// Whether several were stored in the last turn.
-    is_busy: bool,
     /// When to tidy up, unless something is written before.
     tidy_at: Option<Instant>,
     /// When to try again whether writing works; nothing while it does.
@@ -115,7 +110,6 @@ impl Writer {
             shared: parts.shared,
             plan: SyncPlan::new(parts.sync),
             log: parts.log,
-            is_busy: false,
             // What an earlier process left may be dead by now.
             tidy_at: Some(Instant::now()),
             probe_at: None,
@@ -154,9 +148,6 @@ impl Writer {
 
     /// Takes what waits up to a bound, writes it together, then does what cannot be part of a write.
     fn serve(&mut self, first: Order) {
-        if self.is_busy {
-            std::thread::park_timeout(LINGER);
-        }
         let (mut stores, mut bytes) = (Vec::new(), 0);
         let mut apart = None;
         let mut order = Some(first);
@@ -179,7 +170,6 @@ impl Writer {
                 self.orders.try_recv().ok()
             };
         }
-        self.is_busy = stores.len() > 1;
         self.take_removals();
         self.write_batch(stores);
         match apart {
