@@ -1,8 +1,9 @@
 //! Gives a log record its form (contract 8.1): fixed keys first, correlation ids at the top, everything else in
 //! `context`, secrets masked, everything bounded.
 //!
-//! Neighbours: slog-json turns a record's values into JSON, where they are none of an `event` of ours; [`caf_actors::mask`] hides secrets. Pure: the caller gives
-//! the time. Never fails: values that cannot be written as JSON cost the line its values, not the line.
+//! Neighbours: `event` writes the lines of our events, slog-json turns the values of other records into JSON;
+//! [`caf_actors::mask`] hides secrets. Pure: the caller gives the time. Never fails: values that cannot be written as JSON
+//! cost the line its values, not the line.
 
 mod event;
 
